@@ -1,0 +1,162 @@
+"""A job as the gateway and the workers know it. `JobRecord` is what `job.json` holds; clients see `app.schemas`."""
+
+import secrets
+import time
+from datetime import UTC, datetime
+from enum import StrEnum
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from worker.contract.failure import FailureCode
+
+JOB_ID_PATTERN = r"^[0-9a-z]{20}$"
+JobId = Annotated[str, Field(pattern=JOB_ID_PATTERN)]
+
+_BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED)
+
+
+class VideoCodec(StrEnum):
+    H264 = "h264"
+    HEVC = "hevc"
+    AV1 = "av1"
+
+
+class Container(StrEnum):
+    MP4 = "mp4"
+    MKV = "mkv"
+    MOV = "mov"
+    WEBM = "webm"
+
+    @property
+    def media_type(self) -> str:
+        return {"mp4": "video/mp4", "mkv": "video/x-matroska", "mov": "video/quicktime", "webm": "video/webm"}[self]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobOptions(_Frozen):
+    """What the user chose; every default is spelled out in the record, so that an upgrade never changes an old job."""
+
+    preset: str = Field("compact", pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="Networks and weights.")
+    container: Container | None = Field(
+        None, description="Container of the result. None: the source's own where it can hold the result, else mkv."
+    )
+    codec: VideoCodec | None = Field(
+        None, description="Video codec of the result. None: h264, and av1 where the container is webm."
+    )
+    crf: int | None = Field(
+        None, ge=0, le=63, description="Constant quality, lower is better. None: 18 for h264, 20 for hevc, 28 for av1."
+    )
+    encoder_preset: Literal["ultrafast", "veryfast", "faster", "fast", "medium", "slow", "veryslow"] = Field(
+        "medium", description="Encoder effort; av1 maps the names to its numbers."
+    )
+
+
+class StreamInfo(_Frozen):
+    """One stream of the source, as probed."""
+
+    index: int
+    type: str = Field(description="video, audio, subtitle, data or attachment")
+    codec: str | None
+    language: str | None = None
+
+
+class SourceInfo(_Frozen):
+    """What `plan` found in the source."""
+
+    container: str
+    width: int = Field(description="Stored width in pixels, before any display rotation.")
+    height: int
+    frames: int
+    duration_seconds: float
+    frame_rate: str | None = Field(description='Average rate as a fraction, e.g. "30000/1001".')
+    pixel_format: str
+    streams: list[StreamInfo]
+
+
+class ResultInfo(_Frozen):
+    container: Container
+    width: int
+    height: int
+    frames: int
+    size_bytes: int
+    sha256: str
+    expires_at: AwareDatetime | None = None
+
+
+class JobError(_Frozen):
+    code: FailureCode
+    message: str
+
+
+class Progress(_Frozen):
+    """Live figures, kept in Redis only; storage can always rebuild them by counting segments."""
+
+    frames_done: int = 0
+    frames_total: int = 0
+    segments_done: int = 0
+    segments_total: int = 0
+    fps: float | None = Field(None, description="Frames finished per second since the first segment began.")
+
+    @property
+    def fraction(self) -> float:
+        return self.frames_done / self.frames_total if self.frames_total else 0.0
+
+    @property
+    def eta_seconds(self) -> float | None:
+        return (self.frames_total - self.frames_done) / self.fps if self.fps else None
+
+
+class JobRecord(_Frozen):
+    """`jobs/{id}/job.json`: fsynced before the 202 and at every change of status. The truth about a job."""
+
+    id: JobId
+    status: JobStatus = JobStatus.QUEUED
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None = None
+    finished_at: AwareDatetime | None = None
+    options: JobOptions
+    source_name: str = Field(description="The user's file name, for display and download only; never a path of ours.")
+    source_size_bytes: int
+    source_sha256: str
+    source: SourceInfo | None = None
+    result: ResultInfo | None = None
+    error: JobError | None = None
+    request_id: str | None = Field(None, description="Of the request that made the job; on every log line about it.")
+
+
+def new_job_id() -> str:
+    """20 characters, unguessable (60 random bits), sortable by time of creation: 8 of milliseconds, 12 of chance."""
+    return _base36(time.time_ns() // 1_000_000, 8)[-8:] + _base36(secrets.randbits(62), 12)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def fraction_text(value: Fraction | None) -> str | None:
+    return None if value is None else f"{value.numerator}/{value.denominator}"
+
+
+def _base36(number: int, width: int) -> str:
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = _BASE36[digit] + digits
+    return digits.rjust(width, "0")

@@ -1,0 +1,25 @@
+"""Settings that the gateway and the workers share. Names of the environment are the fields' names with `VSR_` before."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class RedisSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="VSR_")
+
+    redis_url: SecretStr | None = Field(
+        None, description="redis://, rediss:// or unix:// address. May hold a password: never logged."
+    )
+
+
+class StorageSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="VSR_")
+
+    storage_dir: Path = Field(
+        Path("vsr-data"), description="Folder of all jobs; gateway and workers must see the same one."
+    )
+    min_free_bytes: int = Field(
+        512 * 1024**2, ge=0, description="Uploads are refused when the disk would have less free than this."
+    )

@@ -1,0 +1,149 @@
+"""Where jobs live on disk. No file or folder is ever named after anything that a user said.
+
+{root}/uploads/{id}             uploads that are not a job yet
+{root}/jobs/{id}/job.json       the record: the truth about the job
+                 source         the user's file, untouched
+                 plan.json      what will be done, segment by segment
+                 segments/      00000.mp4 ...: finished segments, each published atomically
+                 result.mp4     the finished file (the suffix is the container's)
+                 report.json    what was kept and what was changed
+"""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import JOB_ID_PATTERN, Container, JobRecord
+
+PARTIAL_SUFFIX = ".part"
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The files of one job: of the service under its storage folder, of `vsr upscale` beside the output."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def source(self) -> Path:
+        return self.path / "source"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def segments(self) -> Path:
+        return self.path / "segments"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    def segment(self, index: int) -> Path:
+        return self.segments / f"{index:05d}.mp4"
+
+    def result(self, container: Container) -> Path:
+        return self.path / f"result.{container}"
+
+
+class JobStorage:
+    """The storage folder. Methods raise `JobFailureError(OUT_OF_DISK)` when the disk is full, else what the OS raises."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.jobs = root / "jobs"
+        self.uploads = root / "uploads"
+
+    def prepare(self) -> None:
+        """Make the folders, readable by this user alone."""
+        for folder in (self.root, self.jobs, self.uploads):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def folder(self, job_id: str) -> JobFolder:
+        if not re.fullmatch(JOB_ID_PATTERN, job_id):
+            raise ValueError(f"not a job id: {job_id!r}")
+        return JobFolder(self.jobs / job_id)
+
+    def write_record(self, record: JobRecord) -> None:
+        """Durable when this returns."""
+        folder = self.folder(record.id)
+        folder.path.mkdir(exist_ok=True, mode=0o700)
+        write_atomically(folder.record, record.model_dump_json(indent=2).encode())
+
+    def read_record(self, job_id: str) -> JobRecord | None:
+        """None when there is no such job."""
+        try:
+            return JobRecord.model_validate_json(self.folder(job_id).record.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def job_ids(self) -> list[str]:
+        """Every job with a record, oldest first (ids sort by time of creation)."""
+        return sorted(path.parent.name for path in self.jobs.glob("*/job.json"))
+
+    def delete_job(self, job_id: str) -> None:
+        """Remove the job and all its media. The record goes first, so that a half-deleted job is no job."""
+        folder = self.folder(job_id)
+        folder.record.unlink(missing_ok=True)
+        if folder.path.exists():
+            shutil.rmtree(folder.path)
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self.root).free
+
+
+@contextmanager
+def publishing(target: Path) -> Iterator[Path]:
+    """Give a partial path beside `target`; on leaving without error make it durable and rename it there.
+
+    Readers see the whole file or none. Two writers of the same target are harmless: each has its own partial file.
+    """
+    partial = target.with_name(f"{target.name}.{os.getpid()}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with out_of_disk_named():
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.rename(target)
+            fsync_folder(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(target: Path, content: bytes) -> None:
+    with publishing(target) as partial:
+        partial.write_bytes(content)
+
+
+def fsync_folder(path: Path) -> None:
+    """A rename is durable only when its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def out_of_disk_named() -> Iterator[None]:
+    """Turn the operating system's "no space" into the failure that users know."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise JobFailureError(
+            FailureCode.OUT_OF_DISK, "the disk is full: free some space or choose another folder, then run it again"
+        ) from error
