@@ -1,0 +1,401 @@
+"""HAT, the hybrid attention transformer for image super-resolution (Chen et al., CVPR 2023), written from the paper.
+
+Legend: B batch, C channels (embed_dim), H W low-resolution height and width, s scale, n heads, w window side.
+Inside the body images are (B, H, W, C), because linear layers and LayerNorm act on the last axis; a convolution sees the
+same memory as channels-last (B, C, H, W), without a copy.
+
+Names of modules, and so the state-dict keys, are those of the published checkpoints.
+"""
+
+from dataclasses import InitVar, dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.padding import pad_to_multiple
+
+# The mean colour of DIV2K, which the published checkpoints were trained with.
+RGB_MEAN = (0.4488, 0.4371, 0.4040)
+
+# Channels between the body and the pixel shuffle, fixed in the paper.
+RECONSTRUCTION_CHANNELS = 64
+
+# Added to the attention logits of pixel pairs that a cyclic shift made neighbours (Swin Transformer, section 3.2).
+MASKED_LOGIT = -100.0
+
+
+@dataclass(frozen=True)
+class HATConfig:
+    """A HAT by the argument names of its reference constructor; the defaults are the published HAT x2.
+
+    The arguments below `InitVar` are accepted so that published configurations construct, and dropped: they only matter
+    for training code that is not here.
+    """
+
+    upscale: int = 2
+    in_chans: int = 3
+    window_size: int = 16
+    compress_ratio: int = 3
+    squeeze_factor: int = 30
+    conv_scale: float = 0.01
+    overlap_ratio: float = 0.5
+    img_range: float = 1.0
+    depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
+    embed_dim: int = 180
+    num_heads: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
+    mlp_ratio: float = 2.0
+    qkv_bias: bool = True
+    upsampler: str = "pixelshuffle"
+    resi_connection: str = "1conv"
+    img_size: InitVar[int | None] = None
+    drop_rate: InitVar[float | None] = None
+    attn_drop_rate: InitVar[float | None] = None
+    drop_path_rate: InitVar[float | None] = None
+    use_checkpoint: InitVar[bool | None] = None
+
+    def __post_init__(self, *_training_only: object) -> None:
+        # JSON has lists only.
+        object.__setattr__(self, "depths", tuple(self.depths))
+        object.__setattr__(self, "num_heads", tuple(self.num_heads))
+        if self.upscale not in (2, 3, 4):
+            raise ValueError(f"HAT upscales by 2, 3 or 4, not by {self.upscale}")
+        if self.in_chans != len(RGB_MEAN):
+            raise ValueError(f"HAT takes {len(RGB_MEAN)} channels (RGB), not {self.in_chans}")
+        if len(self.depths) != len(self.num_heads):
+            raise ValueError(f"depths names {len(self.depths)} groups but num_heads names {len(self.num_heads)}")
+        for heads in self.num_heads:
+            if self.embed_dim % heads:
+                raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {heads}")
+        if self.window_size % 2 or self.overlap_px % 2:
+            raise ValueError(f"window_size {self.window_size} and the overlap {self.overlap_px} px must both be even")
+        if self.upsampler != "pixelshuffle":
+            raise ValueError(f"upsampler must be 'pixelshuffle', not {self.upsampler!r}")
+        if self.resi_connection != "1conv":
+            raise ValueError(f"resi_connection must be '1conv', not {self.resi_connection!r}")
+
+    @property
+    def overlap_px(self) -> int:
+        """How much wider than a window its keys and values reach in the overlapping cross-attention, both sides together."""
+        return int(self.window_size * self.overlap_ratio)
+
+    def to_json_fields(self) -> dict[str, object]:
+        """The fields as plain JSON values, ready for `HATConfig(**fields)`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+class ChannelAttention(nn.Module):
+    """Scale every channel by a gate computed from the mean of all channels over the whole image."""
+
+    def __init__(self, channels: int, squeeze_factor: int) -> None:
+        super().__init__()
+        squeezed = max(1, channels // squeeze_factor)
+        self.attention = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, squeezed, 1),
+            nn.ReLU(),
+            nn.Conv2d(squeezed, channels, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates: Tensor = self.attention(x)
+        return x * gates
+
+
+class ChannelAttentionBlock(nn.Module):
+    """CAB: two convolutions through a bottleneck, then channel attention. (B, H, W, C) to the same."""
+
+    def __init__(self, channels: int, compress_ratio: int, squeeze_factor: int) -> None:
+        super().__init__()
+        self.cab = nn.Sequential(
+            nn.Conv2d(channels, channels // compress_ratio, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(channels // compress_ratio, channels, 3, padding=1),
+            ChannelAttention(channels, squeeze_factor),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return on_channels_last(self.cab, x)
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.fc1(x))
+        x = self.fc2(x)
+        return x
+
+
+class RelativePositionBias(nn.Module):
+    """A learnt number per head and relative position, laid out as the (n, queries, keys) bias of the attention logits.
+
+    At inference the laid-out bias is kept until its table changes; in training it is laid out anew so that it has a gradient.
+    """
+
+    relative_position_bias_table: nn.Parameter
+
+    def __init__(self, positions: int, heads: int) -> None:
+        super().__init__()
+        self.relative_position_bias_table = nn.Parameter(torch.empty(positions, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self._kept: tuple[object, Tensor] | None = None
+
+    def bias(self, index: Tensor, masks: Tensor | None = None) -> Tensor:
+        """(n, q, k) from the table and the (q, k) index; with (m, q, k) masks added, (m, n, q, k)."""
+        table = self.relative_position_bias_table
+        if torch.is_grad_enabled() or table.is_inference():  # An inference tensor does not count its changes.
+            self._kept = None
+            return self._lay_out(index, masks)
+        identity = (table._version, table.data_ptr(), table.dtype, table.device)
+        if self._kept is None or self._kept[0] != identity:
+            self._kept = (identity, self._lay_out(index, masks))
+        return self._kept[1]
+
+    def _lay_out(self, index: Tensor, masks: Tensor | None) -> Tensor:
+        # Indexing, not gather: the overlapping attention's index has negative entries, which wrap as in the reference.
+        bias = self.relative_position_bias_table[index].permute(2, 0, 1).contiguous()
+        return bias if masks is None else bias + masks.unsqueeze(1).to(bias.dtype)
+
+
+class WindowAttention(RelativePositionBias):
+    """(S)W-MSA: self-attention inside windows of w x w pixels; with a shift, of an image rolled by it (B, H, W, C)."""
+
+    def __init__(self, channels: int, heads: int, window: int, shift: int, qkv_bias: bool) -> None:
+        super().__init__((2 * window - 1) ** 2, heads)
+        self.heads, self.window, self.shift = heads, window, shift
+        self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
+        self.proj = nn.Linear(channels, channels)
+        masks = shifted_window_masks(window, shift) if shift else torch.zeros(1, window**2, window**2)
+        self.register_buffer("masks", masks, persistent=False)
+        self.masks: Tensor
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        rows, columns, w = height // self.window, width // self.window, self.window
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
+        # (3, B, rows, columns, heads, w, w, C / heads), still a view
+        qkv = self.qkv(x).view(batch, rows, w, columns, w, 3, self.heads, channels // self.heads)
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)
+        biases = self.bias(index, self.masks)
+        attended = torch.empty((batch, rows, w, columns, w, self.heads, channels // self.heads), dtype=qkv.dtype, device=x.device)
+        for (r, c), bias in zip(window_kinds(rows, columns, shifted=self.shift > 0), biases, strict=True):
+            part = qkv[:, :, r, c]
+            if part.numel() == 0:  # A single row or column of windows is all rim.
+                continue
+            q, k, v = part.flatten(1, 3).flatten(3, 4)  # (windows, heads, w * w, C / heads) each
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
+            out = out.view(*part.shape[1:])  # (B, rows, columns, heads, w, w, C / heads)
+            attended[:, r, :, c] = out.permute(0, 1, 4, 2, 5, 3, 6)
+        x = self.proj(attended.view(batch, height, width, channels))
+        if self.shift:
+            x = x.roll((self.shift, self.shift), dims=(1, 2))
+        return x
+
+
+class HybridAttentionBlock(nn.Module):
+    """HAB: window attention and channel attention side by side, then an MLP (paper, equation 2)."""
+
+    def __init__(self, config: HATConfig, heads: int, shift: int) -> None:
+        super().__init__()
+        channels = config.embed_dim
+        self.conv_scale = config.conv_scale
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = WindowAttention(channels, heads, config.window_size, shift, config.qkv_bias)
+        self.conv_block = ChannelAttentionBlock(channels, config.compress_ratio, config.squeeze_factor)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = MLP(channels, int(channels * config.mlp_ratio))
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        x = x + self.attn(normed, index) + self.conv_scale * self.conv_block(normed)
+        x = x + self.mlp(self.norm2(x))
+        return x
+
+
+class OverlappingCrossAttentionBlock(RelativePositionBias):
+    """OCAB: the queries of a window see the keys and values of a larger window around it (paper, equation 4)."""
+
+    def __init__(self, config: HATConfig, heads: int) -> None:
+        channels, window = config.embed_dim, config.window_size
+        key_window = window + config.overlap_px
+        super().__init__((window + key_window - 1) ** 2, heads)
+        self.heads, self.window, self.key_window = heads, window, key_window
+        self.norm1 = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
+        self.proj = nn.Linear(channels, channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = MLP(channels, int(channels * config.mlp_ratio))
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        rows, columns, w = height // self.window, width // self.window, self.window
+        head_channels = channels // self.heads
+        qkv = self.qkv(self.norm1(x))
+        q = qkv[..., :channels].view(batch, rows, w, columns, w, self.heads, head_channels)
+        q = q.permute(0, 1, 3, 5, 2, 4, 6).flatten(0, 2).flatten(2, 3)  # (windows, heads, w * w, C / heads)
+        # Beyond the image keys and values are zero, and are attended to: the reference has no mask here.
+        margin = (self.key_window - self.window) // 2
+        kv = F.pad(qkv[..., channels:], (0, 0, margin, margin, margin, margin))
+        kv = kv.unfold(1, self.key_window, self.window).unfold(2, self.key_window, self.window)
+        kv = kv.unflatten(3, (2, self.heads, head_channels))  # (B, rows, columns, 2, heads, C / heads, k, k)
+        k, v = kv.permute(3, 0, 1, 2, 4, 6, 7, 5).flatten(1, 3).flatten(3, 4)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias(index).to(q.dtype).unsqueeze(0))
+        out = out.view(batch, rows, columns, self.heads, w, w, head_channels).permute(0, 1, 4, 2, 5, 3, 6)
+        x = x + self.proj(out.reshape(batch, height, width, channels))
+        x = x + self.mlp(self.norm2(x))
+        return x
+
+
+class AttentionBlocks(nn.Module):
+    """The HABs of a group, every second one shifted by half a window, then its OCAB."""
+
+    def __init__(self, config: HATConfig, depth: int, heads: int) -> None:
+        super().__init__()
+        shifts = [0 if block % 2 == 0 else config.window_size // 2 for block in range(depth)]
+        self.blocks = nn.ModuleList(HybridAttentionBlock(config, heads, shift) for shift in shifts)
+        self.overlap_attn = OverlappingCrossAttentionBlock(config, heads)
+
+    def forward(self, x: Tensor, index: Tensor, overlap_index: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, index)
+        x = self.overlap_attn(x, overlap_index)
+        return x
+
+
+class ResidualHybridAttentionGroup(nn.Module):
+    """RHAG: attention blocks and a convolution, around which the input is added."""
+
+    def __init__(self, config: HATConfig, depth: int, heads: int) -> None:
+        super().__init__()
+        self.residual_group = AttentionBlocks(config, depth, heads)
+        self.conv = nn.Conv2d(config.embed_dim, config.embed_dim, 3, padding=1)
+
+    def forward(self, x: Tensor, index: Tensor, overlap_index: Tensor) -> Tensor:
+        return x + on_channels_last(self.conv, self.residual_group(x, index, overlap_index))
+
+
+class HAT(nn.Module):
+    """(B, 3, H, W) to (B, 3, sH, sW), RGB with nominal range [0, 1]; the output is not clamped. Any H and W from 1 up."""
+
+    def __init__(self, config: HATConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels, window = config.embed_dim, config.window_size
+        self.register_buffer("relative_position_index_SA", relative_position_index(window))
+        self.register_buffer("relative_position_index_OCA", overlapping_position_index(window, window + config.overlap_px))
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.mean: Tensor
+
+        self.conv_first = nn.Conv2d(config.in_chans, channels, 3, padding=1)
+        self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(channels)})
+        self.layers = nn.ModuleList(
+            ResidualHybridAttentionGroup(config, depth, heads)
+            for depth, heads in zip(config.depths, config.num_heads, strict=True)
+        )
+        self.norm = nn.LayerNorm(channels)
+        self.conv_after_body = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_before_upsample = nn.Sequential(nn.Conv2d(channels, RECONSTRUCTION_CHANNELS, 3, padding=1), nn.LeakyReLU())
+        self.upsample = pixel_shuffle_stages(config.upscale)
+        self.conv_last = nn.Conv2d(RECONSTRUCTION_CHANNELS, config.in_chans, 3, padding=1)
+        self.apply(_initialise_linear)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        height, width = lr.shape[-2:]
+        x = pad_to_multiple(lr, self.config.window_size)
+        x = (x - self.mean) * self.config.img_range
+        shallow = self.conv_first(x.contiguous(memory_format=torch.channels_last))
+        deep = self.conv_after_body(self.body(shallow)) + shallow
+        x = self.conv_last(self.upsample(self.conv_before_upsample(deep)))
+        x = x / self.config.img_range + self.mean
+        return x[..., : height * self.config.upscale, : width * self.config.upscale]
+
+    def body(self, x: Tensor) -> Tensor:
+        """The deep features of shallow ones, both (B, C, H, W)."""
+        x = self.patch_embed["norm"](x.permute(0, 2, 3, 1))
+        for group in self.layers:
+            x = group(x, self.relative_position_index_SA, self.relative_position_index_OCA)
+        x = self.norm(x)
+        return x.permute(0, 3, 1, 2)
+
+
+def on_channels_last(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer that expects (B, C, H, W) to (B, H, W, C)."""
+    y: Tensor = layer(x.permute(0, 3, 1, 2))
+    return y.permute(0, 2, 3, 1)
+
+
+def pixel_shuffle_stages(scale: int) -> nn.Sequential:
+    """Upscale by 3 at once, or by 2 as often as the scale asks."""
+    factors = [3] if scale == 3 else [2] * (scale.bit_length() - 1)
+    stages: list[nn.Module] = []
+    for factor in factors:
+        stages.append(nn.Conv2d(RECONSTRUCTION_CHANNELS, factor**2 * RECONSTRUCTION_CHANNELS, 3, padding=1))
+        stages.append(nn.PixelShuffle(factor))
+    return nn.Sequential(*stages)
+
+
+def window_kinds(rows: int, columns: int, *, shifted: bool) -> list[tuple[slice, slice]]:
+    """The rows and columns of windows that share one mask.
+
+    Without a shift all windows are alike. With one, only the last row and the last column hold pixels from opposite edges
+    of the image: interior, right rim, bottom rim, corner, in the order of `shifted_window_masks`. Four small attentions
+    instead of one with a mask per window, which at 640x360 would be hundreds of MB.
+    """
+    if not shifted:
+        return [(slice(0, rows), slice(0, columns))]
+    interior_rows, last_row = slice(0, rows - 1), slice(rows - 1, rows)
+    interior_columns, last_column = slice(0, columns - 1), slice(columns - 1, columns)
+    return [
+        (interior_rows, interior_columns),
+        (interior_rows, last_column),
+        (last_row, interior_columns),
+        (last_row, last_column),
+    ]
+
+
+def shifted_window_masks(window: int, shift: int) -> Tensor:
+    """(4, w * w, w * w): MASKED_LOGIT between pixels that came from opposite edges, for the four kinds of window."""
+    wrapped = torch.arange(window) >= window - shift
+    neither = torch.zeros_like(wrapped)
+    masks = []
+    for rows_wrap, columns_wrap in ((neither, neither), (neither, wrapped), (wrapped, neither), (wrapped, wrapped)):
+        origin = (2 * rows_wrap.int()[:, None] + columns_wrap.int()[None, :]).flatten()
+        masks.append((origin[:, None] != origin[None, :]) * MASKED_LOGIT)
+    return torch.stack(masks)
+
+
+def relative_position_index(window: int) -> Tensor:
+    """(w * w, w * w) int64: the row of the bias table for a query pixel and a key pixel of one window."""
+    y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    dy = y.flatten()[:, None] - y.flatten()[None, :] + window - 1
+    dx = x.flatten()[:, None] - x.flatten()[None, :] + window - 1
+    return dy * (2 * window - 1) + dx
+
+
+def overlapping_position_index(window: int, key_window: int) -> Tensor:
+    """(w * w, k * k) int64, the same for a query window and the larger key window around it.
+
+    The published models were trained with an offset that leaves some entries negative; they wrap to the end of the table.
+    """
+    query_y, query_x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    key_y, key_x = torch.meshgrid(torch.arange(key_window), torch.arange(key_window), indexing="ij")
+    offset = window - key_window + 1
+    dy = key_y.flatten()[None, :] - query_y.flatten()[:, None] + offset
+    dx = key_x.flatten()[None, :] - query_x.flatten()[:, None] + offset
+    return dy * (window + key_window - 1) + dx
+
+
+def _initialise_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
