@@ -1,4 +1,4 @@
-"""The named ways in which a job, an upload or a command can fail: one vocabulary for the API, the job record and the CLI."""
+"""The named ways in which a job or a command can fail: one vocabulary for the API, the job record and the CLI."""
 
 from enum import StrEnum
 

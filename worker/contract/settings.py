@@ -1,4 +1,4 @@
-"""Settings that the gateway and the workers share. Names of the environment are the fields' names with `VSR_` before."""
+"""Settings that the gateway and the workers share. In the environment a field's name has `VSR_` before it."""
 
 from pathlib import Path
 

@@ -58,7 +58,7 @@ class JobFolder:
 
 
 class JobStorage:
-    """The storage folder. Methods raise `JobFailureError(OUT_OF_DISK)` when the disk is full, else what the OS raises."""
+    """The storage folder. Writing raises `JobFailureError(OUT_OF_DISK)` when the disk is full."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

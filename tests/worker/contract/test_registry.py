@@ -1,0 +1,130 @@
+"""The registry decides races once, and storage can always rebuild what Redis forgets."""
+
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from worker.contract.failure import FailureCode
+from worker.contract.job import Container, JobError, JobOptions, JobRecord, JobStatus, ResultInfo, new_job_id, now
+from worker.contract.registry import JobRegistry
+from worker.contract.storage import JobStorage
+
+RESULT = ResultInfo(container=Container.MP4, width=128, height=96, frames=9, size_bytes=1, sha256="0" * 64)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> JobStorage:
+    storage = JobStorage(tmp_path)
+    storage.prepare()
+    return storage
+
+
+@pytest.fixture
+def registry(redis: Redis, storage: JobStorage) -> JobRegistry:
+    return JobRegistry(redis, storage)
+
+
+def make_record() -> JobRecord:
+    return JobRecord(
+        id=new_job_id(),
+        created_at=now(),
+        options=JobOptions(),
+        source_name="clip.mp4",
+        source_size_bytes=3,
+        source_sha256="0" * 64,
+    )
+
+
+def test_the_first_to_finish_a_job_wins_on_disk_too(registry: JobRegistry, storage: JobStorage) -> None:
+    # Given a job that the user has canceled
+    record = make_record()
+    registry.add(record)
+    registry.cancel(record.id)
+
+    # When a worker still reports success, and another a failure
+    late_success = registry.succeed(record.id, RESULT)
+    late_failure = registry.fail(record.id, JobError(code=FailureCode.INTERNAL, message="late"))
+
+    # Then it stays canceled, in Redis and in storage
+    assert late_success is None
+    assert late_failure is None
+    assert registry.get(record.id) == storage.read_record(record.id)
+    on_disk = storage.read_record(record.id)
+    assert on_disk is not None
+    assert on_disk.status == JobStatus.CANCELED
+
+
+def test_a_job_survives_the_loss_of_redis(registry: JobRegistry, redis: Redis) -> None:
+    # Given an accepted job, and a Redis that lost everything
+    record = make_record()
+    registry.add(record)
+    redis.flushall()
+
+    # When it is asked for and then finished
+    found = registry.get(record.id)
+    registry.succeed(record.id, RESULT)
+
+    # Then nothing was missing, and it is indexed again
+    assert found == record
+    assert [job.status for job in registry.newest(10)] == [JobStatus.SUCCEEDED]
+    assert registry.count(JobStatus.QUEUED) == 0
+
+
+def test_pages_run_from_the_newest_and_follow_the_status(registry: JobRegistry) -> None:
+    # Given five jobs, the second canceled
+    records = []
+    for index in range(5):
+        record = make_record().model_copy(update={"id": f"{index:020d}"})
+        registry.add(record)
+        records.append(record.id)
+    registry.cancel(records[1])
+
+    # When they are listed in pages of two, and by status
+    first = registry.newest(2)
+    second = registry.newest(2, before=first[-1].id)
+
+    # Then
+    assert [job.id for job in first + second] == list(reversed(records))[:4]
+    assert [job.id for job in registry.newest(9, JobStatus.CANCELED)] == [records[1]]
+    assert [registry.queue_position(job_id) for job_id in records] == [1, None, 2, 3, 4]
+
+
+def test_a_segment_finished_twice_counts_once(registry: JobRegistry) -> None:
+    # Given a job of three segments of ten frames, the first already there before a restart
+    record = make_record()
+    registry.add(record)
+    registry.start_rendering(record.id, frames_total=30, segments_total=3, finished_segments={0: 10})
+    registry.note_segment_progress(record.id, 1, 4)
+
+    # When the second is reported twice, then the last
+    halfway = registry.progress(record.id)
+    answers = [registry.finish_segment(record.id, index, 10, 3) for index in (1, 1, 2)]
+    done = registry.progress(record.id)
+
+    # Then
+    assert (halfway.frames_done, halfway.segments_done) == (14, 1)
+    assert answers == [False, False, True]
+    assert (done.frames_done, done.frames_total, done.segments_done, done.segments_total) == (30, 30, 3, 3)
+    assert done.fraction == 1
+
+
+def test_a_removed_job_leaves_nothing(registry: JobRegistry, storage: JobStorage, redis: Redis) -> None:
+    # Given a job with media
+    record = make_record()
+    registry.add(record)
+    storage.folder(record.id).source.write_bytes(b"abc")
+
+    # When it is removed
+    registry.remove(record.id)
+
+    # Then
+    assert registry.get(record.id) is None
+    assert list(storage.jobs.iterdir()) == []
+    assert redis.keys() == []
+
+
+def test_ids_sort_by_time_and_never_reach_outside_the_storage(storage: JobStorage) -> None:
+    assert new_job_id()[:8] <= new_job_id()[:8]
+    with pytest.raises(ValueError, match="not a job id"):
+        storage.folder("../../etc/passwd....")

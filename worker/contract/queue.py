@@ -1,0 +1,81 @@
+"""The task queue: RQ with JSON messages on ONE queue (with two, RQ loses a task whose worker dies right after the pop).
+
+A job's tasks form W parallel chains: `plan` enqueues segments 0 .. W-1, finishing segment i enqueues i + W, and whoever
+finishes the last one enqueues `assemble`. The task ids are unique, so enqueuing twice is harmless and no state is kept.
+The gateway enqueues by name: it never imports the functions.
+"""
+
+from enum import StrEnum
+
+from redis import Redis
+from rq import Queue, Retry
+from rq.exceptions import DuplicateJobError
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+QUEUE_NAME = "vsr"
+MAX_ATTEMPTS = 3
+# A stalled task is ended by the worker's lease, not by this; RQ only wants a finite number.
+_TASK_TIMEOUT_SECONDS = 24 * 3600
+_RESULT_TTL_SECONDS = 24 * 3600
+_FAILURE_TTL_SECONDS = 7 * 24 * 3600
+
+
+class TaskKind(StrEnum):
+    PLAN = "plan"
+    SEGMENT = "segment"
+    ASSEMBLE = "assemble"
+
+
+class TaskQueue:
+    def __init__(self, redis: Redis, segments_in_flight: int = 4) -> None:
+        """`segments_in_flight`: W, how many tasks of one job may wait or run at a time."""
+        self.rq = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
+        self.segments_in_flight = segments_in_flight
+
+    def enqueue_plan(self, job_id: str) -> None:
+        self._enqueue(TaskKind.PLAN, job_id)
+
+    def enqueue_first_segments(self, job_id: str, segments_total: int) -> None:
+        for index in range(min(self.segments_in_flight, segments_total)):
+            self._enqueue(TaskKind.SEGMENT, job_id, index)
+
+    def enqueue_segment_after(self, job_id: str, index: int, segments_total: int) -> None:
+        """The next link of this segment's chain, if there is one: at the tail, so that jobs take turns."""
+        following = index + self.segments_in_flight
+        if following < segments_total:
+            self._enqueue(TaskKind.SEGMENT, job_id, following)
+
+    def enqueue_assemble(self, job_id: str) -> None:
+        self._enqueue(TaskKind.ASSEMBLE, job_id)
+
+    def waiting(self) -> int:
+        return self.rq.count
+
+    def _enqueue(self, kind: TaskKind, job_id: str, index: int | None = None) -> None:
+        arguments = {"job_id": job_id} if index is None else {"job_id": job_id, "index": index}
+        try:
+            self.rq.enqueue_call(
+                f"worker.tasks.{kind}",
+                kwargs=arguments,
+                job_id=task_id(kind, job_id, index),
+                timeout=_TASK_TIMEOUT_SECONDS,
+                result_ttl=_RESULT_TTL_SECONDS,
+                failure_ttl=_FAILURE_TTL_SECONDS,
+                retry=Retry(max=MAX_ATTEMPTS - 1, enqueue_at_front=True),
+                unique=True,
+            )
+        except DuplicateJobError:
+            return
+
+    def forget_tasks(self, job_id: str, segments_total: int) -> None:
+        """Remove the job's tasks, so that they can be enqueued anew (a retry) or are gone (a deleted job)."""
+        identifiers = [task_id(TaskKind.PLAN, job_id), task_id(TaskKind.ASSEMBLE, job_id)]
+        identifiers += [task_id(TaskKind.SEGMENT, job_id, index) for index in range(segments_total)]
+        for task in Job.fetch_many(identifiers, self.rq.connection, serializer=JSONSerializer):
+            if task:
+                task.delete()
+
+
+def task_id(kind: TaskKind, job_id: str, index: int | None = None) -> str:
+    return f"{job_id}-{kind}" if index is None else f"{job_id}-{kind}-{index:05d}"

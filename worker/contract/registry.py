@@ -1,0 +1,263 @@
+"""What Redis knows about jobs: an index over storage, and the live figures. Losing it loses no job.
+
+vsr:job:{id}             hash   record (JSON), as in job.json
+vsr:progress:{id}        hash   frames_total, segments_total, frames_done (of finished segments),
+                                frames_before, rendering_since, rendered_until (for the rate),
+                                segment:{index} (frames done of a segment under way)
+vsr:segments:{id}        set    indexes of the finished segments
+vsr:jobs, vsr:jobs:{status}     sorted sets of ids by time of creation
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from redis import Redis
+from redis.client import Pipeline
+
+from worker.contract.job import JobError, JobRecord, JobStatus, Progress, ResultInfo, SourceInfo, now
+from worker.contract.storage import JobStorage
+
+# Finishing a segment twice (a retry after a crash in between) must count once, and exactly one caller must learn that
+# the last one is done: hence one atomic script. Returns 1 when every segment is done.
+_FINISH_SEGMENT = """
+redis.call('HDEL', KEYS[1], 'segment:' .. ARGV[1])
+if redis.call('SADD', KEYS[2], ARGV[1]) == 1 then
+  redis.call('HINCRBY', KEYS[1], 'frames_done', ARGV[2])
+end
+if redis.call('SCARD', KEYS[2]) < tonumber(ARGV[3]) then return 0 end
+redis.call('HSETNX', KEYS[1], 'rendered_until', ARGV[4])
+return 1
+"""
+
+
+class JobRegistry:
+    """Reads and changes jobs. Every change of status goes through `change`, which decides races once."""
+
+    def __init__(self, redis: Redis, storage: JobStorage) -> None:
+        self._redis = redis
+        self._storage = storage
+        self._finish_segment = redis.register_script(_FINISH_SEGMENT)
+
+    # --- the record ---------------------------------------------------------------------------------------------
+
+    def add(self, record: JobRecord) -> None:
+        """Accept a job. Durable on disk first, then indexed; adding it again is harmless."""
+        self._storage.write_record(record)
+        self.index(record)
+
+    def index(self, record: JobRecord) -> None:
+        """Put a record into Redis as it is (acceptance, or rebuilding from storage)."""
+        with self._redis.pipeline() as pipe:
+            self._index_in(pipe, record)
+            pipe.execute()
+
+    def get(self, job_id: str) -> JobRecord | None:
+        """The job, from Redis or, where Redis has forgotten it, from storage. None: no such job."""
+        content = cast(bytes | None, self._redis.hget(_job_key(job_id), "record"))
+        return JobRecord.model_validate_json(content) if content else self._storage.read_record(job_id)
+
+    def is_indexed(self, job_id: str) -> bool:
+        return bool(self._redis.exists(_job_key(job_id)))
+
+    def change(self, job_id: str, change: Callable[[JobRecord], JobRecord | None]) -> JobRecord | None:
+        """Apply `change` to the record atomically, then make it durable.
+
+        `change` sees the current record and returns the new one, or None to leave it (it may run more than once).
+        Returns the new record, or None if nothing was changed or there is no such job.
+        """
+        key = _job_key(job_id)
+
+        changed: JobRecord | None = None
+
+        def apply(pipe: Pipeline) -> None:
+            nonlocal changed
+            content = cast(bytes | None, pipe.hget(key, "record"))
+            current = JobRecord.model_validate_json(content) if content else self._storage.read_record(job_id)
+            changed = change(current) if current else None
+            pipe.multi()
+            if changed:
+                self._index_in(pipe, changed)
+
+        self._redis.transaction(apply, key)
+        if changed:
+            self._write_current_record(job_id)
+        return changed
+
+    def remove(self, job_id: str) -> None:
+        """Forget the job: storage first, so that nothing can rebuild it from there."""
+        self._storage.delete_job(job_id)
+        with self._redis.pipeline() as pipe:
+            pipe.delete(_job_key(job_id), _progress_key(job_id), _segments_key(job_id))
+            for key in _ALL_INDEXES:
+                pipe.zrem(key, job_id)
+            pipe.execute()
+
+    # --- its life -----------------------------------------------------------------------------------------------
+
+    def start(self, job_id: str, source: SourceInfo) -> JobRecord | None:
+        """Queued to running, with what `plan` found. A second planning (after a crash) only repeats it."""
+        return self.change(
+            job_id,
+            lambda job: (
+                None
+                if job.status.is_final
+                else job.model_copy(
+                    update={"status": JobStatus.RUNNING, "started_at": job.started_at or now(), "source": source}
+                )
+            ),
+        )
+
+    def succeed(self, job_id: str, result: ResultInfo) -> JobRecord | None:
+        return self._finish(job_id, JobStatus.SUCCEEDED, result=result)
+
+    def fail(self, job_id: str, error: JobError) -> JobRecord | None:
+        return self._finish(job_id, JobStatus.FAILED, error=error)
+
+    def cancel(self, job_id: str) -> JobRecord | None:
+        return self._finish(job_id, JobStatus.CANCELED)
+
+    def is_final(self, job_id: str) -> bool:
+        """True also for a job that is gone. Workers ask between batches: one small read."""
+        record = self.get(job_id)
+        return record is None or record.status.is_final
+
+    def _finish(self, job_id: str, status: JobStatus, **outcome: ResultInfo | JobError) -> JobRecord | None:
+        """The first to finish a job wins; None for everyone after."""
+        return self.change(
+            job_id,
+            lambda job: (
+                None
+                if job.status.is_final
+                else job.model_copy(update={"status": status, "finished_at": now(), **outcome})
+            ),
+        )
+
+    # --- listing ------------------------------------------------------------------------------------------------
+
+    def newest(self, limit: int, status: JobStatus | None = None, before: str | None = None) -> list[JobRecord]:
+        """At most `limit` jobs, newest first; `before` is the id of the last job of the previous page."""
+        # All ids sort by time of creation, so scores are equal and the index is ordered by the ids themselves.
+        newest_first = self._redis.zrevrangebylex(
+            _index_key(status), f"({before}" if before else "+", "-", start=0, num=limit
+        )
+        return [record for job_id in _texts(newest_first) if (record := self.get(job_id))]
+
+    def count(self, status: JobStatus) -> int:
+        return int(self._redis.zcard(_index_key(status)))
+
+    def unfinished_ids(self) -> list[str]:
+        return [
+            job_id
+            for status in (JobStatus.QUEUED, JobStatus.RUNNING)
+            for job_id in _texts(self._redis.zrange(_index_key(status), 0, -1))
+        ]
+
+    def queue_position(self, job_id: str) -> int | None:
+        """1 for the next job to start; None once it has started."""
+        rank = self._redis.zrank(_index_key(JobStatus.QUEUED), job_id)
+        return None if rank is None else cast(int, rank) + 1
+
+    # --- progress -----------------------------------------------------------------------------------------------
+
+    def start_rendering(
+        self, job_id: str, frames_total: int, segments_total: int, finished_segments: Mapping[int, int]
+    ) -> None:
+        """Reset the live figures to what storage holds.
+
+        `finished_segments`: index to frames of every segment already published, e.g. before a crash.
+        """
+        frames_done = sum(finished_segments.values())
+        with self._redis.pipeline() as pipe:
+            pipe.delete(_progress_key(job_id), _segments_key(job_id))
+            pipe.hset(
+                _progress_key(job_id),
+                mapping={
+                    "frames_total": frames_total,
+                    "segments_total": segments_total,
+                    "frames_done": frames_done,
+                    "frames_before": frames_done,
+                    "rendering_since": time.time(),
+                },
+            )
+            if finished_segments:
+                pipe.sadd(_segments_key(job_id), *finished_segments)
+            pipe.execute()
+
+    def note_segment_progress(self, job_id: str, index: int, frames_done: int) -> None:
+        self._redis.hset(_progress_key(job_id), f"segment:{index}", frames_done)
+
+    def finish_segment(self, job_id: str, index: int, frames: int, segments_total: int) -> bool:
+        """Count a segment as done, once. True when all are: the caller then enqueues `assemble`, whose id is unique."""
+        keys = [_progress_key(job_id), _segments_key(job_id)]
+        return bool(self._finish_segment(keys=keys, args=[index, frames, segments_total, time.time()]))
+
+    def progress(self, job_id: str) -> Progress:
+        """The live figures; all zero before rendering starts or after Redis was lost."""
+        with self._redis.pipeline() as pipe:
+            pipe.hgetall(_progress_key(job_id))
+            pipe.scard(_segments_key(job_id))
+            fields, segments_done = pipe.execute()
+        if not fields:
+            return Progress()
+        figures = {name.decode(): float(value) for name, value in fields.items()}
+        frames_done = int(figures["frames_done"] + sum(n for name, n in figures.items() if name.startswith("segment:")))
+        seconds = (figures.get("rendered_until") or time.time()) - figures["rendering_since"]
+        frames_since = frames_done - figures["frames_before"]
+        return Progress(
+            frames_done=frames_done,
+            frames_total=int(figures["frames_total"]),
+            segments_done=int(segments_done),
+            segments_total=int(figures["segments_total"]),
+            fps=frames_since / seconds if frames_since > 0 and seconds > 0 else None,
+        )
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _index_in(self, pipe: Pipeline, record: JobRecord) -> None:
+        pipe.hset(_job_key(record.id), "record", record.model_dump_json())
+        for key in _ALL_INDEXES:
+            if key in (_index_key(None), _index_key(record.status)):
+                pipe.zadd(key, {record.id: 0})
+            else:
+                pipe.zrem(key, record.id)
+
+    def _write_current_record(self, job_id: str) -> None:
+        """Write what Redis has now, one writer at a time, so that the last change is also the last write."""
+        folder = self._storage.folder(job_id).path
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # deleted meanwhile
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            content = cast(bytes | None, self._redis.hget(_job_key(job_id), "record"))
+            if content:
+                self._storage.write_record(JobRecord.model_validate_json(content))
+        finally:
+            os.close(descriptor)
+
+
+def _texts(reply: object) -> list[str]:
+    return [item.decode() for item in cast(list[bytes], reply)]
+
+
+def _job_key(job_id: str) -> str:
+    return f"vsr:job:{job_id}"
+
+
+def _progress_key(job_id: str) -> str:
+    return f"vsr:progress:{job_id}"
+
+
+def _segments_key(job_id: str) -> str:
+    return f"vsr:segments:{job_id}"
+
+
+def _index_key(status: JobStatus | None) -> str:
+    return f"vsr:jobs:{status}" if status else "vsr:jobs"
+
+
+_ALL_INDEXES = [_index_key(None), *(_index_key(status) for status in JobStatus)]
