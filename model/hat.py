@@ -18,9 +18,6 @@ from model.padding import pad_to_multiple
 # The mean colour of DIV2K, which the published checkpoints were trained with.
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 
-# Channels between the body and the pixel shuffle, fixed in the paper.
-RECONSTRUCTION_CHANNELS = 64
-
 # Added to the attention logits of pixel pairs that a cyclic shift made neighbours (Swin Transformer, section 3.2).
 MASKED_LOGIT = -100.0
 
@@ -29,8 +26,9 @@ MASKED_LOGIT = -100.0
 class HATConfig:
     """A HAT by the argument names of its reference constructor; the defaults are the published HAT x2.
 
-    The arguments below `InitVar` are accepted so that published configurations construct, and dropped: they only matter
-    for training code that is not here.
+    `num_feat`, the channels between the body and the pixel shuffle, is a constant 64 in the reference; small presets narrow
+    it. The `InitVar`s are accepted so that published configurations construct, and dropped: they only matter for training
+    code that is not here.
     """
 
     upscale: int = 2
@@ -46,6 +44,7 @@ class HATConfig:
     num_heads: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
     mlp_ratio: float = 2.0
     qkv_bias: bool = True
+    num_feat: int = 64
     upsampler: str = "pixelshuffle"
     resi_connection: str = "1conv"
     img_size: InitVar[int | None] = None
@@ -303,9 +302,9 @@ class HAT(nn.Module):
         )
         self.norm = nn.LayerNorm(channels)
         self.conv_after_body = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_before_upsample = nn.Sequential(nn.Conv2d(channels, RECONSTRUCTION_CHANNELS, 3, padding=1), nn.LeakyReLU())
-        self.upsample = pixel_shuffle_stages(config.upscale)
-        self.conv_last = nn.Conv2d(RECONSTRUCTION_CHANNELS, config.in_chans, 3, padding=1)
+        self.conv_before_upsample = nn.Sequential(nn.Conv2d(channels, config.num_feat, 3, padding=1), nn.LeakyReLU())
+        self.upsample = pixel_shuffle_stages(config.upscale, config.num_feat)
+        self.conv_last = nn.Conv2d(config.num_feat, config.in_chans, 3, padding=1)
         self.apply(_initialise_linear)
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -333,12 +332,12 @@ def on_channels_last(layer: nn.Module, x: Tensor) -> Tensor:
     return y.permute(0, 2, 3, 1)
 
 
-def pixel_shuffle_stages(scale: int) -> nn.Sequential:
+def pixel_shuffle_stages(scale: int, channels: int) -> nn.Sequential:
     """Upscale by 3 at once, or by 2 as often as the scale asks."""
     factors = [3] if scale == 3 else [2] * (scale.bit_length() - 1)
     stages: list[nn.Module] = []
     for factor in factors:
-        stages.append(nn.Conv2d(RECONSTRUCTION_CHANNELS, factor**2 * RECONSTRUCTION_CHANNELS, 3, padding=1))
+        stages.append(nn.Conv2d(channels, factor**2 * channels, 3, padding=1))
         stages.append(nn.PixelShuffle(factor))
     return nn.Sequential(*stages)
 
