@@ -1,6 +1,7 @@
 """Settings that the gateway and the workers share. In the environment a field's name has `VSR_` before it."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -23,3 +24,10 @@ class StorageSettings(BaseSettings):
     min_free_bytes: int = Field(
         512 * 1024**2, ge=0, description="Uploads are refused when the disk would have less free than this."
     )
+
+
+class LogSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="VSR_")
+
+    log_format: Literal["json", "console"] = Field("json", description="JSON lines, or text for a terminal.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

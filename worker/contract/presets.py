@@ -1,0 +1,49 @@
+"""The presets by name, for those who cannot import the model; and which of them a live worker has loaded.
+
+vsr:models:{preset}      string  LoadedModel (JSON); expires unless the worker's heartbeat renews it
+"""
+
+from typing import cast
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+from redis import Redis
+
+# Equal to `model.presets.PRESETS`, which a test holds. The descriptions are for people choosing one.
+PRESETS = {
+    "compact": "Small HAT and narrow U-Net, trained by this project and shipped: for CPUs and fast previews.",
+    "paper": "HAT x2 and the U-Net in the paper's sizes; needs a GPU and weights imported with `vsr weights import`.",
+}
+# Networks with random weights. The service accepts them only with VSR_ENABLE_TEST_PRESETS.
+TEST_PRESETS = {
+    "tiny-random": "Smallest networks, random weights: for tests only.",
+}
+
+
+class LoadedModel(BaseModel):
+    """What a worker process says about the model in its memory."""
+
+    model_config = ConfigDict(frozen=True)
+
+    preset: str
+    scale: int
+    description: str
+    device: str
+    loaded_at: AwareDatetime
+
+
+def announce_loaded(redis: Redis, model: LoadedModel, ttl_seconds: int) -> None:
+    """Called when a model is loaded and with every heartbeat; `ttl_seconds` spans a few heartbeats."""
+    redis.set(_key(model.preset), model.model_dump_json(), ex=ttl_seconds)
+
+
+def loaded_models(redis: Redis) -> dict[str, LoadedModel]:
+    """By preset, what at least one live worker has in memory (of several workers, the last that beat)."""
+    names = [*PRESETS, *TEST_PRESETS]
+    contents = cast(list[bytes | None], redis.mget([_key(name) for name in names]))
+    return {
+        name: LoadedModel.model_validate_json(content) for name, content in zip(names, contents, strict=True) if content
+    }
+
+
+def _key(preset: str) -> str:
+    return f"vsr:models:{preset}"
