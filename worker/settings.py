@@ -1,0 +1,39 @@
+"""What a worker can be told from outside. Names of the environment are the fields' names with `VSR_` before."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class VideoLimits(BaseSettings):
+    """The largest source that is accepted. They bound memory and time before a single frame is decoded."""
+
+    model_config = SettingsConfigDict(env_prefix="VSR_", frozen=True)
+
+    max_width: int = Field(4096, ge=16, description="Widest source, in pixels.")
+    max_height: int = Field(4096, ge=16, description="Tallest source, in pixels.")
+    max_pixels: int = Field(4096 * 2304, ge=256, description="Most pixels in one source frame (width times height).")
+    max_frames: int = Field(1_000_000, ge=1, description="Most frames in one source.")
+    max_duration_seconds: float = Field(6 * 3600, gt=0, description="Longest source, first frame to last.")
+
+
+class WorkerSettings(BaseSettings):
+    """One worker process, or one run of `vsr upscale`."""
+
+    model_config = SettingsConfigDict(env_prefix="VSR_", frozen=True)
+
+    preset: str = Field("compact", description="Networks to load at start; jobs may name another.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is a GPU, else the CPU.")
+    weights_dir: Path = Field(
+        Path("~/.local/share/twostep-vsr/weights"), description="Weights that the user imported, one folder for all."
+    )
+    batch_frames: int = Field(
+        4, ge=1, le=64, description="Frames per network call, always exactly so many: the last batch is padded."
+    )
+    tile_px: int | None = Field(
+        None, ge=32, description="Side of a tile in source pixels where memory is short. None: whole frames."
+    )
+    metrics_port: int = Field(9100, ge=0, le=65535, description="Port of the worker's own /metrics. 0: any free one.")
+    lease_seconds: float = Field(15.0, gt=0, description="A worker silent for longer is taken for lost.")
