@@ -200,7 +200,7 @@ class JobRegistry:
             pipe.hgetall(_progress_key(job_id))
             pipe.scard(_segments_key(job_id))
             fields, segments_done = pipe.execute()
-        if not fields:
+        if b"rendering_since" not in fields:  # at most what a worker noted after Redis had lost the rest
             return Progress()
         figures = {name.decode(): float(value) for name, value in fields.items()}
         frames_done = int(figures["frames_done"] + sum(n for name, n in figures.items() if name.startswith("segment:")))

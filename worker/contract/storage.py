@@ -1,6 +1,6 @@
 """Where jobs live on disk. No file or folder is ever named after anything that a user said.
 
-{root}/uploads/{id}             uploads that are not a job yet
+{root}/uploads/                 files that are not a job yet; `app.uploads` alone names and reads them
 {root}/jobs/{id}/job.json       the record: the truth about the job
                  source         the user's file, untouched
                  plan.json      what will be done, segment by segment
@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +75,17 @@ class JobStorage:
             raise ValueError(f"not a job id: {job_id!r}")
         return JobFolder(self.jobs / job_id)
 
+    def make_folder(self, job_id: str) -> JobFolder:
+        """The job's folder, made durably if it is not there yet. It holds no job until it holds a record."""
+        folder = self.folder(job_id)
+        with suppress(FileExistsError), out_of_disk_named():
+            folder.path.mkdir(mode=0o700)
+            fsync_folder(self.jobs)
+        return folder
+
     def write_record(self, record: JobRecord) -> None:
         """Durable when this returns."""
-        folder = self.folder(record.id)
-        folder.path.mkdir(exist_ok=True, mode=0o700)
+        folder = self.make_folder(record.id)
         write_atomically(folder.record, record.model_dump_json(indent=2).encode())
 
     def read_record(self, job_id: str) -> JobRecord | None:

@@ -109,6 +109,23 @@ def test_a_segment_finished_twice_counts_once(registry: JobRegistry) -> None:
     assert done.fraction == 1
 
 
+def test_progress_noted_after_redis_forgot_the_job_is_no_progress_yet(registry: JobRegistry, redis: Redis) -> None:
+    # Given a job under way, and a Redis that lost everything
+    record = make_record()
+    registry.add(record)
+    registry.start_rendering(record.id, frames_total=20, segments_total=2, finished_segments={})
+    redis.flushall()
+
+    # When its worker, unaware, notes progress and finishes a segment
+    registry.note_segment_progress(record.id, 1, 4)
+    registry.finish_segment(record.id, 0, 10, 2)
+
+    # Then the figures are zero until rendering is started anew from storage
+    assert registry.progress(record.id).frames_total == 0
+    registry.start_rendering(record.id, frames_total=20, segments_total=2, finished_segments={0: 10})
+    assert registry.progress(record.id).frames_done == 10
+
+
 def test_a_removed_job_leaves_nothing(registry: JobRegistry, storage: JobStorage, redis: Redis) -> None:
     # Given a job with media
     record = make_record()
