@@ -393,6 +393,37 @@ def overlapping_position_index(window: int, key_window: int) -> Tensor:
     return dy * (window + key_window - 1) + dx
 
 
+def start_as_bilinear(hat: HAT) -> None:
+    """Set the first and last layers of an x2 HAT so that, untrained, it nearly enlarges bilinearly.
+
+    Three channels carry the colours from the first convolution to the last, so that training starts with the residual and
+    not with learning to copy. Every other weight keeps its random start.
+    """
+    if hat.config.upscale != 2:
+        raise ValueError(f"the bilinear start is for an upscale of 2, not {hat.config.upscale}")
+    before, up = hat.conv_before_upsample[0], hat.upsample[0]
+    # Lifts the carried colours above zero, where the LeakyReLU changes nothing.
+    lift = 1.0
+    # For the two output pixels of an input pixel: the weights of the pixel before, the pixel itself, the pixel after.
+    taps = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.75, 0.25]])
+    with torch.no_grad():
+        hat.conv_after_body.weight.mul_(0.1)
+        hat.conv_last.weight.mul_(0.1)
+        for layer in (hat.conv_first, hat.conv_after_body, before, hat.conv_last):
+            layer.weight[:3] = 0
+            layer.bias[:3] = 0
+        for colour in range(3):
+            for layer in (hat.conv_first, before, hat.conv_last):
+                layer.weight[colour, colour, 1, 1] = 1
+            before.bias[colour] = lift
+            hat.conv_last.bias[colour] = -lift
+            for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                phase = 4 * colour + 2 * i + j
+                up.weight[phase] = 0
+                up.weight[phase, colour] = torch.outer(taps[i], taps[j])
+                up.bias[phase] = 0
+
+
 def _initialise_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

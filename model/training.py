@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from model import losses
 from model.data import Batch, TripletSampler, read_manifest, read_sequence
-from model.hat import HAT, HATConfig
+from model.hat import HAT, HATConfig, start_as_bilinear
 from model.metrics import psnr_y
 
 
@@ -86,7 +86,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] | None = 
     run_folder = Path(config.run_folder)
     run_folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    network: nn.Module = HAT(config.hat)
+    network = HAT(config.hat)
     start_as_bilinear(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=config.betas)
     sampler = TripletSampler.from_folder(Path(config.data_folder), config.patch_px, config.seed)
@@ -159,39 +159,6 @@ def loss_of(config: TrainConfig, output: Tensor, target: Tensor) -> Tensor:
     if config.loss == "mae":
         return losses.mae(output, target)
     return losses.mae_ssim(output, target, config.alpha)
-
-
-def start_as_bilinear(hat: nn.Module) -> None:
-    """Set the first and last layers of an x2 HAT so that, untrained, it enlarges bilinearly.
-
-    Three channels carry the colours from the first convolution to the last, so that training starts with the residual
-    and not with learning to copy. Every other weight keeps its random start.
-    """
-    assert isinstance(hat, HAT)
-    colours = range(3)
-    # Lifts the carried colours above zero, where the LeakyReLU is the identity.
-    lift = 1.0
-    # Taps of the two output phases of a bilinear x2: the pixel before, the pixel itself, the pixel after.
-    phases = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.75, 0.25]])
-    with torch.no_grad():
-        hat.conv_after_body.weight.mul_(0.1)
-        before, up = hat.conv_before_upsample[0], hat.upsample[0]
-        assert isinstance(before, nn.Conv2d)
-        assert isinstance(up, nn.Conv2d)
-        hat.conv_last.weight.mul_(0.1)
-        for layer in (hat.conv_first, hat.conv_after_body, before, hat.conv_last):
-            layer.weight[:3] = 0
-            layer.bias[:3] = 0
-        for c in colours:
-            for layer in (hat.conv_first, before, hat.conv_last):
-                layer.weight[c, c, 1, 1] = 1
-            before.bias[c] = lift
-            hat.conv_last.bias[c] = -lift
-            for i in range(2):
-                for j in range(2):
-                    up.weight[4 * c + 2 * i + j] = 0
-                    up.weight[4 * c + 2 * i + j, c] = torch.outer(phases[i], phases[j])
-                    up.bias[4 * c + 2 * i + j] = 0
 
 
 def validation_set(data_folder: Path, frames: int) -> list[Batch]:

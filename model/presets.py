@@ -1,0 +1,126 @@
+"""Presets: which two networks, and where their weights come from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from model.checkpoints import SHIPPED_WEIGHTS_DIR, SUFFIX, CheckpointError, load_checkpoint
+from model.hat import HAT, HATConfig, start_as_bilinear
+from model.unet import ConditionalUNet, UNetConfig
+from model.upscaler import TwoStepUpscaler
+
+
+class PresetUnavailableError(Exception):
+    """The preset's weights are not on this machine; the message says which and how to get them."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`weights` says where they come from: in the repository, from the user, or drawn at random for tests."""
+
+    name: str
+    description: str
+    weights: Literal["shipped", "user", "random"]
+    hat: HATConfig
+    unet: UNetConfig
+    scale: int = TwoStepUpscaler.scale
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="compact",
+            description="small HAT and narrow U-Net, trained by this project, for a CPU",
+            weights="shipped",
+            hat=HATConfig(
+                embed_dim=48,
+                depths=(4,),
+                num_heads=(3,),
+                window_size=8,
+                compress_ratio=4,
+                squeeze_factor=12,
+                num_feat=32,
+            ),
+            unet=UNetConfig(width=16, levels=3, pixel_unshuffle=2, output="residual", batch_norm=False),
+        ),
+        Preset(
+            name="paper",
+            description="HAT x2 and the full U-Net of the paper, with the user's weights, for a GPU",
+            weights="user",
+            hat=HATConfig(),
+            unet=UNetConfig(),
+        ),
+        Preset(
+            name="tiny-random",
+            description="random weights, for tests only: the picture is not meant to be good",
+            weights="random",
+            hat=HATConfig(
+                embed_dim=8,
+                depths=(2,),
+                num_heads=(1,),
+                window_size=8,
+                compress_ratio=4,
+                squeeze_factor=4,
+                num_feat=4,
+            ),
+            unet=UNetConfig(width=4, levels=2, pixel_unshuffle=2, output="residual", batch_norm=False),
+        ),
+    )
+}
+
+
+def load_upscaler(preset: str, device: torch.device, weights_dir: Path | None) -> TwoStepUpscaler:
+    """The preset's networks with their weights on `device`, ready to upscale.
+
+    `weights_dir` holds the user's checkpoints. Raises ValueError for an unknown preset, PresetUnavailableError where weights
+    are missing, CheckpointError where they are damaged or of another network.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"there is no preset {preset!r}, only {', '.join(PRESETS)}")
+    chosen = PRESETS[preset]
+    if chosen.weights == "random":
+        return random_upscaler(chosen).to(device)
+    folder = SHIPPED_WEIGHTS_DIR if chosen.weights == "shipped" else weights_dir
+    path = None if folder is None else folder / f"{chosen.name}{SUFFIX}"
+    if path is None or not path.is_file():
+        raise PresetUnavailableError(what_is_missing(chosen, path))
+    info, hat, unet = load_checkpoint(path)
+    if unet is None:
+        raise CheckpointError(f"{path} holds HAT alone, expected HAT and U-Net")
+    if (info.hat, info.unet) != (chosen.hat, chosen.unet):
+        raise CheckpointError(f"{path} holds {info.hat} and {info.unet}, the preset is {chosen.hat} and {chosen.unet}")
+    return TwoStepUpscaler(hat, unet).to(device)
+
+
+def what_is_missing(preset: Preset, path: Path | None) -> str:
+    """One line on which weights are missing and how to get them."""
+    if preset.weights == "shipped":
+        return f"preset {preset.name!r}: its shipped weights are missing ({path}); install the project again"
+    where = "no folder of weights was given" if path is None else f"{path} does not exist"
+    return (
+        f"preset {preset.name!r} needs weights that are not shipped and {where}: import a published HAT x2 with "
+        "`vsr weights import`, then train its U-Net with `vsr train`; HAT alone would not be this preset"
+    )
+
+
+def random_upscaler(preset: Preset) -> TwoStepUpscaler:
+    """The preset's networks with weights drawn from a fixed seed.
+
+    The picture stays recognisable and every frame leaves its mark on it, so that a frame that is swapped, missing or
+    repeated shows: HAT starts as a plain enlargement, and the U-Net's residual, which training starts at zero, is drawn too.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hat, unet = HAT(preset.hat), ConditionalUNet(preset.unet)
+        start_as_bilinear(hat)
+        for layer in unet.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        for encoder in (unet.phi_left, unet.phi_right):
+            encoder.blocks[-1][0].weight.data.mul_(8)  # Neighbours as loud as the centre and its skips.
+        nn.init.normal_(unet.head.weight, std=0.1)
+    return TwoStepUpscaler(hat, unet)

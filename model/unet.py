@@ -1,0 +1,139 @@
+"""The conditional U-Net of the second step: the upscaled frame, refined with what its two neighbours show.
+
+Legend: B batch, H W low-resolution height and width (the centre is 2H x 2W), L levels, c width.
+Geometry of Masuda et al. (method: Phi_L, Phi_R, Psi; fusion is equation 5, decoding equation 6); blocks of Ronneberger et
+al. (MICCAI 2015). With L = 5 and c = 64:
+
+    previous_lr  H x W     -> Phi_L         -> H/16 x W/16 x 1024 ┐
+    center_sr   2H x 2W    -> Psi's encoder -> H/16 x W/16 x 1024 ┼─ sum -> Psi's decoder -> 2H x 2W x 3
+    next_lr      H x W     -> Phi_R         -> H/16 x W/16 x 1024 ┘
+
+Psi goes down once more than Phi because its input is twice as large.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.padding import pad_to_multiple
+
+SCALE = 2
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The defaults are the paper's network.
+
+    `width` is the number of channels at the top; it doubles with each level but the last. `levels` is how often Psi halves
+    the image. `pixel_unshuffle` folds that many pixels squared into the channels of all three inputs (and unfolds the output),
+    so that a small network works on a coarser grid. With `output` "direct" the network draws the frame itself, as in the
+    paper; with "residual" it draws what is added to the upscaled centre, starting at zero, so untrained it changes nothing.
+    """
+
+    width: int = 64
+    levels: int = 5
+    pixel_unshuffle: int = 1
+    output: Literal["direct", "residual"] = "direct"
+    batch_norm: bool = True
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.levels < 2 or self.pixel_unshuffle < 1:
+            raise ValueError(
+                f"width {self.width}, levels {self.levels}, pixel_unshuffle {self.pixel_unshuffle}: at least 1, 2 and 1 are needed"
+            )
+        if self.output not in ("direct", "residual"):
+            raise ValueError(f"output must be 'direct' or 'residual', not {self.output!r}")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of Psi from the top down, `levels + 1` of them; Phi has all but the last, which repeats the one before."""
+        return tuple(self.width * 2 ** min(level, self.levels - 1) for level in range(self.levels + 1))
+
+    @property
+    def multiple(self) -> int:
+        """Low-resolution sides are padded to a multiple of this."""
+        return self.pixel_unshuffle * 2 ** (self.levels - 1)
+
+    def to_json_fields(self) -> dict[str, object]:
+        """The fields as plain JSON values, ready for `UNetConfig(**fields)`."""
+        return asdict(self)
+
+
+class ConditionalUNet(nn.Module):
+    """`center_sr` (B, 3, 2H, 2W), `previous_lr` and `next_lr` (B, 3, H, W) to (B, 3, 2H, 2W).
+
+    Nominal range [0, 1], the output is not clamped. Any H and W from 1 up.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        inputs, channels = 3 * config.pixel_unshuffle**2, config.channels
+        self.phi_left = Encoder(inputs, channels[:-1], config.batch_norm)
+        self.phi_right = Encoder(inputs, channels[:-1], config.batch_norm)
+        self.psi_encoder = Encoder(inputs, channels, config.batch_norm)
+        self.psi_decoder = Decoder(channels, config.batch_norm)
+        self.head = nn.Conv2d(channels[0], inputs, 1)
+        if config.output == "residual":
+            nn.init.zeros_(self.head.weight)
+            assert self.head.bias is not None
+            nn.init.zeros_(self.head.bias)
+
+    def forward(self, center_sr: Tensor, previous_lr: Tensor, next_lr: Tensor) -> Tensor:
+        height, width = center_sr.shape[-2:]
+        *_, left = self.phi_left(self.fold(previous_lr, self.config.multiple))
+        *_, right = self.phi_right(self.fold(next_lr, self.config.multiple))
+        *skips, center = self.psi_encoder(self.fold(center_sr, SCALE * self.config.multiple))
+        fused = left + center + right
+        drawn = self.head(self.psi_decoder(fused, skips))
+        drawn = F.pixel_shuffle(drawn, self.config.pixel_unshuffle)[..., :height, :width].float()
+        return center_sr + drawn if self.config.output == "residual" else drawn
+
+    def fold(self, frames: Tensor, multiple: int) -> Tensor:
+        """Pad to a whole number of the deepest pixels, and unshuffle."""
+        folded = F.pixel_unshuffle(pad_to_multiple(frames, multiple), self.config.pixel_unshuffle)
+        return folded.contiguous(memory_format=torch.channels_last)
+
+
+class Encoder(nn.Module):
+    """Convolutions at every level and a 2x2 pooling between; returns the features of all levels, top first."""
+
+    def __init__(self, inputs: int, channels: tuple[int, ...], batch_norm: bool) -> None:
+        super().__init__()
+        sizes = zip((inputs, *channels), channels, strict=False)
+        self.blocks = nn.ModuleList(double_convolution(before, after, batch_norm) for before, after in sizes)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = [self.blocks[0](x)]
+        for block in self.blocks[1:]:
+            features.append(block(F.max_pool2d(features[-1], 2)))
+        return features
+
+
+class Decoder(nn.Module):
+    """From the deepest level up: a transposed convolution doubles the side, the skip joins, two convolutions merge them."""
+
+    def __init__(self, channels: tuple[int, ...], batch_norm: bool) -> None:
+        super().__init__()
+        upward = list(zip(channels[:0:-1], channels[-2::-1], strict=True))
+        self.doublings = nn.ModuleList(nn.ConvTranspose2d(below, here, 2, stride=2) for below, here in upward)
+        self.blocks = nn.ModuleList(double_convolution(2 * here, here, batch_norm) for _, here in upward)
+
+    def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        for doubling, block, skip in zip(self.doublings, self.blocks, reversed(skips), strict=True):
+            x = block(torch.cat((skip, doubling(x)), dim=1))
+        return x
+
+
+def double_convolution(inputs: int, outputs: int, batch_norm: bool) -> nn.Sequential:
+    """Twice: a 3x3 convolution, normalisation over the batch if asked for, ReLU."""
+    layers: list[nn.Module] = []
+    for channels in (inputs, outputs):
+        layers.append(nn.Conv2d(channels, outputs, 3, padding=1, bias=not batch_norm))
+        if batch_norm:
+            layers.append(nn.BatchNorm2d(outputs))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)

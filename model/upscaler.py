@@ -1,0 +1,137 @@
+"""The two steps as one network: HAT enlarges the centre frame, the U-Net refines it with its neighbours."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from model.hat import HAT
+from model.tiling import tiles_of
+from model.unet import SCALE, ConditionalUNet
+
+
+class DeviceUnavailableError(Exception):
+    """A device was asked for by name and cannot be used; the message says what is missing."""
+
+
+class TwoStepUpscaler(nn.Module):
+    """`previous_lr`, `center_lr`, `next_lr`, each (B, 3, H, W) float32 RGB in [0, 1], to (B, 3, 2H, 2W) float32 in [0, 1].
+
+    Anything else is refused with a ValueError. HAT runs once per frame, on the centres only, is frozen, and stays in
+    evaluation mode in training too. On CUDA both networks run under bfloat16 autocast, on the CPU in float32.
+
+    On one machine the result is a function of the three frames and of the batch's shape, bit for bit: it does not depend
+    on what else is in the batch. Where memory is short, `use_tiles` makes it work piece by piece.
+    """
+
+    scale = SCALE
+
+    def __init__(self, hat: HAT, unet: ConditionalUNet) -> None:
+        super().__init__()
+        if hat.config.upscale != self.scale:
+            raise ValueError(f"this HAT upscales by {hat.config.upscale}, the second step needs {self.scale}")
+        self.hat = hat.requires_grad_(False)
+        self.unet = unet
+        self.tile_px: int | None = None
+        self.tile_overlap_px = 0
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.hat.parameters()).device
+
+    @property
+    def tile_alignment_px(self) -> int:
+        """Tiles and overlaps are multiples of this, so that windows and pooled pixels lie where they do in a whole frame."""
+        return math.lcm(self.hat.config.window_size, self.unet.config.multiple)
+
+    def train(self, mode: bool = True) -> "TwoStepUpscaler":
+        """Only the U-Net is ever trained."""
+        super().train(mode)
+        self.hat.eval()
+        return self
+
+    def use_tiles(self, tile_px: int | None, tile_overlap_px: int = 32) -> None:
+        """Work on tiles of `tile_px` low-resolution px, read with an overlap; None goes back to whole frames.
+
+        A tiled result is close to the whole frame's but not equal: HAT's channel attention averages over all it is given.
+        """
+        if tile_px is not None:
+            for name, value in (("tile_px", tile_px), ("tile_overlap_px", tile_overlap_px)):
+                if value % self.tile_alignment_px:
+                    raise ValueError(f"{name} is {value}, which is not a multiple of {self.tile_alignment_px}")
+            if tile_px < 1 or tile_overlap_px < 0:
+                raise ValueError(f"tile_px is {tile_px} and tile_overlap_px {tile_overlap_px}: at least 1 and 0 are needed")
+        self.tile_px, self.tile_overlap_px = tile_px, tile_overlap_px
+
+    def forward(self, previous_lr: Tensor, center_lr: Tensor, next_lr: Tensor) -> Tensor:
+        self.check(previous_lr, center_lr, next_lr)
+        if self.tile_px is None:
+            return self.refine(self.enlarge(center_lr), previous_lr, next_lr).clamp(0, 1)
+        return self.forward_tiled(previous_lr, center_lr, next_lr, self.tile_px)
+
+    def enlarge(self, center_lr: Tensor) -> Tensor:
+        """The first step: (B, 3, H, W) to (B, 3, 2H, 2W) float32, without gradients, not clamped."""
+        with torch.no_grad(), self.precision():
+            enlarged: Tensor = self.hat(center_lr)
+        return enlarged.float()
+
+    def refine(self, center_sr: Tensor, previous_lr: Tensor, next_lr: Tensor) -> Tensor:
+        """The second step: an enlarged centre and its low-resolution neighbours to (B, 3, 2H, 2W) float32, not clamped."""
+        with self.precision():
+            refined: Tensor = self.unet(center_sr, previous_lr, next_lr)
+        return refined.float()
+
+    def forward_tiled(self, previous_lr: Tensor, center_lr: Tensor, next_lr: Tensor, tile_px: int) -> Tensor:
+        """Tile by tile into one output; the same arguments and result as `forward`."""
+        batch, channels, height, width = center_lr.shape
+        output = center_lr.new_empty(batch, channels, self.scale * height, self.scale * width)
+        for tile in tiles_of(width, height, tile_px, self.tile_overlap_px):
+            rows, columns = tile.read.slices()
+            read = [frames[..., rows, columns] for frames in (previous_lr, center_lr, next_lr)]
+            result = self.refine(self.enlarge(read[1]), read[0], read[2])
+            kept_rows, kept_columns = tile.kept.scaled(self.scale).slices()
+            rows, columns = tile.core.scaled(self.scale).slices()
+            output[..., rows, columns] = result[..., kept_rows, kept_columns]
+        return output.clamp(0, 1)
+
+    def precision(self) -> torch.autocast:
+        """bfloat16 autocast on CUDA; on the CPU nothing, which leaves float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def check(self, previous_lr: Tensor, center_lr: Tensor, next_lr: Tensor) -> None:
+        """Refuse what the networks would misread."""
+        for name, frames in (("previous_lr", previous_lr), ("center_lr", center_lr), ("next_lr", next_lr)):
+            if frames.ndim != 4:
+                raise ValueError(f"{name} has {frames.ndim} dimensions, expected 4: (B, 3, H, W)")
+            if frames.shape[1] != 3:
+                raise ValueError(f"{name} has {frames.shape[1]} channels, expected 3 (RGB)")
+            if frames.numel() == 0:
+                raise ValueError(f"{name} has the shape {tuple(frames.shape)}, expected at least one frame of one pixel")
+            if frames.dtype != torch.float32:
+                raise ValueError(f"{name} is {frames.dtype}, expected {torch.float32}")
+            if frames.shape != center_lr.shape:
+                raise ValueError(f"{name} has the shape {tuple(frames.shape)}, center_lr has {tuple(center_lr.shape)}")
+            if frames.device != self.device:
+                raise ValueError(f"{name} is on {frames.device}, the networks are on {self.device}")
+            low, high = (bound.item() for bound in frames.aminmax())
+            if not (low >= 0 and high <= 1):  # Written so that NaN is refused too.
+                raise ValueError(f"{name} ranges from {low:g} to {high:g}, expected 0 to 1")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for "auto", "cuda" or "cpu". Only "auto" may choose; a GPU asked for and not usable is an error."""
+    if name not in ("auto", "cuda", "cpu"):
+        raise ValueError(f"device must be 'auto', 'cuda' or 'cpu', not {name!r}")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if torch.version.cuda is None:
+        raise DeviceUnavailableError(f"cuda was asked for, but this torch ({torch.__version__}) is built without CUDA")
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:  # Torch's way of saying that the driver is missing or too old.
+        raise DeviceUnavailableError(f"cuda was asked for, but CUDA does not start: {error}") from error
+    if torch.cuda.device_count() == 0:
+        raise DeviceUnavailableError("cuda was asked for, but the driver sees no GPU")
+    return torch.device("cuda", 0)
