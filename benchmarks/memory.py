@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/memory.py --seconds 10 120
 
-Generates a moving picture of each length, runs `vsr upscale` on it in a process of its own, and prints the peak resident
-memory that the kernel counted for that process.
+Generates a moving picture of each length, runs `vsr upscale` on it in a process of its own, and prints the peak
+resident memory that the kernel counted for that process.
 """
 
 import argparse
