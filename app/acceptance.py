@@ -1,0 +1,145 @@
+"""Accepting a job: the one path from a received file to a 202, in an order in which a crash at any point is harmless.
+
+1. the file is moved into the job's folder        a crash leaves a folder without a record, which is no job (swept)
+2. `job.json` is written and fsynced              from here the job may run, though nobody was promised that it does
+3. the `plan` task is enqueued                    a worker that takes it at once finds the record on disk
+4. the record is indexed in Redis, as it is now   the worker may have started it: its word stands
+5. the 202                                        promised: the record is on disk and the task in the queue
+
+If Redis fails in 3 or 4, the job is removed again: a task without a record does nothing.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import structlog
+from redis import Redis
+from redis.exceptions import LockNotOwnedError
+
+from app.dependencies import Services
+from app.errors import IdempotencyConflictError, IdempotencyKeyReusedError, TooManyJobsError, UnknownPresetError
+from app.filenames import clean_file_name
+from app.settings import GatewaySettings
+from app.uploads import ReceivedFile
+from worker.contract.job import JobOptions, JobRecord, JobStatus, new_job_id, now
+from worker.contract.presets import PRESETS, TEST_PRESETS
+from worker.contract.storage import JobStorage
+
+log = structlog.get_logger(__name__)
+
+_IDEMPOTENCY_TTL_SECONDS = 24 * 3600
+# Accepting takes milliseconds; the lock's own end is for a gateway that died meanwhile.
+_LOCK_TTL_SECONDS = 60
+_LOCK_WAIT_SECONDS = 10
+_QUEUE_FULL_RETRY_SECONDS = 30
+# No acceptance takes so long, also not that of another gateway on the same storage.
+_HALF_ACCEPTED_SECONDS = 3600
+
+
+class MovingSource(Protocol):
+    """Moves the source to a path, for as long as the context does not fail."""
+
+    def __call__(self, target: Path, /) -> AbstractContextManager[ReceivedFile]: ...
+
+
+@dataclass(frozen=True)
+class Submission:
+    options: JobOptions
+    source_name: str
+    move_source: MovingSource
+    source_identity: str
+    """What makes a repeated request the same one: the upload's id, or the checksum of the file sent along."""
+    idempotency_key: str | None
+    request_id: str | None
+
+    @property
+    def fingerprint(self) -> str:
+        content = [self.source_identity, self.source_name, self.options.model_dump(mode="json")]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def accept(services: Services, submission: Submission) -> JobRecord:
+    """The accepted job, durable; or the job of an earlier request with the same Idempotency-Key."""
+    if submission.idempotency_key is None:
+        return _accept_as(services, submission, new_job_id())
+    with _reserved_job_id(services.redis, submission.idempotency_key, submission.fingerprint) as job_id:
+        return services.registry.get(job_id) or _accept_as(services, submission, job_id)
+
+
+def refuse_when_full(services: Services) -> None:
+    """Asked before a body is read; also tells early that Redis is away."""
+    if services.registry.count(JobStatus.QUEUED) >= services.settings.max_queued_jobs:
+        raise TooManyJobsError(
+            f"{services.settings.max_queued_jobs} jobs are waiting already. Try again later.",
+            {"Retry-After": str(_QUEUE_FULL_RETRY_SECONDS)},
+        )
+
+
+def refuse_unknown_preset(options: JobOptions, settings: GatewaySettings) -> None:
+    known = [*PRESETS, *(TEST_PRESETS if settings.enable_test_presets else ())]
+    if options.preset not in known:
+        raise UnknownPresetError(f"{options.preset!r} is not one of: {', '.join(known)}.", known_presets=known)
+
+
+def sweep_half_accepted(storage: JobStorage) -> None:
+    """Remove job folders without a record: their gateway was killed between the steps 1 and 2, or while deleting."""
+    for folder in storage.jobs.iterdir():
+        if (folder / "job.json").exists() or time.time() - folder.stat().st_mtime < _HALF_ACCEPTED_SECONDS:
+            continue
+        shutil.rmtree(folder)
+        log.info("removed a half accepted job", job_id=folder.name)
+
+
+def _accept_as(services: Services, submission: Submission, job_id: str) -> JobRecord:
+    folder = services.storage.make_folder(job_id)
+    try:
+        with submission.move_source(folder.source) as source:
+            record = JobRecord(
+                id=job_id,
+                created_at=now(),
+                options=submission.options,
+                source_name=clean_file_name(submission.source_name),
+                source_size_bytes=source.size_bytes,
+                source_sha256=source.sha256,
+                request_id=submission.request_id,
+            )
+            services.storage.write_record(record)
+            services.queue.enqueue_plan(job_id)
+            services.registry.change(job_id, lambda current: current)
+    except BaseException:
+        services.storage.delete_job(job_id)
+        raise
+    services.metrics.jobs_submitted.inc()
+    log.info("job accepted", job_id=job_id, size_bytes=record.source_size_bytes, preset=record.options.preset)
+    return record
+
+
+@contextmanager
+def _reserved_job_id(redis: Redis, idempotency_key: str, fingerprint: str) -> Iterator[str]:
+    """The id of the job that this key stands for: the same for 24 hours, for one request at a time.
+
+    If an earlier attempt was cut short, the next one carries on under the same id.
+    """
+    key = f"vsr:idempotency:{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
+    lock = redis.lock(f"{key}:lock", timeout=_LOCK_TTL_SECONDS, blocking_timeout=_LOCK_WAIT_SECONDS)
+    if not lock.acquire():
+        raise IdempotencyConflictError(
+            "Another request with this Idempotency-Key is being worked on.", {"Retry-After": "1"}
+        )
+    try:
+        reservation = json.dumps({"job_id": new_job_id(), "fingerprint": fingerprint})
+        redis.set(key, reservation, nx=True, ex=_IDEMPOTENCY_TTL_SECONDS)
+        reserved = json.loads(cast(bytes, redis.get(key)))
+        if reserved["fingerprint"] != fingerprint:
+            raise IdempotencyKeyReusedError("The first request with this Idempotency-Key asked for something else.")
+        yield reserved["job_id"]
+    finally:
+        with suppress(LockNotOwnedError):  # it took longer than the lock lasts
+            lock.release()

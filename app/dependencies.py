@@ -1,0 +1,98 @@
+"""What the routes ask for by name. The lifespan in `app.gateway` makes the services, one set per process."""
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
+from redis import Redis
+from starlette.requests import ClientDisconnect
+
+from app.errors import UnauthorizedError, translate
+from app.metrics import GatewayMetrics
+from app.settings import GatewaySettings
+from worker.contract.queue import TaskQueue
+from worker.contract.registry import JobRegistry
+from worker.contract.storage import JobStorage
+
+
+class ApiKeys:
+    """The accepted keys, kept as digests."""
+
+    def __init__(self, keys: Iterable[SecretStr]) -> None:
+        self._digests = [_digest(key.get_secret_value()) for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def accept(self, candidate: str) -> bool:
+        """Compares with every key in constant time, so that an answer's delay says nothing about a key."""
+        digest = _digest(candidate)
+        return any([hmac.compare_digest(digest, known) for known in self._digests])
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: GatewaySettings
+    api_keys: ApiKeys
+    redis: Redis
+    storage: JobStorage
+    min_free_bytes: int
+    registry: JobRegistry
+    queue: TaskQueue
+    metrics: GatewayMetrics
+
+
+def services(request: Request) -> Services:
+    return cast(Services, request.state.services)
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+
+_key_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="A key of VSR_API_KEYS.")
+_bearer = HTTPBearer(auto_error=False, description="The same key as a bearer token.")
+
+
+async def require_api_key(
+    request: Request,
+    services: ServicesDep,
+    key: Annotated[str | None, Security(_key_header)],
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+) -> None:
+    """Runs before a byte of the body is read. Without configured keys, clients on this machine need none."""
+    if not services.api_keys:
+        if services.settings.allow_anonymous or _is_local(request):
+            return
+        raise UnauthorizedError("This service has no API keys and answers only on its own machine (see VSR_API_KEYS).")
+    candidate = key or (bearer.credentials if bearer else None)
+    if candidate is None:
+        raise UnauthorizedError("Send the key as X-API-Key or as a bearer token.")
+    if not services.api_keys.accept(candidate):
+        raise UnauthorizedError("The API key is not one of this service's keys.")
+
+
+async def count_rejections(services: ServicesDep) -> AsyncIterator[None]:
+    """Around an upload or a submission: counts what it was refused for."""
+    try:
+        yield
+    except ClientDisconnect:
+        raise
+    except Exception as error:
+        services.metrics.jobs_rejected.labels(translate(error).code).inc()
+        raise
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def _is_local(request: Request) -> bool:
+    try:
+        return request.client is None or ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:  # a unix socket's client has no address
+        return True

@@ -1,0 +1,268 @@
+"""Every error that a client can get: each class knows its status and its stable code, one function renders them all.
+
+Responses are RFC 9457 problem+json. Unexpected errors become a 500 that says nothing of the inside; the log has it all.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from asgi_correlation_id import correlation_id
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match
+
+from app.schemas import Problem
+from worker.contract.failure import FailureCode, JobFailureError
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 5
+
+
+class ProblemError(Exception):
+    """An error for the client. `detail` is one line for a person; `extensions` are further members of the problem."""
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+    title: ClassVar[str]
+
+    def __init__(self, detail: str, headers: Mapping[str, str] | None = None, **extensions: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.extensions = extensions
+
+
+class MalformedBodyError(ProblemError):
+    status, code, title = 400, "malformed_body", "The body cannot be read"
+
+
+class UnauthorizedError(ProblemError):
+    status, code, title = 401, "unauthorized", "A valid API key is needed"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, {"WWW-Authenticate": "Bearer"})
+
+
+class JobNotFoundError(ProblemError):
+    status, code, title = 404, "job_not_found", "There is no such job"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"There is no job {job_id!r}; it may have been deleted.")
+
+
+class UploadNotFoundError(ProblemError):
+    status, code, title = 404, "upload_not_found", "There is no such upload"
+
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(
+            f"There is no upload {upload_id!r}: it was never finished, or is a job already, or has expired."
+        )
+
+
+class UploadStalledError(ProblemError):
+    status, code, title = 408, "upload_stalled", "The upload stalled"
+
+
+class NotFinishedError(ProblemError):
+    status, code, title = 409, "not_finished", "The job has not finished yet"
+
+
+class JobFailedError(ProblemError):
+    status, code, title = 409, "job_failed", "The job failed and has no result"
+
+
+class JobCanceledError(ProblemError):
+    status, code, title = 409, "job_canceled", "The job was canceled and has no result"
+
+
+class IdempotencyConflictError(ProblemError):
+    status, code, title = 409, "idempotency_conflict", "A request with this Idempotency-Key is being worked on"
+
+
+class ResultExpiredError(ProblemError):
+    status, code, title = 410, "result_expired", "The result is no longer kept"
+
+
+class UploadTooLargeError(ProblemError):
+    status, code, title = 413, "upload_too_large", "The upload is too large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The largest accepted file has {limit_bytes} bytes.", limit_bytes=limit_bytes)
+
+
+class UnsupportedMediaTypeError(ProblemError):
+    status, code, title = 415, "unsupported_media_type", "The body has the wrong media type"
+
+
+class RangeNotSatisfiableError(ProblemError):
+    status, code, title = 416, "range_not_satisfiable", "The range lies outside the file"
+
+
+class InvalidRequestError(ProblemError):
+    """`errors` holds one entry per mistake, with its location and message."""
+
+    status, code, title = 422, "invalid_request", "The request is not valid"
+
+    @classmethod
+    def from_validation(cls, mistakes: Sequence[Mapping[str, Any]]) -> "InvalidRequestError":
+        errors = [
+            {"location": ".".join(str(part) for part in mistake["loc"]), "message": mistake["msg"]}
+            for mistake in mistakes
+        ]
+        return cls("; ".join(f"{error['location']}: {error['message']}" for error in errors), errors=errors)
+
+
+class UnknownPresetError(ProblemError):
+    status, code, title = 422, FailureCode.UNKNOWN_PRESET.value, "There is no such preset"
+
+
+class EmptyFileError(ProblemError):
+    status, code, title = 422, FailureCode.EMPTY_FILE.value, "The file is empty"
+
+
+class IdempotencyKeyReusedError(ProblemError):
+    status, code, title = 422, "idempotency_key_reused", "The Idempotency-Key belongs to a different request"
+
+
+class TooManyJobsError(ProblemError):
+    status, code, title = 429, "too_many_jobs", "Too many jobs are waiting"
+
+
+class QueueUnavailableError(ProblemError):
+    status, code, title = 503, "queue_unavailable", "The queue cannot be reached"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Redis does not answer or takes no more data; accepted jobs are safe. Try again soon.",
+            {"Retry-After": str(RETRY_AFTER_SECONDS)},
+        )
+
+
+class OutOfDiskError(ProblemError):
+    status, code, title = 507, FailureCode.OUT_OF_DISK.value, "The storage has no room for this"
+
+
+class InternalError(ProblemError):
+    status, code, title = 500, FailureCode.INTERNAL.value, "Something went wrong on our side"
+
+
+class _PlainHttpError(ProblemError):
+    """What the framework raises itself: 404 for an unknown path, 405, ..."""
+
+    def __init__(self, error: HTTPException) -> None:
+        super().__init__(str(error.detail), error.headers)
+        phrase = HTTPStatus(error.status_code).phrase
+        self.status = error.status_code  # type: ignore[misc]
+        self.code = phrase.lower().replace(" ", "_")  # type: ignore[misc]
+        self.title = phrase  # type: ignore[misc]
+
+
+# Expected errors that are raised elsewhere, and those of the framework. Anything else is a bug and becomes a 500.
+_TRANSLATED: tuple[type[Exception], ...] = (
+    ProblemError,
+    HTTPException,
+    RequestValidationError,
+    JobFailureError,
+    RedisConnectionError,
+    RedisTimeoutError,
+    OutOfMemoryError,
+    ReadOnlyError,
+)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    for kind in _TRANSLATED:
+        app.add_exception_handler(kind, _expected)
+    app.add_exception_handler(ClientDisconnect, _client_left)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def translate(error: Exception) -> ProblemError:
+    """The problem that tells a client about `error`."""
+    match error:
+        case ProblemError():
+            return error
+        case HTTPException():
+            return _PlainHttpError(error)
+        case RequestValidationError():
+            return InvalidRequestError.from_validation(error.errors())
+        case JobFailureError(code=FailureCode.OUT_OF_DISK):
+            return OutOfDiskError(error.message)
+        case RedisConnectionError() | RedisTimeoutError() | OutOfMemoryError() | ReadOnlyError():
+            return QueueUnavailableError()
+        case _:
+            return InternalError("The error is in the service's log under this request id.")
+
+
+def responses(*kinds: type[ProblemError]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI `responses` of an operation that may end in these problems, with an example for each code."""
+    declared: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds:
+        example = Problem(
+            type=_type(kind.code), title=kind.title, status=kind.status, code=kind.code, request_id="3f1c…"
+        )
+        response = declared.setdefault(
+            kind.status,
+            {"model": Problem, "description": kind.title, "content": {PROBLEM_MEDIA_TYPE: {"examples": {}}}},
+        )
+        examples = response["content"][PROBLEM_MEDIA_TYPE]["examples"]
+        examples[kind.code] = {"value": example.model_dump(exclude_none=True)}
+    return declared
+
+
+async def _expected(request: Request, error: Exception) -> Response:
+    problem = translate(error)
+    if isinstance(problem, InternalError):
+        raise error
+    if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        problem.headers["Allow"] = ", ".join(sorted(_allowed_methods(request)))
+    return _render(problem)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    # Starlette answers these outside of every middleware, then raises on, so that the server logs the traceback.
+    response = _render(translate(error))
+    response.headers["X-Request-ID"] = correlation_id.get() or ""
+    return response
+
+
+async def _client_left(request: Request, error: Exception) -> Response:
+    """Nobody reads this; nginx's 499 is what the access log and the metrics show."""
+    return Response(status_code=499)
+
+
+def _render(problem: ProblemError) -> Response:
+    body = Problem.model_validate(
+        {
+            "type": _type(problem.code),
+            "title": problem.title,
+            "status": problem.status,
+            "detail": problem.detail,
+            "code": problem.code,
+            "request_id": correlation_id.get(),
+            **problem.extensions,
+        }
+    )
+    return Response(
+        body.model_dump_json(exclude_none=True), problem.status, problem.headers, media_type=PROBLEM_MEDIA_TYPE
+    )
+
+
+def _type(code: str) -> str:
+    return f"urn:twostep-vsr:problem:{code}"
+
+
+def _allowed_methods(request: Request) -> set[str]:
+    """Of every route on this path: Starlette names only those of the first."""
+    return {
+        method
+        for route in request.app.routes
+        if route.matches(request.scope)[0] != Match.NONE
+        for method in getattr(route, "methods", None) or ()
+    }

@@ -1,0 +1,119 @@
+"""The gateway, assembled: what it opens, what it serves, what surrounds every request. Nothing happens at import."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TypedDict
+
+import structlog
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import FastAPI, Response
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_fastapi_instrumentator import Instrumentator
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+
+from app import documentation, health, jobs, models, results, submissions, uploads
+from app.acceptance import sweep_half_accepted
+from app.dependencies import ApiKeys, Services, ServicesDep
+from app.errors import add_error_handlers
+from app.health import redis_warnings
+from app.metrics import GatewayMetrics
+from app.middleware import AccessLogMiddleware, SecurityHeadersMiddleware
+from app.settings import GatewaySettings
+from worker.contract.queue import TaskQueue
+from worker.contract.registry import JobRegistry
+from worker.contract.settings import RedisSettings, StorageSettings
+from worker.contract.storage import JobStorage
+
+log = structlog.get_logger(__name__)
+
+# redis-py's defaults keep a request waiting for 59 seconds when Redis is frozen; a client is better told soon.
+_REDIS_TIMEOUT_SECONDS = 2.0
+_REDIS_RETRIES = 1
+_REDIS_RETRY_PAUSE_SECONDS = 0.05
+
+
+class MissingRedisError(Exception):
+    """No Redis was named."""
+
+
+class State(TypedDict):
+    services: Services
+
+
+def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage_settings: StorageSettings) -> FastAPI:
+    """Raises `MissingRedisError` without `redis_url`. Redis itself may come and go: see /readyz."""
+    redis = open_redis(redis_settings)
+    storage = JobStorage(storage_settings.storage_dir)
+    registry = JobRegistry(redis, storage)
+    services = Services(
+        settings=settings,
+        api_keys=ApiKeys(settings.api_keys),
+        redis=redis,
+        storage=storage,
+        min_free_bytes=storage_settings.min_free_bytes,
+        registry=registry,
+        queue=TaskQueue(redis),
+        metrics=GatewayMetrics(redis, registry, storage),
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        await run_in_threadpool(_prepare, services)
+        yield State(services=services)
+        redis.close()
+
+    app = FastAPI(
+        title="twostep-vsr",
+        version=version("twostep-vsr"),
+        description="Video super-resolution as a service: a video in, the same video at twice the size out.",
+        lifespan=lifespan,
+        # FastAPI's pages load scripts from another host; `app.documentation` does not.
+        docs_url=None,
+        redoc_url=None,
+        # The outermost comes first.
+        middleware=[
+            Middleware(CorrelationIdMiddleware),
+            Middleware(AccessLogMiddleware),
+            Middleware(SecurityHeadersMiddleware),
+        ],
+    )
+    for module in (uploads, submissions, jobs, results, models, health, documentation):
+        app.include_router(module.router)
+    add_error_handlers(app)
+    Instrumentator(registry=services.metrics.prometheus).instrument(app)
+
+    @app.get("/metrics", tags=["health"], summary="Metrics for Prometheus", response_class=Response)
+    def get_metrics(services: ServicesDep) -> Response:
+        return Response(generate_latest(services.metrics.prometheus), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    return app
+
+
+def open_redis(settings: RedisSettings) -> Redis:
+    """A client for requests: it fails within seconds. Connects when first used."""
+    if settings.redis_url is None:
+        raise MissingRedisError("no Redis: set VSR_REDIS_URL, or run `vsr serve`, which brings its own")
+    return Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        socket_timeout=_REDIS_TIMEOUT_SECONDS,
+        socket_connect_timeout=_REDIS_TIMEOUT_SECONDS,
+        retry=Retry(ConstantBackoff(_REDIS_RETRY_PAUSE_SECONDS), _REDIS_RETRIES),
+    )
+
+
+def _prepare(services: Services) -> None:
+    services.storage.prepare()
+    uploads.sweep_uploads(services.storage, services.settings.upload_retention_seconds)
+    sweep_half_accepted(services.storage)
+    try:
+        for warning in redis_warnings(services.redis):
+            log.warning(warning)
+    except RedisError:
+        log.warning("redis does not answer yet: jobs are refused until it does")

@@ -1,0 +1,66 @@
+"""Alive, and ready. Both are open to everyone: they tell what is missing, nothing about jobs."""
+
+import os
+from typing import cast
+
+from fastapi import APIRouter, Response
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from app.dependencies import Services, ServicesDep
+from app.metrics import worker_states
+from app.schemas import Health, Readiness
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz", summary="Is the process alive?")
+async def get_health() -> Health:
+    return Health(status="alive")
+
+
+@router.get(
+    "/readyz",
+    summary="Can jobs be accepted?",
+    responses={503: {"model": Readiness, "description": "Not ready; `missing` says why."}},
+)
+def get_readiness(services: ServicesDep, response: Response) -> Readiness:
+    """Without workers the service is ready all the same: jobs are kept until one comes; `workers` tells."""
+    missing = _missing_storage(services)
+    warnings = []
+    workers = None
+    try:
+        workers = len(worker_states(services.redis))
+        warnings = redis_warnings(services.redis)
+        if not workers:
+            warnings.append("no live worker: jobs are accepted and wait")
+    except RedisError:
+        missing.append("redis does not answer")
+    if missing:
+        response.status_code = 503
+    return Readiness(status="not_ready" if missing else "ready", missing=missing, warnings=warnings, workers=workers)
+
+
+def redis_warnings(redis: Redis) -> list[str]:
+    """What in Redis's configuration puts accepted jobs at risk."""
+    try:
+        found = cast(dict[str, str], redis.config_get("maxmemory-policy", "appendonly"))
+    except ResponseError:  # managed services do not let it be read
+        return [
+            "redis does not show its configuration: make sure that it has appendonly yes, maxmemory-policy noeviction"
+        ]
+    warnings = []
+    if found.get("maxmemory-policy") != "noeviction":
+        warnings.append("redis may forget jobs when its memory is full: set maxmemory-policy noeviction")
+    if found.get("appendonly") != "yes":
+        warnings.append("redis forgets its queue in a crash: set appendonly yes")
+    return warnings
+
+
+def _missing_storage(services: Services) -> list[str]:
+    storage = services.storage
+    if not all(os.access(folder, os.W_OK) for folder in (storage.jobs, storage.uploads)):
+        return ["storage is not writable"]
+    if storage.free_bytes() < services.min_free_bytes:
+        return [f"storage has less than {services.min_free_bytes} bytes free"]
+    return []

@@ -1,0 +1,78 @@
+"""Jobs over HTTP: list, look at, cancel, delete."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query
+
+from app.dependencies import Services, ServicesDep, require_api_key
+from app.errors import InvalidRequestError, JobNotFoundError, QueueUnavailableError, UnauthorizedError, responses
+from app.schemas import Job, JobPage, public_job
+from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_api_key)])
+
+JobIdParameter = Annotated[str, Path(pattern=JOB_ID_PATTERN)]
+
+
+def existing_job(job_id: JobIdParameter, services: ServicesDep) -> JobRecord:
+    record = services.registry.get(job_id)
+    if record is None:
+        raise JobNotFoundError(job_id)
+    return record
+
+
+JobRecordDep = Annotated[JobRecord, Depends(existing_job)]
+
+
+@router.get(
+    "",
+    summary="List jobs, newest first",
+    responses=responses(UnauthorizedError, InvalidRequestError, QueueUnavailableError),
+)
+def list_jobs(
+    services: ServicesDep,
+    status: JobStatus | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: Annotated[
+        str | None, Query(pattern=JOB_ID_PATTERN, description="`next_cursor` of the page before.")
+    ] = None,
+) -> JobPage:
+    records = services.registry.newest(limit + 1, status, before=cursor)
+    page = records[:limit]
+    return JobPage(
+        jobs=[present_job(services, record) for record in page],
+        next_cursor=page[-1].id if len(records) > limit else None,
+    )
+
+
+_job_problems = responses(UnauthorizedError, JobNotFoundError, InvalidRequestError, QueueUnavailableError)
+
+
+@router.get("/{job_id}", summary="Look at a job", responses=_job_problems)
+def get_job(record: JobRecordDep, services: ServicesDep) -> Job:
+    return present_job(services, record)
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses=_job_problems)
+def cancel_job(record: JobRecordDep, services: ServicesDep) -> Job:
+    """Idempotent: a job that has finished stays as it is. Segments that are done are kept until the job is deleted."""
+    canceled = services.registry.cancel(record.id)
+    return present_job(services, canceled or existing_job(record.id, services))
+
+
+@router.delete("/{job_id}", status_code=204, summary="Delete a job and all its media", responses=_job_problems)
+def delete_job(record: JobRecordDep, services: ServicesDep) -> None:
+    """Cancels it if needed."""
+    # Canceled first, so that no worker changes the record or publishes a segment while its folder goes.
+    services.registry.cancel(record.id)
+    services.queue.forget_tasks(record.id, services.registry.progress(record.id).segments_total)
+    services.registry.remove(record.id)
+
+
+def present_job(services: Services, record: JobRecord) -> Job:
+    is_queued = record.status == JobStatus.QUEUED
+    return public_job(
+        record,
+        services.registry.progress(record.id),
+        services.registry.queue_position(record.id) if is_queued else None,
+    )

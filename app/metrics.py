@@ -1,0 +1,129 @@
+"""The gateway's metrics, one list. Queue figures are read from Redis at each scrape.
+
+Only LLEN, ZCARD and plain reads: RQ's own counters clean up as they count, and two at once enqueue a lost task twice.
+No label ever holds a job id or anything else without bounds.
+"""
+
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import cast
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from redis import Redis
+from redis.exceptions import RedisError
+
+from worker.contract.job import JobStatus
+from worker.contract.queue import QUEUE_NAME, TaskKind
+from worker.contract.registry import JobRegistry
+from worker.contract.storage import JobStorage
+
+log = structlog.get_logger(__name__)
+
+# Codes of `app.errors` and of the contract that a submission can be refused with; a test holds that none is missing.
+REJECTION_REASONS = (
+    "empty_file",
+    "idempotency_conflict",
+    "idempotency_key_reused",
+    "internal",
+    "invalid_request",
+    "malformed_body",
+    "out_of_disk",
+    "queue_unavailable",
+    "too_many_jobs",
+    "unauthorized",
+    "unknown_preset",
+    "unsupported_media_type",
+    "upload_not_found",
+    "upload_stalled",
+    "upload_too_large",
+)
+# Tasks that a crash put back stand at the head of the queue; the oldest is among the first of them.
+_HEAD_TASKS = 16
+
+
+class GatewayMetrics:
+    def __init__(self, redis: Redis, registry: JobRegistry, storage: JobStorage) -> None:
+        self.prometheus = CollectorRegistry()
+        self.upload_bytes = Counter(
+            "vsr_upload_bytes_total", "Bytes of source files received.", registry=self.prometheus
+        )
+        self.jobs_submitted = Counter("vsr_jobs_submitted_total", "Jobs accepted.", registry=self.prometheus)
+        self.jobs_rejected = Counter(
+            "vsr_jobs_rejected_total", "Submissions and uploads refused.", ["reason"], registry=self.prometheus
+        )
+        for reason in REJECTION_REASONS:
+            self.jobs_rejected.labels(reason)
+        self.prometheus.register(QueueCollector(redis, registry, storage))
+
+
+class QueueCollector(Collector):
+    def __init__(self, redis: Redis, registry: JobRegistry, storage: JobStorage) -> None:
+        self._redis = redis
+        self._registry = registry
+        self._storage = storage
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        """Empty: registering must not ask Redis, which may be away."""
+        return []
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        free_bytes = GaugeMetricFamily("vsr_storage_free_bytes", "Free space of the storage folder's disk.")
+        free_bytes.add_metric([], self._storage.free_bytes())
+        yield free_bytes
+
+        redis_up = GaugeMetricFamily("vsr_redis_up", "1 if Redis answered this scrape.")
+        try:
+            queue_metrics = list(self._collect_queue())
+        except RedisError as error:
+            log.warning("redis did not answer the scrape", error=str(error))
+            redis_up.add_metric([], 0)
+            yield redis_up
+            return
+        redis_up.add_metric([], 1)
+        yield redis_up
+        yield from queue_metrics
+
+    def _collect_queue(self) -> Iterator[GaugeMetricFamily]:
+        jobs = GaugeMetricFamily("vsr_jobs", "Jobs by status.", labels=["status"])
+        for status in JobStatus:
+            jobs.add_metric([status], self._registry.count(status))
+        yield jobs
+
+        waiting = [name.decode() for name in cast(list[bytes], self._redis.lrange(f"rq:queue:{QUEUE_NAME}", 0, -1))]
+        tasks = GaugeMetricFamily("vsr_queue_tasks", "Tasks waiting in the queue.", labels=["kind"])
+        for kind in TaskKind:
+            tasks.add_metric([kind], sum(f"-{kind}" in name for name in waiting))
+        yield tasks
+
+        oldest_age = GaugeMetricFamily("vsr_queue_oldest_age_seconds", "Age of the oldest waiting task; 0 without one.")
+        oldest_age.add_metric([], self._oldest_age_seconds(waiting[:_HEAD_TASKS]))
+        yield oldest_age
+
+        workers = GaugeMetricFamily("vsr_workers", "Live worker processes.", labels=["state"])
+        states = worker_states(self._redis)
+        for state in ("idle", "busy"):
+            workers.add_metric([state], sum((other == "busy") == (state == "busy") for other in states))
+        yield workers
+
+    def _oldest_age_seconds(self, task_ids: list[str]) -> float:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for task in task_ids:
+                pipe.hget(f"rq:job:{task}", "enqueued_at")
+            times = [datetime.fromisoformat(content.decode()) for content in pipe.execute() if content]
+        return max((time.time() - moment.timestamp() for moment in times), default=0.0)
+
+
+def worker_states(redis: Redis) -> list[str]:
+    """RQ's word for what each live worker process does: idle, busy, started or suspended.
+
+    A worker's key expires soon after its last heartbeat, so those that died without a word are not among them.
+    """
+    keys = sorted(cast(set[bytes], redis.smembers(f"rq:workers:{QUEUE_NAME}")))
+    with redis.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.hget(key, "state")
+        return [state.decode() for state in pipe.execute() if state]

@@ -1,0 +1,119 @@
+"""The finished file, with ranges and validators, and the report."""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import FileResponse
+from starlette.datastructures import MutableHeaders
+
+from app.dependencies import ServicesDep, require_api_key
+from app.errors import (
+    InvalidRequestError,
+    JobCanceledError,
+    JobFailedError,
+    JobNotFoundError,
+    NotFinishedError,
+    QueueUnavailableError,
+    RangeNotSatisfiableError,
+    ResultExpiredError,
+    UnauthorizedError,
+    responses,
+)
+from app.filenames import attachment, result_file_name
+from app.jobs import JobRecordDep
+from worker.contract.job import JobRecord, JobStatus, ResultInfo, now
+
+# A byte-range-set of RFC 9110: 0-499, 500- or -500, several with commas.
+_RANGE = re.compile(r"bytes=\s*(?:\d+-\d*|-\d+)(?:\s*,\s*(?:\d+-\d*|-\d+))*\s*", re.IGNORECASE)
+
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], dependencies=[Depends(require_api_key)])
+
+_problems = (
+    UnauthorizedError,
+    JobNotFoundError,
+    NotFinishedError,
+    JobFailedError,
+    JobCanceledError,
+    ResultExpiredError,
+    RangeNotSatisfiableError,
+    InvalidRequestError,
+    QueueUnavailableError,
+)
+
+
+@router.api_route(
+    "/result",
+    methods=["GET", "HEAD"],
+    summary="Download the finished file",
+    response_class=FileResponse,
+    responses={
+        200: {"description": "The file.", "content": {"video/*": {"schema": {"type": "string", "format": "binary"}}}},
+        206: {"description": "The ranges that were asked for."},
+        304: {"description": "Not modified: the client's copy is the file."},
+        **responses(*_problems),
+    },
+    operation_id="get_result",
+)
+def get_result(
+    record: JobRecordDep,
+    request: Request,
+    services: ServicesDep,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Byte ranges resume a download. The ETag is the file's SHA-256: the same for as long as the job lives."""
+    result = _result_of(record)
+    path = services.storage.folder(record.id).result(result.container)
+    if (result.expires_at and result.expires_at < now()) or not path.exists():
+        raise ResultExpiredError("The result of this job has been removed; submit the video again.")
+    headers = {
+        "ETag": f'"{result.sha256}"',
+        # Keep a copy, but ask whether it is still good: a deleted job's result must not live on in a cache.
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": attachment(result_file_name(record.source_name, result.container)),
+    }
+    if if_none_match and _names(headers["ETag"], if_none_match):
+        return Response(status_code=304, headers=headers)
+    _check_range(request, path.stat().st_size, headers["ETag"])
+    return FileResponse(path, headers=headers, media_type=result.container.media_type)
+
+
+@router.get("/report", summary="What was kept and what was changed", responses=responses(*_problems))
+def get_report(record: JobRecordDep, services: ServicesDep) -> Response:
+    _result_of(record)
+    path = services.storage.folder(record.id).report
+    if not path.exists():
+        raise ResultExpiredError("The report of this job has been removed.")
+    return Response(path.read_bytes(), media_type="application/json")
+
+
+def _result_of(record: JobRecord) -> ResultInfo:
+    """The result, or the problem that says why there is none."""
+    if record.status == JobStatus.SUCCEEDED and record.result:
+        return record.result
+    if record.status == JobStatus.FAILED and record.error:
+        raise JobFailedError(record.error.message, job_status=record.status, error=record.error.model_dump())
+    if record.status == JobStatus.CANCELED:
+        raise JobCanceledError("The job was canceled before it was done.", job_status=record.status)
+    raise NotFinishedError(f"The job is {record.status}; look at its progress.", job_status=record.status)
+
+
+def _names(etag: str, if_none_match: str) -> bool:
+    """Weak comparison, as If-None-Match wants it."""
+    candidates = [candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")]
+    return "*" in candidates or etag in candidates
+
+
+def _check_range(request: Request, size_bytes: int, etag: str) -> None:
+    """Leave to `FileResponse` only ranges that it can serve: its own refusals are plain text.
+
+    A Range that cannot be read is ignored, as RFC 9110 allows; one beyond the end is a 416.
+    """
+    asked = request.headers.get("range")
+    if asked is None or request.headers.get("if-range", etag) != etag:
+        return
+    ranges = re.findall(r"(\d*)-(\d*)", asked) if _RANGE.fullmatch(asked) else []
+    if not ranges or any(first and last and int(first) > int(last) for first, last in ranges):
+        del MutableHeaders(scope=request.scope)["range"]
+    elif any(int(first) >= size_bytes if first else int(last) == 0 for first, last in ranges):
+        raise RangeNotSatisfiableError(f"The file has {size_bytes} bytes.", {"Content-Range": f"bytes */{size_bytes}"})

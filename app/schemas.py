@@ -1,0 +1,164 @@
+"""What clients see. These classes are the public wire format: they change only by addition within version 1."""
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from worker.contract.failure import FailureCode
+from worker.contract.job import JobOptions, JobRecord, JobStatus, Progress, StreamInfo
+
+UPLOAD_ID_PATTERN = r"^[0-9A-Za-z_-]{1,64}$"
+
+
+class Problem(BaseModel):
+    """RFC 9457. Switch on `code`, which never changes; show `detail` to people; quote `request_id` to the operator."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str | None = None
+    code: str
+    request_id: str | None = None
+
+
+class SubmitUpload(JobOptions):
+    """JSON body of `POST /v1/jobs`: a finished upload and the options."""
+
+    upload_id: str = Field(
+        pattern=UPLOAD_ID_PATTERN, description="Of a finished `PUT /v1/uploads/{id}`; used up by this."
+    )
+    filename: str = Field("video", description="The user's name for the file, for the result's name.")
+
+    @property
+    def options(self) -> JobOptions:
+        return JobOptions.model_validate(self.model_dump(exclude={"upload_id", "filename"}))
+
+
+class Upload(BaseModel):
+    id: str
+    size_bytes: int
+    sha256: str
+
+
+class JobProgress(BaseModel):
+    frames_done: int
+    frames_total: int = Field(description="0 while not yet known.")
+    fraction: float = Field(ge=0, le=1)
+    fps: float | None = Field(description="Frames finished per second.")
+    eta_seconds: float | None
+    segments_done: int
+    segments_total: int
+
+
+class JobSource(BaseModel):
+    """The uploaded file; what is inside is null until it has been probed."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+    container: str | None = None
+    width: int | None = Field(None, description="Stored width in pixels, before any display rotation.")
+    height: int | None = None
+    frames: int | None = None
+    duration_seconds: float | None = None
+    frame_rate: str | None = Field(None, description='Average rate as a fraction, e.g. "30000/1001".')
+    pixel_format: str | None = None
+    streams: list[StreamInfo] | None = None
+
+
+class JobResult(BaseModel):
+    url: str
+    size_bytes: int
+    sha256: str
+    container: str
+    width: int
+    height: int
+    frames: int
+    expires_at: AwareDatetime | None
+
+
+class JobProblem(BaseModel):
+    code: FailureCode
+    message: str
+
+
+class JobLinks(BaseModel):
+    self: str
+    cancel: str
+    result: str
+    report: str
+
+
+class Job(BaseModel):
+    id: str
+    status: JobStatus
+    progress: JobProgress
+    queue_position: int | None = Field(description="1 for the next job to start; null once it has started.")
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None
+    finished_at: AwareDatetime | None
+    options: JobOptions
+    source: JobSource
+    result: JobResult | None
+    error: JobProblem | None
+    links: JobLinks
+
+
+class JobPage(BaseModel):
+    jobs: list[Job] = Field(description="Newest first.")
+    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last.")
+
+
+class Model(BaseModel):
+    preset: str
+    description: str
+    loaded: bool = Field(description="At least one live worker has it in memory.")
+    scale: int | None = Field(None, description="Known once loaded.")
+    device: str | None = None
+
+
+class ModelList(BaseModel):
+    models: list[Model]
+
+
+class Health(BaseModel):
+    status: str
+
+
+class Readiness(BaseModel):
+    status: str = Field(description="ready or not_ready")
+    missing: list[str] = Field(description="What keeps the service from accepting jobs.")
+    warnings: list[str] = Field(description="What deserves attention but stops nothing.")
+    workers: int | None = Field(description="Live worker processes; null when Redis cannot be asked.")
+
+
+def public_job(record: JobRecord, progress: Progress, queue_position: int | None) -> Job:
+    """The job as clients see it. `progress`: the live figures; a finished job needs none."""
+    path = f"/v1/jobs/{record.id}"
+    if record.status == JobStatus.SUCCEEDED and record.result:
+        # Also after Redis has forgotten the figures, a finished job is whole.
+        frames = record.result.frames
+        progress = progress.model_copy(update={"frames_done": frames, "frames_total": frames})
+    return Job(
+        id=record.id,
+        status=record.status,
+        progress=JobProgress(
+            **progress.model_dump(),
+            fraction=min(progress.fraction, 1.0),
+            eta_seconds=progress.eta_seconds if record.status == JobStatus.RUNNING else None,
+        ),
+        queue_position=queue_position,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        options=record.options,
+        source=JobSource(
+            name=record.source_name,
+            size_bytes=record.source_size_bytes,
+            sha256=record.source_sha256,
+            **(record.source.model_dump() if record.source else {}),
+        ),
+        result=JobResult(url=f"{path}/result", **record.result.model_dump()) if record.result else None,
+        error=JobProblem(**record.error.model_dump()) if record.error else None,
+        links=JobLinks(self=path, cancel=f"{path}/cancel", result=f"{path}/result", report=f"{path}/report"),
+    )

@@ -1,0 +1,117 @@
+"""Running the gateway in this process until it is told to stop."""
+
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from app.gateway import MissingRedisError, create_app
+from app.settings import GatewaySettings
+from worker.contract.settings import RedisSettings, StorageSettings
+from worker.contract.storage import JobStorage
+
+log = structlog.get_logger(__name__)
+
+# Open streams would hold the exit for ever.
+_GRACEFUL_SHUTDOWN_SECONDS = 2
+
+
+class GatewayStartError(Exception):
+    """One line that says why the gateway does not start and what to do."""
+
+
+def serve_gateway(
+    settings: GatewaySettings,
+    redis_settings: RedisSettings,
+    storage_settings: StorageSettings,
+    on_listening: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then return. Raises `GatewayStartError`.
+
+    `on_listening` is called with the address once requests are taken. In a thread other than the main one no signal
+    is heeded.
+    """
+    if not (settings.api_keys or settings.allow_anonymous or settings.is_loopback_only):
+        raise GatewayStartError(
+            f"refusing to listen on {settings.host} without API keys: set VSR_API_KEYS, or listen on 127.0.0.1"
+        )
+    try:
+        app = create_app(settings, redis_settings, storage_settings)
+    except MissingRedisError as error:
+        raise GatewayStartError(str(error)) from error
+    try:
+        JobStorage(storage_settings.storage_dir).prepare()
+    except OSError as error:
+        raise GatewayStartError(
+            f"the storage folder {storage_settings.storage_dir} cannot be used ({error.strerror}): set VSR_STORAGE_DIR"
+        ) from error
+    with _listening(settings.host, settings.port) as listener:
+        config = uvicorn.Config(
+            app,
+            timeout_graceful_shutdown=_GRACEFUL_SHUTDOWN_SECONDS,
+            # Logs are configured once, at the process's door; requests are logged by `app.middleware`.
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+        )
+        url = _url(listener)
+        if not settings.api_keys:
+            log.warning(
+                "no API keys are configured (VSR_API_KEYS): everyone who can reach this address may use it", url=url
+            )
+        with _returning_on_signals():
+            _Server(config, lambda: on_listening(url) if on_listening else None).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Bound here and not by uvicorn, which would end the process with a log line."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise GatewayStartError(
+                f"cannot listen on {host} port {port} ({error.strerror}): choose another with --port or VSR_PORT"
+            ) from error
+        yield listener
+
+
+@contextmanager
+def _returning_on_signals() -> Iterator[None]:
+    """When told to stop, uvicorn does so and then raises the signal again: for us the clean end is the whole answer."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def heeded_already(number: int, frame: FrameType | None) -> None:
+        log.info("gateway stopped", signal=signal.Signals(number).name)
+
+    before = {number: signal.signal(number, heeded_already) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,50 @@
+"""What the gateway and its client can be told from outside. In the environment a field's name has `VSR_` before it."""
+
+import ipaddress
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class GatewaySettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="VSR_", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback only with keys.")
+    port: int = Field(8000, ge=0, le=65535, description="0: any free port.")
+    api_keys: Annotated[list[SecretStr], NoDecode] = Field(
+        default=[], description="Keys that clients must show, comma separated. None: loopback only."
+    )
+    allow_anonymous: bool = Field(
+        False, description="Listen beyond loopback without keys: only where something else keeps strangers out."
+    )
+    max_upload_bytes: int = Field(10 * 1024**3, ge=1, description="Largest source file.")
+    upload_idle_timeout_seconds: float = Field(
+        60.0, gt=0, description="An upload that sends nothing for so long is given up."
+    )
+    upload_retention_seconds: float = Field(
+        24 * 3600.0, gt=0, description="Uploads that did not become a job are removed at start when older than this."
+    )
+    max_queued_jobs: int = Field(1000, ge=1, description="With so many jobs waiting, new ones are refused for now.")
+    enable_test_presets: bool = Field(False, description="Accept presets with random weights. For tests only.")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def split_at_commas(cls, value: object) -> object:
+        return [key for item in value.split(",") if (key := item.strip())] if isinstance(value, str) else value
+
+    @property
+    def is_loopback_only(self) -> bool:
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+class ClientSettings(BaseSettings):
+    """For `vsr submit`, `status`, ...: which service, and the key to it."""
+
+    model_config = SettingsConfigDict(env_prefix="VSR_", frozen=True)
+
+    url: str = Field("http://127.0.0.1:8000", description="Address of the service.")
+    api_key: SecretStr | None = None

@@ -1,0 +1,161 @@
+"""Submitting a job: a form with the file, or JSON that names an upload."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, TypeVar, cast
+
+from asgi_correlation_id import correlation_id
+from fastapi import APIRouter, Depends, Header, Request, Response
+from pydantic import BaseModel, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from app.acceptance import Submission, accept, refuse_unknown_preset, refuse_when_full
+from app.dependencies import Services, ServicesDep, count_rejections, require_api_key
+from app.errors import (
+    EmptyFileError,
+    IdempotencyConflictError,
+    IdempotencyKeyReusedError,
+    InvalidRequestError,
+    MalformedBodyError,
+    OutOfDiskError,
+    QueueUnavailableError,
+    TooManyJobsError,
+    UnauthorizedError,
+    UnknownPresetError,
+    UnsupportedMediaTypeError,
+    UploadNotFoundError,
+    UploadStalledError,
+    UploadTooLargeError,
+    responses,
+)
+from app.forms import FILE_FIELD, FORM_OVERHEAD_BYTES, read_form
+from app.jobs import present_job
+from app.schemas import Job, SubmitUpload
+from app.uploads import Incoming, body_chunks, content_length, moved_file, moved_upload
+from worker.contract.job import JobOptions, JobRecord
+
+_MAX_JSON_BYTES = 64 * 1024
+_Model = TypeVar("_Model", bound=BaseModel)
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(count_rejections), Depends(require_api_key)])
+
+
+def _schema(model: type[BaseModel]) -> dict[str, object]:
+    """The model's JSON schema; what it refers to is among the components already, as responses use it too."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    return schema
+
+
+def _form_schema() -> dict[str, object]:
+    options = _schema(JobOptions)
+    properties = {FILE_FIELD: {"type": "string", "format": "binary"}, **cast(dict[str, object], options["properties"])}
+    return {"type": "object", "properties": properties, "required": [FILE_FIELD]}
+
+
+@router.post(
+    "",
+    status_code=202,
+    summary="Submit a job: a form with the file, or JSON that names an upload",
+    responses=responses(
+        MalformedBodyError,
+        UnauthorizedError,
+        UploadNotFoundError,
+        UploadStalledError,
+        IdempotencyConflictError,
+        UploadTooLargeError,
+        UnsupportedMediaTypeError,
+        InvalidRequestError,
+        UnknownPresetError,
+        EmptyFileError,
+        IdempotencyKeyReusedError,
+        TooManyJobsError,
+        QueueUnavailableError,
+        OutOfDiskError,
+    ),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": _form_schema()},
+                "application/json": {"schema": _schema(SubmitUpload)},
+            },
+        }
+    },
+)
+async def create_job(
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    idempotency_key: Annotated[
+        str | None,
+        Header(max_length=255, description="Repeating a request with the same key within 24 hours gives the same job."),
+    ] = None,
+) -> Job:
+    """The job is durable when this answers. Poll it at `Location`."""
+    await run_in_threadpool(refuse_when_full, services)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    submit = {"multipart/form-data": _submit_form, "application/json": _submit_upload}.get(media_type)
+    if submit is None:
+        raise UnsupportedMediaTypeError("Send multipart/form-data with a file, or application/json with an upload_id.")
+    record = await submit(request, services, idempotency_key)
+    job = await run_in_threadpool(present_job, services, record)
+    response.headers["Location"] = job.links.self
+    return job
+
+
+async def _submit_form(request: Request, services: Services, idempotency_key: str | None) -> JobRecord:
+    length = content_length(request)
+    with Incoming(services, None if length is None else max(0, length - FORM_OVERHEAD_BYTES)) as incoming:
+        form = await read_form(
+            request.headers["content-type"],
+            body_chunks(request, services.settings.upload_idle_timeout_seconds),
+            services.settings.max_upload_bytes,
+            partial(_options_of_form, services),
+            incoming.write,
+        )
+        options = _options_of_form(services, form.fields)
+        received = await incoming.finish()
+        submission = Submission(
+            options=options,
+            source_name=form.filename,
+            move_source=partial(moved_file, received),
+            source_identity=received.sha256,
+            idempotency_key=idempotency_key,
+            request_id=correlation_id.get(),
+        )
+        return await run_in_threadpool(accept, services, submission)
+
+
+async def _submit_upload(request: Request, services: Services, idempotency_key: str | None) -> JobRecord:
+    body = bytearray()
+    async for chunk in body_chunks(request, services.settings.upload_idle_timeout_seconds):
+        body += chunk
+        if len(body) > _MAX_JSON_BYTES:
+            raise UploadTooLargeError(_MAX_JSON_BYTES)
+    asked = _validated(partial(SubmitUpload.model_validate_json, bytes(body)))
+    options = asked.options
+    refuse_unknown_preset(options, services.settings)
+    submission = Submission(
+        options=options,
+        source_name=asked.filename,
+        move_source=partial(moved_upload, services.storage, asked.upload_id),
+        source_identity=asked.upload_id,
+        idempotency_key=idempotency_key,
+        request_id=correlation_id.get(),
+    )
+    return await run_in_threadpool(accept, services, submission)
+
+
+def _options_of_form(services: Services, fields: dict[str, str]) -> JobOptions:
+    # A browser sends a field that was left empty as an empty string.
+    options = _validated(partial(JobOptions.model_validate, {name: text for name, text in fields.items() if text}))
+    refuse_unknown_preset(options, services.settings)
+    return options
+
+
+def _validated(validate: Callable[[], _Model]) -> _Model:
+    try:
+        return validate()
+    except ValidationError as error:
+        raise InvalidRequestError.from_validation(error.errors()) from error
