@@ -37,7 +37,7 @@ def open_source(source: Path, max_pixels: int) -> Iterator[InputContainer]:
     """Open an untrusted file for reading. Raises `JobFailureError`; only failures of opening are named here."""
     if source.stat().st_size == 0:
         raise JobFailureError(FailureCode.EMPTY_FILE, "the file is empty")
-    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file", "max_pixels": str(max_pixels)}
+    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file", "max_pixels": str(_with_padding(max_pixels))}
     try:
         container = av.open(str(source), "r", options=options, metadata_errors="replace", timeout=60.0)
     except (av.FFmpegError, ValueError, IndexError) as error:
@@ -60,10 +60,23 @@ def main_video_stream(container: InputContainer, max_pixels: int) -> VideoStream
             FailureCode.UNSUPPORTED_CODEC,
             f"the codec of video stream {stream.index} cannot be decoded here: convert the file to H.264 first",
         )
+    prepare_decoder(stream, max_pixels)
+    return stream
+
+
+def stream_at(container: InputContainer, index: int) -> VideoStream:
+    """Return the video stream that a survey chose."""
+    stream = container.streams[index]
+    if not isinstance(stream, VideoStream):
+        raise JobFailureError(FailureCode.CORRUPT_FRAME, f"stream {index} of the source is no longer a video")
+    return stream
+
+
+def prepare_decoder(stream: VideoStream, max_pixels: int) -> None:
+    """Set the threads and the size limit of a decoder; must come before its first packet."""
     stream.thread_type = "AUTO"
     stream.thread_count = DECODER_THREADS
-    stream.codec_context.options = {"max_pixels": str(max_pixels)}
-    return stream
+    stream.codec_context.options = {"max_pixels": str(_with_padding(max_pixels))}
 
 
 def decode_all(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
@@ -103,6 +116,11 @@ def frame_crc32(frame: VideoFrame) -> int:
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height]
         crc = zlib.crc32(rows[:, :row_bytes].tobytes(), crc)
     return crc
+
+
+def _with_padding(max_pixels: int) -> int:
+    """Codecs count their padding to whole blocks too. The exact limit is checked by `survey`."""
+    return max_pixels + max_pixels // 8
 
 
 def _corrupt(frames_done: int, seconds: float, reason: str) -> JobFailureError:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import av
 import av.logging
+from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition, Stream
@@ -215,7 +216,7 @@ def _side_data(frame: VideoFrame) -> dict[SideDataType, bytes]:
 
 def _average_rate(stream: VideoStream, table: FrameTable) -> Fraction:
     """Frames per second: what the container says, else what the timestamps say."""
-    declared = stream.average_rate or stream.guessed_rate
+    declared = stream.average_rate
     if declared and 0 < declared <= 1000:
         return declared
     if len(table) > 1:
@@ -225,9 +226,8 @@ def _average_rate(stream: VideoStream, table: FrameTable) -> Fraction:
 
 
 def _other(stream: Stream) -> OtherStream:
-    codec = stream.codec_context.codec.canonical_name if stream.codec_context is not None else None
-    if codec is None and stream.type == "data":
-        codec = stream.name
+    context = cast("CodecContext | None", stream.codec_context)  # None where FFmpeg has no decoder
+    codec = context.codec.canonical_name if context is not None else stream.name if stream.type == "data" else None
     return OtherStream(
         index=stream.index,
         type=stream.type,

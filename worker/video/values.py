@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from worker.contract.job import VideoCodec
+
 Rational = Annotated[
     Fraction,
     BeforeValidator(Fraction),
@@ -61,6 +63,16 @@ class FrameTable(Frozen):
 
     def seconds(self, frame: int) -> float:
         return float(self.pts[frame] * self.time_base)
+
+
+class Encoding(Frozen):
+    """Everything that decides the bytes of an encoded segment, beside its frames."""
+
+    codec: VideoCodec
+    crf: int
+    encoder_preset: str
+    average_rate: Rational = Field(description="Frames per second, for rate control only; times come from the frames.")
+    time_base: Rational
 
 
 class OtherStream(Frozen):

@@ -1,0 +1,138 @@
+"""The last step: segments and the source's other streams become the finished file, which is read back and checked."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from worker.contract.job import Container, JobOptions, VideoCodec
+from worker.contract.storage import publishing
+from worker.plan import SCALE, Plan, StreamPlan
+from worker.video.mux import read_order, write_result
+from worker.video.packets import StreamContents, read_contents
+from worker.video.source import open_source, stream_at
+from worker.video.verify import Timing, check_result
+
+PIPELINE_VERSION = 1
+"""Raise it whenever the same source, options and weights give other bytes than before."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StreamReport(_Frozen):
+    """What became of one stream of the source."""
+
+    index: int
+    type: str
+    codec: str | None
+    outcome: Literal["upscaled", "copied", "rewritten", "dropped"]
+    why: str | None = None
+    packets: int | None = Field(None, description="Of a copied stream: as many in the source as in the result.")
+    sha256: str | None = Field(None, description="Of a copied stream's payload: the same in source and result.")
+
+
+class Report(_Frozen):
+    """`report.json`: what was kept, what was changed, and what the check of the finished file found."""
+
+    container: Container
+    codec: VideoCodec
+    width: int
+    height: int
+    frames: int = Field(description="In the source as in the result; counted in both.")
+    timestamps: str = Field(description="How the frames' times compare with the source's.")
+    streams: tuple[StreamReport, ...]
+    notes: tuple[str, ...]
+    made_by: str = Field(description="The tag in the file that tells source, options and weights.")
+    stage_seconds: dict[str, float] | None = Field(None, description="Seconds by stage, over all segments, if known.")
+
+
+def assemble(plan: Plan, source: Path, segments: Sequence[Path], target: Path) -> Report:
+    """Write the finished file and publish it once it has been read back and found right.
+
+    Raises `JobFailureError(VERIFICATION_FAILED)` if it is not, or if the segments do not fit together.
+    """
+    order = read_order(segments, [segment.frames for segment in plan.segments])
+    made_by = result_tag(plan.source_sha256, plan.options, plan.container, order.made_by)
+    table = plan.survey.frames
+    with open_source(source, plan.max_pixels) as opened, publishing(target) as partial:
+        video = stream_at(opened, plan.survey.stream_index)
+        copied = [opened.streams[stream.stream.index] for stream in plan.streams if stream.action == "copy"]
+        copies = {stream.index: facts for stream, facts in zip(copied, read_contents(opened, copied), strict=True)}
+        write_result(
+            partial,
+            plan.container,
+            opened,
+            video,
+            copies,
+            segments,
+            order,
+            table,
+            plan.picture,
+            plan.encoding,
+            made_by,
+        )
+        timing = check_result(partial, plan.container, opened, video, copies, table, plan.picture)
+    return _report(plan, copies, timing, made_by)
+
+
+def result_tag(source_sha256: str, options: JobOptions, container: Container, network: str) -> str:
+    """Return the "encoder" tag of a result: what made it, of what. Equal tags mean equal files.
+
+    It stands in the file itself, so that a second run can tell a finished result from anything else without a file
+    beside it. `network` is the fingerprint of the weights.
+    """
+    chosen = options.model_copy(update={"container": container}).model_dump_json()
+    identity = f"{PIPELINE_VERSION} {source_sha256} {chosen} {network}"
+    return f"twostep-vsr {hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+
+
+def _report(plan: Plan, copies: Mapping[int, StreamContents], timing: Timing, made_by: str) -> Report:
+    streams = [_stream_report(stream, copies) for stream in plan.streams]
+    upscaled = StreamReport(
+        index=plan.survey.stream_index,
+        type="video",
+        codec=plan.survey.codec,
+        outcome="upscaled",
+        why=f"{SCALE}x, encoded as {plan.encoding.codec}",
+    )
+    return Report(
+        container=plan.container,
+        codec=plan.encoding.codec,
+        width=plan.picture.width,
+        height=plan.picture.height,
+        frames=plan.frames,
+        timestamps=_timestamps(timing),
+        streams=tuple(sorted([upscaled, *streams], key=lambda stream: stream.index)),
+        notes=plan.survey.notes,
+        made_by=made_by,
+    )
+
+
+def _stream_report(plan: StreamPlan, copies: Mapping[int, StreamContents]) -> StreamReport:
+    stream = plan.stream
+    facts = copies.get(stream.index)
+    why = plan.why
+    if facts is not None and facts.framed:
+        why = "the transport stream's own framing was taken off, as the container demands; the payload is the same"
+    return StreamReport(
+        index=stream.index,
+        type=stream.type,
+        codec=stream.codec,
+        outcome={"copy": "copied", "rewrite": "rewritten", "drop": "dropped"}[plan.action],
+        why=why,
+        packets=len(facts.pts) if facts is not None else None,
+        sha256=facts.sha256 if facts is not None else None,
+    )
+
+
+def _timestamps(timing: Timing) -> str:
+    text = "exact: every frame is shown at the source's own time"
+    if timing.rounding:
+        text = f"rounded to the container's clock, by at most {float(timing.rounding) * 1000:.3f} ms"
+    if timing.shift:
+        text += f"; all streams alike start {float(timing.shift) * 1000:.3f} ms later: mkv and webm begin at zero"
+    return text

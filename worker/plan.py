@@ -1,0 +1,176 @@
+"""What will be done to one video, segment by segment: `plan.json`. No GPU and no torch are needed to make it."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import Container, JobOptions, SourceInfo, StreamInfo, VideoCodec, fraction_text
+from worker.settings import VideoLimits
+from worker.video.colour import encoded_picture
+from worker.video.containers import copy_problems, holds_codec, own_container
+from worker.video.survey import survey
+from worker.video.values import Encoding, OtherStream, Picture, Survey
+
+SCALE = 2
+SEGMENT_SECONDS = 4
+MIN_SEGMENT_FRAMES, MAX_SEGMENT_FRAMES = 24, 240
+
+_DEFAULT_CRF = {VideoCodec.H264: 18, VideoCodec.HEVC: 20, VideoCodec.AV1: 28}
+_MAX_CRF = {VideoCodec.H264: 51, VideoCodec.HEVC: 51, VideoCodec.AV1: 63}
+_REWRITTEN_DATA = {"tmcd": "written anew from the timecode tag", "bin_data": "written anew from the chapters"}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SegmentPlan(_Frozen):
+    """Consecutive frames that are computed and encoded alone: `first` to `stop - 1`."""
+
+    index: int
+    first: int
+    stop: int
+
+    @property
+    def frames(self) -> int:
+        return self.stop - self.first
+
+
+class StreamPlan(_Frozen):
+    """What becomes of a stream of the source that is not upscaled."""
+
+    stream: OtherStream
+    action: Literal["copy", "rewrite", "drop"]
+    why: str | None = Field(None, description="For the report, where the stream is not simply copied.")
+
+
+class Plan(_Frozen):
+    """Everything that decides the result, beside the networks' weights."""
+
+    version: Literal[1] = 1
+    source_sha256: str
+    source_size_bytes: int
+    options: JobOptions = Field(description="As chosen; `container` and `encoding` say what that came to.")
+    container: Container
+    survey: Survey
+    picture: Picture = Field(description="Of the result.")
+    encoding: Encoding
+    segments: tuple[SegmentPlan, ...]
+    streams: tuple[StreamPlan, ...]
+    max_pixels: int = Field(description="The limit under which the source was accepted.")
+
+    @property
+    def frames(self) -> int:
+        return len(self.survey.frames)
+
+    def source_info(self) -> SourceInfo:
+        """Return what clients are told about the source."""
+        table, picture = self.survey.frames, self.survey.picture
+        ticks = table.pts[-1] + table.last_duration - table.pts[0]
+        video = StreamInfo(index=self.survey.stream_index, type="video", codec=self.survey.codec)
+        others = [
+            StreamInfo(index=other.index, type=other.type, codec=other.codec, language=other.language)
+            for other in self.survey.others
+        ]
+        return SourceInfo(
+            container=self.survey.format_names[0],
+            width=picture.width,
+            height=picture.height,
+            frames=self.frames,
+            duration_seconds=float(ticks * table.time_base),
+            frame_rate=fraction_text(self.survey.average_rate),
+            pixel_format=picture.pixel_format,
+            streams=sorted([video, *others], key=lambda stream: stream.index),
+        )
+
+
+def make_plan(
+    source: Path,
+    options: JobOptions,
+    limits: VideoLimits,
+    source_suffix: str = "",
+    *,
+    segment_frames: int | None = None,
+) -> Plan:
+    """Read the whole source once and lay out the work. Raises `JobFailureError` for what cannot be done.
+
+    `source_suffix` is that of the user's file name (".mov"); it only tells containers of one family apart.
+    `segment_frames` replaces the usual length of about four seconds; the tests cut short videos finely with it.
+    """
+    facts = survey(source, limits)
+    container, codec = _container_and_codec(options, facts, source_suffix)
+    crf = _DEFAULT_CRF[codec] if options.crf is None else options.crf
+    if crf > _MAX_CRF[codec]:
+        raise JobFailureError(
+            FailureCode.UNSUPPORTED_OUTPUT, f"crf {crf} is out of range: {codec} takes 0 to {_MAX_CRF[codec]}"
+        )
+    problems = copy_problems(source, facts, container, limits.max_pixels)
+    kept_by_mkv = copy_problems(source, facts, Container.MKV, limits.max_pixels)
+    return Plan(
+        source_sha256=_sha256(source),
+        source_size_bytes=source.stat().st_size,
+        options=options,
+        container=container,
+        survey=facts,
+        picture=encoded_picture(facts.picture, SCALE),
+        encoding=Encoding(
+            codec=codec,
+            crf=crf,
+            encoder_preset=options.encoder_preset,
+            average_rate=facts.average_rate,
+            time_base=facts.frames.time_base,
+        ),
+        segments=lay_out_segments(len(facts.frames), segment_frames or _usual_segment_frames(facts)),
+        streams=tuple(
+            _stream_plan(other, container, problems[other.index], kept_by_mkv[other.index]) for other in facts.others
+        ),
+        max_pixels=limits.max_pixels,
+    )
+
+
+def lay_out_segments(frames: int, target_frames: int) -> tuple[SegmentPlan, ...]:
+    """Cut `frames` into nearly equal segments of at most `target_frames`, but none below `MIN_SEGMENT_FRAMES`.
+
+    A target below that minimum is kept; a video below it is one segment. Where both cannot be had, the minimum wins.
+    """
+    smallest = min(MIN_SEGMENT_FRAMES, target_frames)
+    count = max(1, min(-(-frames // target_frames), frames // smallest))
+    cuts = [number * frames // count for number in range(count + 1)]
+    return tuple(SegmentPlan(index=i, first=cuts[i], stop=cuts[i + 1]) for i in range(count))
+
+
+def _usual_segment_frames(facts: Survey) -> int:
+    return min(max(round(SEGMENT_SECONDS * facts.average_rate), MIN_SEGMENT_FRAMES), MAX_SEGMENT_FRAMES)
+
+
+def _container_and_codec(options: JobOptions, facts: Survey, source_suffix: str) -> tuple[Container, VideoCodec]:
+    """Resolve what the options leave open, as their descriptions promise."""
+    container = options.container
+    if container is None:
+        container = own_container(facts, source_suffix) or Container.MKV
+        if options.codec is not None and not holds_codec(container, options.codec):
+            container = Container.MKV
+    codec = options.codec or (VideoCodec.AV1 if container is Container.WEBM else VideoCodec.H264)
+    if not holds_codec(container, codec):
+        raise JobFailureError(
+            FailureCode.UNSUPPORTED_OUTPUT, f"{container} cannot hold {codec}: choose another container or codec"
+        )
+    return container, codec
+
+
+def _stream_plan(stream: OtherStream, container: Container, problem: str | None, mkv_problem: str | None) -> StreamPlan:
+    rewritten = _REWRITTEN_DATA.get(stream.codec or "")
+    if stream.type == "data" and rewritten and container in (Container.MP4, Container.MOV):
+        return StreamPlan(stream=stream, action="rewrite", why=rewritten)
+    if problem is None:
+        return StreamPlan(stream=stream, action="copy")
+    hint = "; mkv can" if mkv_problem is None and container is not Container.MKV else ""
+    return StreamPlan(stream=stream, action="drop", why=problem + hint)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

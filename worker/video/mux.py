@@ -1,0 +1,220 @@
+"""Putting the finished file together by stream copy: the encoded segments, and all other streams of the source."""
+
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import AttachmentStream, Disposition, Stream
+from av.video.stream import VideoStream
+
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import Container, VideoCodec
+from worker.video.containers import FORMATS
+from worker.video.packets import StreamContents, is_end_mark
+from worker.video.values import Encoding, FrameTable, Picture
+
+# Said by the container itself, or true of the source's encoding only.
+_STALE_METADATA = {"major_brand", "minor_version", "compatible_brands", "encoder", "encoding_tool", "duration"}
+_STALE_MKV_STATISTICS = ("BPS", "DURATION", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES", "_STATISTICS_")
+_MAX_MOVIE_TIMESCALE = 2**31 - 1
+_USUAL_MOVIE_TIMESCALE = 1000
+
+
+@dataclass(frozen=True)
+class SegmentOrder:
+    """How the frames of all segments follow one another in the file."""
+
+    display_ranks: list[list[int]]
+    """For each segment, the place in the order of display of every packet, in the order of the file."""
+    reorder_depth: int
+    """The most that a packet lies later in the file than in the order of display."""
+    made_by: str
+    """What `encode_frames` was told; the same in all segments."""
+
+
+def read_order(segments: Sequence[Path], expected_frames: Sequence[int]) -> SegmentOrder:
+    """Read the segments' packets. Raises `JobFailureError(VERIFICATION_FAILED)` where they do not fit together."""
+    display_ranks: list[list[int]] = []
+    depth = 0
+    headers: set[bytes | None] = set()
+    makers: set[str] = set()
+    for number, (path, frames) in enumerate(zip(segments, expected_frames, strict=True)):
+        with av.open(str(path), "r", format="mp4") as container:
+            pts = [packet.pts for packet in container.demux(0) if packet.pts is not None]
+            headers.add(container.streams.video[0].codec_context.extradata)
+            makers.add(container.metadata.get("encoder", ""))
+        if len(pts) != frames:
+            raise JobFailureError(
+                FailureCode.VERIFICATION_FAILED, f"segment {number} holds {len(pts)} frames instead of {frames}"
+            )
+        ranks = {time: rank for rank, time in enumerate(sorted(pts))}
+        display_ranks.append([ranks[time] for time in pts])
+        depth = max(depth, *(place - rank for place, rank in enumerate(display_ranks[-1])))
+    if len(headers) != 1 or len(makers) != 1:
+        what = "encoder settings" if len(headers) != 1 else "networks"
+        raise JobFailureError(
+            FailureCode.VERIFICATION_FAILED, f"the segments were made with different {what}: render them again"
+        )
+    return SegmentOrder(display_ranks, depth, makers.pop())
+
+
+def decoding_times(table: FrameTable, reorder_depth: int) -> list[int]:
+    """Return the DTS of every packet in file order: the presentation times, `reorder_depth` packets late.
+
+    Computed once over the whole video, so that they rise across the joints of segments as well, at any frame rate. The
+    first packets come before the first presentation time, at the spacing of the first two frames.
+    """
+    spacing = table.pts[1] - table.pts[0] if len(table) > 1 else 1
+    lead_in = [table.pts[0] - spacing * ahead for ahead in range(reorder_depth, 0, -1)]
+    return [*lead_in, *table.pts][: len(table)]
+
+
+def write_result(
+    target: Path,
+    container: Container,
+    source: InputContainer,
+    video: VideoStream,
+    copies: Mapping[int, StreamContents],
+    segments: Sequence[Path],
+    order: SegmentOrder,
+    table: FrameTable,
+    picture: Picture,
+    encoding: Encoding,
+    made_by: str,
+) -> None:
+    """Write `target`: the segments in place of `video`, and the source's streams in `copies` bit for bit."""
+    options = {"fflags": "+bitexact"} | (_mp4_options(source, copies, table) if _is_mp4(container) else {})
+    with (
+        av.open(str(segments[0]), "r", format="mp4") as first_segment,
+        av.open(str(target), "w", format=FORMATS[container], container_options=options) as output,
+    ):
+        output.metadata.update(_metadata(source.metadata))
+        output.metadata["encoding_tool"] = made_by
+        outputs: dict[int, Stream] = {}
+        for stream in source.streams:
+            if stream.index == video.index:
+                outputs[stream.index] = _add_video(
+                    output, container, first_segment.streams.video[0], video, table, picture, encoding
+                )
+            elif stream.index in copies:
+                outputs[stream.index] = _add_copy(output, container, source, stream)
+        output.set_chapters(source.chapters())
+        output.start_encoding()
+        copied = [
+            source.streams[index]
+            for index in copies
+            if not isinstance(outputs[index], AttachmentStream)  # written with the header
+        ]
+        for packet in heapq.merge(
+            _video_packets(segments, order, table, outputs[video.index]),
+            _copied_packets(source, copied, outputs),
+            key=_decoded_at,
+        ):
+            output.mux_one(packet)
+
+
+def _add_video(
+    output: OutputContainer,
+    container: Container,
+    encoded: VideoStream,
+    original: VideoStream,
+    table: FrameTable,
+    picture: Picture,
+    encoding: Encoding,
+) -> VideoStream:
+    stream = output.add_stream_from_template(encoded, opaque=True)
+    stream.time_base = Fraction(1, table.time_base.denominator)
+    stream.codec_context.framerate = encoding.average_rate
+    if encoding.codec is VideoCodec.HEVC and _is_mp4(container):
+        stream.codec_context.codec_tag = "hvc1"  # Apple's players take no other
+    stream.disposition = original.disposition
+    stream.metadata.update(_metadata(original.metadata))
+    stream.set_display_matrix(picture.display_matrix)
+    return stream
+
+
+def _add_copy(output: OutputContainer, container: Container, source: InputContainer, original: Stream) -> Stream:
+    if isinstance(original, AttachmentStream):
+        return output.add_attachment(original.name or "attachment", original.mimetype or "", original.data)
+    if original.disposition & Disposition.attached_pic and container is Container.MKV:
+        source.seek(0)
+        picture = next(iter(source.demux(original)))
+        kind = {"mjpeg": "jpeg"}.get(original.codec_context.name, original.codec_context.name)
+        name = original.metadata.get("filename", f"cover.{kind}")
+        return output.add_attachment(name, f"image/{kind}", bytes(picture))
+    stream = output.add_stream_from_template(original, opaque=True)
+    stream.disposition = original.disposition
+    stream.metadata.update(original.metadata)
+    return stream
+
+
+def _video_packets(
+    segments: Sequence[Path], order: SegmentOrder, table: FrameTable, output: Stream
+) -> Iterator["Packet[Stream]"]:
+    dts = iter(decoding_times(table, order.reorder_depth))
+    ends = [*table.pts[1:], table.pts[-1] + table.last_duration]
+    first = 0
+    for path, ranks in zip(segments, order.display_ranks, strict=True):
+        with av.open(str(path), "r", format="mp4") as container:
+            packets = (packet for packet in container.demux(0) if not is_end_mark(packet))
+            for packet, rank in zip(packets, ranks, strict=True):
+                frame = first + rank
+                packet.stream = output
+                packet.time_base = table.time_base
+                packet.pts, packet.dts = table.pts[frame], next(dts)
+                packet.duration = ends[frame] - table.pts[frame]
+                yield packet
+        first += len(ranks)
+
+
+def _copied_packets(
+    source: InputContainer, streams: Sequence[Stream], outputs: Mapping[int, Stream]
+) -> Iterator["Packet[Stream]"]:
+    if not streams:
+        return
+    source.seek(0)
+    for packet in source.demux(list(streams)):
+        if is_end_mark(packet):
+            continue
+        packet.stream = outputs[packet.stream_index]
+        if packet.dts is None:
+            packet.dts = packet.pts
+        yield packet
+
+
+def _decoded_at(packet: "Packet[Stream]") -> Fraction:
+    return (packet.dts or 0) * packet.time_base
+
+
+def _metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {
+        key: value
+        for key, value in metadata.items()
+        if key.lower() not in _STALE_METADATA and not key.startswith(_STALE_MKV_STATISTICS)
+    }
+
+
+def _mp4_options(source: InputContainer, copies: Mapping[int, StreamContents], table: FrameTable) -> dict[str, str]:
+    flags = "+faststart"
+    if any(key.startswith("com.") for key in source.metadata):
+        # Apple's own keys, which the usual iTunes atoms have no place for.
+        flags += "+use_metadata_tags"
+    starts = [Fraction(table.pts[0]) * table.time_base]
+    starts += [contents.pts[0] * contents.time_base for contents in copies.values() if contents.pts]
+    return {"movflags": flags, "movie_timescale": str(_movie_timescale(starts))}
+
+
+def _movie_timescale(starts: Iterable[Fraction]) -> int:
+    """Return ticks per second fine enough that the edit lists can start every stream exactly where it started."""
+    exact = math.lcm(_USUAL_MOVIE_TIMESCALE, *(start.denominator for start in starts))
+    return exact if exact <= _MAX_MOVIE_TIMESCALE else _USUAL_MOVIE_TIMESCALE
+
+
+def _is_mp4(container: Container) -> bool:
+    return container in (Container.MP4, Container.MOV)

@@ -1,0 +1,77 @@
+"""Streams as sequences of packets: what is in them, told in a form that source and result can be compared by."""
+
+import hashlib
+import re
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import cast
+
+from av.codec.context import CodecContext
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import AttachmentStream, Stream
+
+_ADTS_HEADER_BYTES, _ADTS_CRC_BYTES = 7, 2
+_ANNEX_B_START = re.compile(rb"\x00*\x00\x00\x01")
+
+
+@dataclass
+class StreamContents:
+    """All packets of one stream: their times, and the checksum of their payloads in file order."""
+
+    time_base: Fraction
+    framed: bool
+    pts: "array[int]" = field(default_factory=lambda: array("q"))
+    sha256: str = ""
+
+
+def read_contents(container: InputContainer, streams: Sequence[Stream]) -> list[StreamContents]:
+    """Read the whole container once and return the contents of `streams`, in their order.
+
+    An attachment (a font) has no packets; its bytes lie in the header.
+    """
+    contents = [StreamContents(stream.time_base or Fraction(1), _is_framed(stream)) for stream in streams]
+    hashes = [hashlib.sha256(stream.data if isinstance(stream, AttachmentStream) else b"") for stream in streams]
+    place = {stream.index: number for number, stream in enumerate(streams)}
+    with_packets = [stream for stream in streams if not isinstance(stream, AttachmentStream)]
+    if with_packets:
+        container.seek(0)
+        for packet in container.demux(with_packets):
+            if is_end_mark(packet):
+                continue
+            number = place[packet.stream_index]
+            payload = bytes(packet)
+            hashes[number].update(unframed(payload) if contents[number].framed else payload)
+            contents[number].pts.append(packet.pts if packet.pts is not None else packet.dts or 0)
+    for number, one_hash in enumerate(hashes):
+        contents[number].sha256 = one_hash.hexdigest()
+    return contents
+
+
+def is_end_mark(packet: "Packet[Stream]") -> bool:
+    """PyAV ends every stream with an empty packet, to flush decoders."""
+    return packet.size == 0 and packet.dts is None and packet.pts is None
+
+
+def unframed(payload: bytes) -> bytes:
+    """Return a transport stream's packet as mp4 and Matroska hold it: AAC without ADTS headers, H.264 with lengths."""
+    if payload[:1] == b"\xff":
+        has_no_crc = payload[1] & 1
+        return payload[_ADTS_HEADER_BYTES + (0 if has_no_crc else _ADTS_CRC_BYTES) :]
+    units = [unit for unit in _ANNEX_B_START.split(payload) if unit]
+    return b"".join(len(unit).to_bytes(4, "big") + unit for unit in units)
+
+
+def _is_framed(stream: Stream) -> bool:
+    """Say whether packets carry their own framing, as in MPEG-TS, which muxers of other formats take off."""
+    context = cast("CodecContext | None", stream.codec_context)
+    if context is None:
+        return False
+    extradata = context.extradata or b""
+    if context.codec.canonical_name == "aac":
+        return not extradata
+    if context.codec.canonical_name in ("h264", "hevc"):
+        return not extradata or extradata[:3] == b"\0\0\1" or extradata[:4] == b"\0\0\0\1"
+    return False

@@ -1,0 +1,117 @@
+"""Reading the finished file back: every frame and packet must be there, when it should be, as it was."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import AttachmentStream, Disposition, Stream
+from av.video.stream import VideoStream
+
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import Container
+from worker.video.containers import FORMATS
+from worker.video.packets import StreamContents, read_contents
+from worker.video.values import FrameTable, Picture
+
+_MAX_SHIFT_SECONDS = 1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How the times in the result relate to those in the source."""
+
+    shift: Fraction
+    """Seconds by which all streams alike come later: Matroska cannot hold times before zero."""
+    rounding: Fraction
+    """The largest rounding of a video frame's time to the container's clock, in seconds."""
+
+
+def check_result(
+    target: Path,
+    container: Container,
+    source: InputContainer,
+    video: VideoStream,
+    copies: Mapping[int, StreamContents],
+    table: FrameTable,
+    picture: Picture,
+) -> Timing:
+    """Compare `target` with what it was made from. Raises `JobFailureError(VERIFICATION_FAILED)` for any difference."""
+    with av.open(str(target), "r", format=FORMATS[container].replace("webm", "matroska")) as result:
+        expected = [stream for stream in source.streams if stream.index == video.index or stream.index in copies]
+        pairs = _pairs(expected, result)
+        _check_video(pairs[video.index], picture)
+        contents = dict(zip(pairs, read_contents(result, list(pairs.values())), strict=True))
+    timing = _check_video_times(contents[video.index], table, container)
+    for index, original in copies.items():
+        _check_copy(index, original, contents[index], source.streams[index], timing, container)
+    return timing
+
+
+def _pairs(expected: list[Stream], result: InputContainer) -> dict[int, Stream]:
+    """Find every expected stream in the result, by kind and order: muxers put pictures and fonts last."""
+    pairs: dict[int, Stream] = {}
+    for kind in ("track", "picture", "attachment"):
+        originals = [stream for stream in expected if _kind(stream) == kind]
+        # A muxer may add tracks of its own behind ours: chapter titles, timecode.
+        found = [stream for stream in result.streams if _kind(stream) == kind][: len(originals)]
+        if len(found) != len(originals):
+            raise _failure(f"{len(originals)} streams of kind {kind} were written, {len(found)} are there")
+        pairs |= {original.index: stream for original, stream in zip(originals, found, strict=True)}
+    return pairs
+
+
+def _kind(stream: Stream) -> str:
+    if isinstance(stream, AttachmentStream):
+        return "attachment"
+    return "picture" if stream.disposition & Disposition.attached_pic else "track"
+
+
+def _check_video(stream: Stream, picture: Picture) -> None:
+    if not isinstance(stream, VideoStream):
+        raise _failure("the upscaled stream is no video")
+    if (stream.width, stream.height) != (picture.width, picture.height):
+        raise _failure(f"the picture is {stream.width}x{stream.height} instead of {picture.width}x{picture.height}")
+
+
+def _check_video_times(contents: StreamContents, table: FrameTable, container: Container) -> Timing:
+    if len(contents.pts) != len(table):
+        raise _failure(f"{len(contents.pts)} frames are there instead of {len(table)}")
+    found = [time * contents.time_base for time in sorted(contents.pts)]
+    wanted = [time * table.time_base for time in table.pts]
+    shift = Fraction(0)
+    clock = Fraction(0)
+    if container in (Container.MKV, Container.WEBM):
+        clock = contents.time_base
+        shift = max(Fraction(0), found[0] - wanted[0] - clock / 2)
+        shift = Fraction(0) if shift < clock else found[0] - wanted[0]
+    differences = [abs(there - time - shift) for there, time in zip(found, wanted, strict=True)]
+    if max(differences) > clock or shift > _MAX_SHIFT_SECONDS:
+        worst = differences.index(max(differences))
+        raise _failure(f"frame {worst} is at {float(found[worst]):.6f} s instead of {float(wanted[worst]):.6f} s")
+    return Timing(shift, max(differences))
+
+
+def _check_copy(
+    index: int, original: StreamContents, copy: StreamContents, stream: Stream, timing: Timing, container: Container
+) -> None:
+    if copy.sha256 != original.sha256:
+        raise _failure(f"the {stream.type} stream {index} is not what it was")
+    if isinstance(stream, AttachmentStream) or stream.disposition & Disposition.attached_pic:
+        return
+    is_pcm = stream.codec_context is not None and stream.codec_context.name.startswith("pcm_")
+    if is_pcm:
+        return  # mov stores samples, not packets: they come back grouped otherwise
+    if len(copy.pts) != len(original.pts):
+        raise _failure(f"the {stream.type} stream {index} has {len(copy.pts)} packets instead of {len(original.pts)}")
+    tolerance = copy.time_base if container in (Container.MKV, Container.WEBM) else copy.time_base / 2
+    for number, (there, time) in enumerate(zip(copy.pts, original.pts, strict=True)):
+        difference = there * copy.time_base - time * original.time_base - timing.shift
+        if abs(difference) > tolerance:
+            raise _failure(f"packet {number} of the {stream.type} stream {index} is off by {float(difference):.6f} s")
+
+
+def _failure(what: str) -> JobFailureError:
+    return JobFailureError(FailureCode.VERIFICATION_FAILED, f"the finished file did not pass its check: {what}")
