@@ -14,6 +14,8 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 QUEUE_NAME = "vsr"
+# How often a task may be tried. RQ hands it out once more after that: the pick-up that finds all attempts used fails the
+# job with the reason (worker.tasks), so that this too happens in one place, whatever ended the attempts.
 MAX_ATTEMPTS = 3
 # A stalled task is ended by the worker's lease, not by this; RQ only wants a finite number.
 _TASK_TIMEOUT_SECONDS = 24 * 3600
@@ -49,6 +51,12 @@ class TaskQueue:
     def enqueue_assemble(self, job_id: str) -> None:
         self._enqueue(TaskKind.ASSEMBLE, job_id)
 
+    def enqueue_again(self, kind: TaskKind, job_id: str, index: int | None = None) -> None:
+        """As if for the first time, whatever is left of an earlier run. For tasks that nobody has (worker.reconcile)."""
+        if remains := Job.fetch_many([task_id(kind, job_id, index)], self.rq.connection, serializer=JSONSerializer)[0]:
+            remains.delete()
+        self._enqueue(kind, job_id, index)
+
     def waiting(self) -> int:
         return self.rq.count
 
@@ -62,7 +70,7 @@ class TaskQueue:
                 timeout=_TASK_TIMEOUT_SECONDS,
                 result_ttl=_RESULT_TTL_SECONDS,
                 failure_ttl=_FAILURE_TTL_SECONDS,
-                retry=Retry(max=MAX_ATTEMPTS - 1, enqueue_at_front=True),
+                retry=Retry(max=MAX_ATTEMPTS, enqueue_at_front=True),
                 unique=True,
             )
         except DuplicateJobError:
@@ -79,3 +87,8 @@ class TaskQueue:
 
 def task_id(kind: TaskKind, job_id: str, index: int | None = None) -> str:
     return f"{job_id}-{kind}" if index is None else f"{job_id}-{kind}-{index:05d}"
+
+
+def job_id_of(task: str) -> str:
+    """The job of a task id."""
+    return task.partition("-")[0]

@@ -155,6 +155,10 @@ class JobRegistry:
             for job_id in _texts(self._redis.zrange(_index_key(status), 0, -1))
         ]
 
+    def indexed_ids(self) -> set[str]:
+        """Every job that Redis knows."""
+        return set(_texts(self._redis.zrange(_index_key(None), 0, -1)))
+
     def queue_position(self, job_id: str) -> int | None:
         """1 for the next job to start; None once it has started."""
         rank = self._redis.zrank(_index_key(JobStatus.QUEUED), job_id)

@@ -1,0 +1,46 @@
+"""A job's tasks form chains; enqueuing one twice is harmless."""
+
+from redis import Redis
+
+from worker.contract.job import new_job_id
+from worker.contract.queue import TaskKind, TaskQueue, job_id_of, task_id
+
+
+def test_a_job_never_has_more_than_its_share_of_tasks_in_the_queue(redis: Redis) -> None:
+    # Given a job of five segments with two at a time
+    queue, job_id = TaskQueue(redis, segments_in_flight=2), new_job_id()
+
+    # When it starts, twice (a repetition after a crash), and its first segment ends
+    queue.enqueue_first_segments(job_id, 5)
+    queue.enqueue_first_segments(job_id, 5)
+    queue.enqueue_segment_after(job_id, 0, 5)
+
+    # Then
+    assert queue.rq.job_ids == [task_id(TaskKind.SEGMENT, job_id, index) for index in (0, 1, 2)]
+
+
+def test_the_last_link_of_a_chain_has_none_after_it(redis: Redis) -> None:
+    queue, job_id = TaskQueue(redis, segments_in_flight=2), new_job_id()
+    queue.enqueue_segment_after(job_id, 3, 5)
+    assert queue.waiting() == 0
+
+
+def test_a_lost_task_can_be_enqueued_again_though_redis_remembers_it(redis: Redis) -> None:
+    # Given a task of which only the hash is left
+    queue, job_id = TaskQueue(redis), new_job_id()
+    queue.enqueue_plan(job_id)
+    redis.delete(queue.rq.key)
+    queue.enqueue_plan(job_id)
+    assert queue.waiting() == 0
+
+    # When
+    queue.enqueue_again(TaskKind.PLAN, job_id)
+
+    # Then
+    assert queue.rq.job_ids == [task_id(TaskKind.PLAN, job_id)]
+
+
+def test_a_task_id_tells_its_job(redis: Redis) -> None:
+    job_id = new_job_id()
+    assert job_id_of(task_id(TaskKind.SEGMENT, job_id, 7)) == job_id
+    assert job_id_of(task_id(TaskKind.ASSEMBLE, job_id)) == job_id
