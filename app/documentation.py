@@ -1,11 +1,23 @@
-"""The API's documentation page: plain HTML from the OpenAPI document, without scripts and without any other host."""
+"""The API's description and its page: plain HTML from the OpenAPI document, no scripts, no other host."""
 
 from html import escape
+from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
+from app.schemas import Problem
+
 router = APIRouter(include_in_schema=False)
+
+
+class DocumentedApi(FastAPI):
+    """FastAPI whose OpenAPI document also holds `Problem`, to which every error refers (`app.errors.responses`)."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        return document
 
 
 @router.get("/")

@@ -207,10 +207,8 @@ def responses(*kinds: type[ProblemError]) -> dict[int | str, dict[str, Any]]:
         example = Problem(
             type=_type(kind.code), title=kind.title, status=kind.status, code=kind.code, request_id="3f1c…"
         )
-        response = declared.setdefault(
-            kind.status,
-            {"model": Problem, "description": kind.title, "content": {PROBLEM_MEDIA_TYPE: {"examples": {}}}},
-        )
+        content = {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}}
+        response = declared.setdefault(kind.status, {"description": kind.title, "content": content})
         examples = response["content"][PROBLEM_MEDIA_TYPE]["examples"]
         examples[kind.code] = {"value": example.model_dump(exclude_none=True)}
     return declared
@@ -221,7 +219,7 @@ async def _expected(request: Request, error: Exception) -> Response:
     if isinstance(problem, InternalError):
         raise error
     if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:
-        problem.headers["Allow"] = ", ".join(sorted(_allowed_methods(request)))
+        problem.headers["Allow"] = ", ".join(_allowed_methods(request))
     return _render(problem)
 
 
@@ -258,11 +256,10 @@ def _type(code: str) -> str:
     return f"urn:twostep-vsr:problem:{code}"
 
 
-def _allowed_methods(request: Request) -> set[str]:
+def _allowed_methods(request: Request) -> list[str]:
     """Of every route on this path: Starlette names only those of the first."""
-    return {
+    return [
         method
-        for route in request.app.routes
-        if route.matches(request.scope)[0] != Match.NONE
-        for method in getattr(route, "methods", None) or ()
-    }
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(route.matches({**request.scope, "method": method})[0] == Match.FULL for route in request.app.routes)
+    ]

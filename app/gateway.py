@@ -21,6 +21,7 @@ from starlette.middleware import Middleware
 from app import documentation, health, jobs, models, results, submissions, uploads
 from app.acceptance import sweep_half_accepted
 from app.dependencies import ApiKeys, Services, ServicesDep
+from app.documentation import DocumentedApi
 from app.errors import add_error_handlers
 from app.health import redis_warnings
 from app.metrics import GatewayMetrics
@@ -69,7 +70,7 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
         yield State(services=services)
         redis.close()
 
-    app = FastAPI(
+    app = DocumentedApi(
         title="twostep-vsr",
         version=version("twostep-vsr"),
         description="Video super-resolution as a service: a video in, the same video at twice the size out.",

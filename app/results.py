@@ -42,9 +42,9 @@ _problems = (
 )
 
 
-@router.api_route(
+@router.head("/result", include_in_schema=False)
+@router.get(
     "/result",
-    methods=["GET", "HEAD"],
     summary="Download the finished file",
     response_class=FileResponse,
     responses={
@@ -53,7 +53,6 @@ _problems = (
         304: {"description": "Not modified: the client's copy is the file."},
         **responses(*_problems),
     },
-    operation_id="get_result",
 )
 def get_result(
     record: JobRecordDep,

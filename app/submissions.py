@@ -89,7 +89,11 @@ async def create_job(
     services: ServicesDep,
     idempotency_key: Annotated[
         str | None,
-        Header(max_length=255, description="Repeating a request with the same key within 24 hours gives the same job."),
+        Header(
+            alias="Idempotency-Key",
+            max_length=255,
+            description="Repeating a request with the same key within 24 hours gives the same job.",
+        ),
     ] = None,
 ) -> Job:
     """The job is durable when this answers. Poll it at `Location`."""
