@@ -8,14 +8,14 @@ from typing import cast
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 from redis import Redis
 
-# Equal to `model.presets.PRESETS`, which a test holds. The descriptions are for people choosing one.
+# Names and descriptions as in `model.presets.PRESETS`, which a test holds.
 PRESETS = {
-    "compact": "Small HAT and narrow U-Net, trained by this project and shipped: for CPUs and fast previews.",
-    "paper": "HAT x2 and the U-Net in the paper's sizes; needs a GPU and weights imported with `vsr weights import`.",
+    "compact": "small HAT and narrow U-Net, trained by this project, for a CPU",
+    "paper": "HAT x2 and the full U-Net of the paper, with the user's weights, for a GPU",
 }
 # Networks with random weights. The service accepts them only with VSR_ENABLE_TEST_PRESETS.
 TEST_PRESETS = {
-    "tiny-random": "Smallest networks, random weights: for tests only.",
+    "tiny-random": "random weights, for tests only: the picture is not meant to be good",
 }
 
 
