@@ -1,9 +1,10 @@
 """What a worker can be told from outside. Names of the environment are the fields' names with `VSR_` before."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -35,5 +36,27 @@ class WorkerSettings(BaseSettings):
     tile_px: int | None = Field(
         None, ge=32, description="Side of a tile in source pixels where memory is short. None: whole frames."
     )
+    metrics_host: str = Field("127.0.0.1", description="Address of the worker's own /metrics; 0.0.0.0 in a container.")
     metrics_port: int = Field(9100, ge=0, le=65535, description="Port of the worker's own /metrics. 0: any free one.")
     lease_seconds: float = Field(15.0, gt=0, description="A worker silent for longer is taken for lost.")
+    stall_seconds: float = Field(
+        600.0, gt=0, description="A task without a finished frame for so long is ended. Must exceed the slowest batch."
+    )
+    drain_seconds: float = Field(
+        8.0, gt=0, description="How long a stopping worker may take to give its task back before it is killed."
+    )
+    reconcile_seconds: float = Field(10.0, gt=0, description="How often lost tasks are looked for.")
+    cuda_visible_devices: str | None = Field(
+        None, validation_alias="CUDA_VISIBLE_DEVICES", description="The GPUs that may be used, as CUDA understands it."
+    )
+
+
+def as_environment(*groups: BaseSettings, **more: str) -> dict[str, str]:
+    """The environment for a child process that shall see exactly these settings. The place to hand over passwords."""
+    environment = dict(os.environ)
+    for settings in groups:
+        for name, value in settings:
+            if value is not None and name != "cuda_visible_devices":  # which is inherited, or set per process
+                text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+                environment[f"VSR_{name.upper()}"] = text
+    return environment | more

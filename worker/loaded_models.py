@@ -1,0 +1,79 @@
+"""The networks in this process's memory: each preset is loaded once, and told to those who ask what is loaded."""
+
+import time
+from pathlib import Path
+
+import structlog
+import torch
+from redis import Redis
+
+from model.checkpoints import CheckpointError
+from model.presets import PRESETS, PresetUnavailableError, load_upscaler
+from model.upscaler import DeviceUnavailableError, TwoStepUpscaler, resolve_device
+from worker import metrics
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import now
+from worker.contract.presets import LoadedModel, announce_loaded
+
+log = structlog.get_logger(__name__)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device for `auto`, `cuda` or `cpu`. A GPU that was asked for and is not there is a failure, never the CPU."""
+    try:
+        return resolve_device(name)
+    except DeviceUnavailableError as error:
+        raise JobFailureError(FailureCode.DEVICE_UNAVAILABLE, str(error)) from error
+
+
+class LoadedModels:
+    """All presets that were asked for so far, on one device. They stay: all of them together fit on any GPU we name."""
+
+    def __init__(self, device: torch.device, weights_dir: Path, tile_px: int | None) -> None:
+        self.device = device
+        self._weights_dir = weights_dir
+        self._tile_px = tile_px
+        self._upscalers: dict[str, TwoStepUpscaler] = {}
+        self._descriptions: list[LoadedModel] = []
+
+    def get(self, preset: str) -> TwoStepUpscaler:
+        """The preset's networks; the first call takes seconds. Raises `JobFailureError` where it cannot be loaded."""
+        if preset not in self._upscalers:
+            began = time.perf_counter()
+            upscaler = self._load(preset)
+            seconds = time.perf_counter() - began
+            self._upscalers[preset] = upscaler
+            self._descriptions.append(
+                LoadedModel(
+                    preset=preset,
+                    scale=upscaler.scale,
+                    description=PRESETS[preset].description,
+                    device=str(self.device),
+                    loaded_at=now(),
+                )
+            )
+            metrics.MODEL_LOAD_SECONDS.set(seconds)
+            metrics.MODEL_INFO.labels(preset=preset, device=str(self.device)).set(1)
+            log.info("model_loaded", preset=preset, device=str(self.device), seconds=round(seconds, 2))
+        return self._upscalers[preset]
+
+    def announce(self, redis: Redis, ttl_seconds: int) -> None:
+        """Say what is loaded; forgotten after `ttl_seconds` unless said again."""
+        for description in list(self._descriptions):
+            announce_loaded(redis, description, ttl_seconds)
+
+    def _load(self, preset: str) -> TwoStepUpscaler:
+        if preset not in PRESETS:
+            raise JobFailureError(
+                FailureCode.UNKNOWN_PRESET, f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}"
+            )
+        try:
+            upscaler = load_upscaler(preset, self.device, self._weights_dir)
+        except PresetUnavailableError as error:
+            raise JobFailureError(FailureCode.WEIGHTS_MISSING, str(error)) from error
+        except CheckpointError as error:
+            raise JobFailureError(FailureCode.WEIGHTS_DAMAGED, str(error)) from error
+        except torch.cuda.OutOfMemoryError as error:
+            raise JobFailureError(FailureCode.OUT_OF_MEMORY, f"the GPU's memory is too small for {preset!r}") from error
+        upscaler.use_tiles(self._tile_px)
+        return upscaler

@@ -1,0 +1,60 @@
+"""What a worker process counts. Base units, labels of few known values, never a job id.
+
+The processes of one host write into one folder (prometheus_client's multiprocess mode), so that counters survive the
+death of a process; their supervisor serves the sum, with its own figures (worker.supervisor_metrics) beside them.
+"""
+
+from collections.abc import Sequence
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from worker.contract.failure import FailureCode
+from worker.contract.job import JobStatus
+
+STAGES = ("plan", "decode", "infer", "encode", "assemble")
+SEGMENT_OUTCOMES = ("finished", "existing", "given_back", "canceled", "failed")
+
+JOBS_FINISHED = Counter(
+    "vsr_jobs_finished_total",
+    "Jobs that ended here: succeeded (no reason), or failed with the reason's code.",
+    ["status", "reason"],
+)
+JOB_DURATION_SECONDS = Histogram(
+    "vsr_job_duration_seconds",
+    "From the start of a job to its end.",
+    buckets=(1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400),
+)
+JOB_WAIT_SECONDS = Histogram(
+    "vsr_job_wait_seconds", "From accepting a job to its start.", buckets=(0.1, 1, 5, 15, 60, 300, 900, 3600)
+)
+FRAMES = Counter("vsr_frames_total", "Frames upscaled, counted again when a segment is redone.")
+OUTPUT_PIXELS = Counter("vsr_output_pixels_total", "Pixels of the upscaled frames.")
+STAGE_DURATION_SECONDS = Histogram(
+    "vsr_stage_duration_seconds",
+    "Time spent in one stage of a segment (decode, infer, encode) or of a job (plan, assemble).",
+    ["stage"],
+    buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120),
+)
+BATCH_FRAMES = Histogram("vsr_batch_frames", "Frames in one call of the networks.", buckets=(1, 2, 4, 8, 16, 32, 64))
+TILE_BACKOFFS = Counter("vsr_tile_backoffs_total", "Times that memory was short and smaller tiles were tried.")
+SEGMENTS = Counter("vsr_segments_total", "Segment tasks by how they ended.", ["outcome"])
+MODEL_LOAD_SECONDS = Gauge(
+    "vsr_model_load_seconds", "Time that loading a model took, the latest.", multiprocess_mode="livemax"
+)
+MODEL_INFO = Gauge(
+    "vsr_model_info", "1 for each model in a worker's memory.", ["preset", "device"], multiprocess_mode="livemax"
+)
+
+
+def start_at_zero() -> None:
+    """Make every known series exist before its first event: a rate over a series that appears with 1 misses that 1."""
+    JOBS_FINISHED.labels(status=JobStatus.SUCCEEDED, reason="")
+    for code in FailureCode:
+        JOBS_FINISHED.labels(status=JobStatus.FAILED, reason=code)
+    _touch(STAGE_DURATION_SECONDS, STAGES)
+    _touch(SEGMENTS, SEGMENT_OUTCOMES)
+
+
+def _touch(family: Counter | Histogram, values: Sequence[str]) -> None:
+    for value in values:
+        family.labels(value)

@@ -1,0 +1,161 @@
+"""One worker process: loads its model once, then takes tasks from the queue until it is told to stop.
+
+Started by the supervisor as `python -m worker.process --name NAME --parent-pid PID`, with its settings in the
+environment. It ends with one of `worker.exit_codes.ExitCode`.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType
+
+import structlog
+from rq import SimpleWorker
+from rq.exceptions import StopRequested
+from rq.executions import Execution
+from rq.job import Job
+from rq.serializers import JSONSerializer
+from rq.worker import WorkerStatus
+
+from worker import metrics
+from worker.contract.failure import JobFailureError
+from worker.contract.logs import configure_logging
+from worker.contract.queue import TaskQueue
+from worker.contract.registry import JobRegistry
+from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
+from worker.contract.storage import JobStorage
+from worker.exit_codes import EXIT_CODE_OF_FAILURE, ExitCode
+from worker.loaded_models import LoadedModels, usable_device
+from worker.redis_clients import patient_redis
+from worker.settings import VideoLimits, WorkerSettings
+from worker.task_watch import TaskWatch
+from worker.tasks import Workbench, workbench
+
+log = structlog.get_logger(__name__)
+
+# RQ's idle wait is 15 s shorter: how often an idle worker says that it is alive.
+_WORKER_TTL_SECONDS = 35
+# A few beats of the lease may be missed before the gateway forgets what this process has loaded.
+_BEATS_BEFORE_FORGOTTEN = 4
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parse(arguments)
+    _die_with(options.parent_pid)
+    settings, redis_settings, storage_settings = WorkerSettings(), RedisSettings(), StorageSettings()
+    log_settings = LogSettings()
+    configure_logging(log_settings.log_format, log_settings.log_level)
+    metrics.start_at_zero()
+
+    if redis_settings.redis_url is None:
+        raise ValueError("a worker process is started by its supervisor, with VSR_REDIS_URL")
+    redis = patient_redis(redis_settings.redis_url.get_secret_value())
+    storage = JobStorage(storage_settings.storage_dir)
+    registry = JobRegistry(redis, storage)
+    queue = TaskQueue(redis)
+    try:
+        models = LoadedModels(usable_device(settings.device), settings.weights_dir, settings.tile_px)
+        models.get(settings.preset)
+    except JobFailureError as failure:
+        log.error("worker_cannot_start", code=failure.code, reason=failure.message)
+        return EXIT_CODE_OF_FAILURE.get(failure.code, ExitCode.BUG)
+
+    worker = VideoWorker(options.name, queue, settings.lease_seconds)
+    announcement_ttl_seconds = round(settings.lease_seconds / 3 * _BEATS_BEFORE_FORGOTTEN)
+    watch = TaskWatch(
+        worker,
+        registry,
+        announce=lambda: models.announce(redis, announcement_ttl_seconds),
+        lease_seconds=settings.lease_seconds,
+        stall_seconds=settings.stall_seconds,
+    )
+    worker.watch = watch
+    watch.start()
+    workbench.set(Workbench(registry, queue, storage, models, watch, settings, VideoLimits()))
+    worker.work(with_scheduler=False)
+    return ExitCode.OK if worker.asked_to_stop else ExitCode.REDIS_LOST
+
+
+class VideoWorker(SimpleWorker):
+    """RQ's worker that runs tasks in its own process, with what it lacks: a short lease, and a stop that takes seconds.
+
+    RQ's own holds a task for its whole timeout plus a minute, finishes it before stopping, and never notices a cancel.
+    """
+
+    watch: TaskWatch
+
+    def __init__(self, name: str, queue: TaskQueue, lease_seconds: float) -> None:
+        super().__init__(
+            [queue.rq],
+            name=name,
+            connection=queue.rq.connection,
+            serializer=JSONSerializer,
+            worker_ttl=_WORKER_TTL_SECONDS,
+            log_job_description=False,
+        )
+        self.log_result_lifespan = False
+        self.asked_to_stop = False
+        self._lease_seconds = lease_seconds
+        self._wip_key = queue.rq.started_job_registry.key
+
+    # --- the lease (worker.task_watch.Lease) --------------------------------------------------------------------
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        return round(self._lease_seconds)
+
+    def renew(self) -> None:
+        for execution in self._current_executions():
+            self.maintain_heartbeats(execution.job, execution)
+
+    def is_held(self) -> bool:
+        """Whether RQ still lists our execution: whoever takes a task over removes it first."""
+        return all(
+            self.connection.zscore(self._wip_key, execution.composite_key) is not None
+            for execution in self._current_executions()
+        )
+
+    def _current_executions(self) -> list[Execution]:
+        return list(self.executions.values())
+
+    # --- stopping -----------------------------------------------------------------------------------------------
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """On SIGTERM and SIGINT. The task under way is given back at its next check; no Redis here, we may be in it."""
+        self.asked_to_stop = True
+        self._stop_requested = True
+        self.watch.drain()
+        if self.get_state() != WorkerStatus.BUSY:
+            raise StopRequested
+
+    # --- what we do not want ------------------------------------------------------------------------------------
+
+    def subscribe(self) -> None:
+        """No commands by pub/sub: jobs are canceled by their record, processes are stopped by signals."""
+
+    def run_maintenance_tasks(self) -> None:
+        """The supervisor does it under a lock of its own: RQ's stays for 15 minutes if its holder dies."""
+
+    def handle_exception(self, job: Job, *exc_info: object) -> None:
+        """`worker.tasks` has logged it with the job's context."""
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m worker.process", description=__doc__)
+    parser.add_argument("--name", required=True, help="of this worker in Redis; its supervisor must know it")
+    parser.add_argument("--parent-pid", type=int, required=True, help="the supervisor, without which this process ends")
+    return parser.parse_args(arguments)
+
+
+def _die_with(parent_pid: int) -> None:
+    """Never outlive the supervisor: nobody would give our task back, and a new one would start a second worker."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before the line above
+        sys.exit(ExitCode.BUG)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+"""Starts the worker processes of this machine and looks after them: one per GPU, or as many as asked for on a CPU.
+
+It never imports torch, so that it stays small and cannot crash with the GPU. What it does, again and again:
+
+- a process died: give its task back to the queue at once, start another;
+- a process lost its task to another worker, or hangs so hard that even its own watch cannot run: kill it;
+- every ten seconds: reconcile the queue with storage;
+- asked to stop: ask the processes, which give their tasks back, and kill those that take too long.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from uuid import uuid4
+
+import structlog
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import LockError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from worker.contract.logs import configure_logging
+from worker.contract.queue import TaskQueue
+from worker.contract.registry import JobRegistry
+from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
+from worker.contract.storage import JobStorage
+from worker.exit_codes import CANNOT_START, ExitCode
+from worker.gpus import gpu_uuids
+from worker.job_files import remove_partial_files
+from worker.reconcile import Reconciler
+from worker.redis_clients import brief_redis
+from worker.settings import VideoLimits, WorkerSettings, as_environment
+from worker.supervisor_metrics import SupervisorMetrics
+from worker.task_recovery import TaskRecovery
+
+log = structlog.get_logger(__name__)
+
+_POLL_SECONDS = 0.05
+# A process that dies before it ever took a task waits before it is started again; one that did work does not.
+_RESPAWN_DELAYS_SECONDS = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0)
+_LOOK_SECONDS = 1.0
+_REDIS_AWAY = (RedisConnectionError, RedisTimeoutError, LockError)
+
+
+def run_worker(
+    settings: WorkerSettings,
+    redis_settings: RedisSettings,
+    storage_settings: StorageSettings,
+    limits: VideoLimits,
+    log_settings: LogSettings,
+    workers: int = 0,
+) -> int:
+    """Run until SIGTERM or SIGINT; return an `ExitCode`. To be called from the main thread, with logging configured.
+
+    `workers`: how many processes; 0 for one per GPU, or a single one on the CPU. CPU processes share the cores equally.
+    """
+    if redis_settings.redis_url is None:
+        log.error("worker_cannot_start", reason="no Redis: set VSR_REDIS_URL")
+        return ExitCode.REDIS_UNREACHABLE
+    redis = brief_redis(redis_settings.redis_url.get_secret_value())
+    try:
+        redis.ping()
+    except _REDIS_AWAY as error:
+        log.error("worker_cannot_start", reason=f"Redis is unreachable: {error}")
+        return ExitCode.REDIS_UNREACHABLE
+
+    storage = JobStorage(storage_settings.storage_dir.resolve())
+    storage.prepare()
+    with tempfile.TemporaryDirectory(prefix="vsr-metrics-") as metrics_folder:
+        try:
+            metrics = SupervisorMetrics(Path(metrics_folder), settings.metrics_host, settings.metrics_port)
+        except OSError as error:
+            log.error(
+                "worker_cannot_start",
+                reason=f"port {settings.metrics_port} cannot be used ({error.strerror}): set VSR_METRICS_PORT",
+            )
+            return ExitCode.PORT_IN_USE
+        environment = as_environment(
+            settings,
+            redis_settings,
+            storage_settings.model_copy(update={"storage_dir": storage.root}),
+            limits,
+            log_settings,
+            PROMETHEUS_MULTIPROC_DIR=metrics_folder,
+        )
+        slots = [Slot(environment | extra) for extra in _shares(settings, workers)]
+        supervisor = Supervisor(redis, storage, metrics, slots, settings)
+        try:
+            return supervisor.run()
+        finally:
+            metrics.close()
+
+
+def _shares(settings: WorkerSettings, workers: int) -> list[dict[str, str]]:
+    """What each process gets of the machine: its GPU, and its part of the CPU's cores."""
+    gpus = [] if settings.device == "cpu" else _gpus(settings)
+    count = workers or max(1, len(gpus))
+    # A fixed number, equal for all: with free choice, the processes would each start one thread per core.
+    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+    shares = [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(count)]
+    if len(gpus) > 1:
+        for number, share in enumerate(shares):
+            share["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    return shares
+
+
+def _gpus(settings: WorkerSettings) -> list[str]:
+    if settings.cuda_visible_devices is None:
+        return gpu_uuids()
+    return [name for name in settings.cuda_visible_devices.split(",") if name]
+
+
+@dataclass
+class Slot:
+    """A place for one worker process; processes come and go in it."""
+
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    name: str = ""
+    started_at: float = 0.0
+    start_at: float = 0.0
+    early_deaths: int = 0
+
+
+@dataclass
+class Dead:
+    """A process that ended, and whose task may still have to be given back (while Redis is away that has to wait)."""
+
+    name: str
+    pid: int
+    died_at: float
+    count_attempt: bool
+
+
+class Supervisor:
+    def __init__(
+        self,
+        redis: Redis,
+        storage: JobStorage,
+        metrics: SupervisorMetrics,
+        slots: list[Slot],
+        settings: WorkerSettings,
+    ) -> None:
+        self._metrics = metrics
+        self._slots = slots
+        self._settings = settings
+        self._storage = storage
+        queue = TaskQueue(redis)
+        self._recovery = TaskRecovery(redis, queue)
+        self._reconciler = Reconciler(JobRegistry(redis, storage), queue, storage, self._recovery)
+        self._dead: list[Dead] = []
+        self._stop_asked = False
+        self._look_at = 0.0
+        self._reconcile_at = 0.0
+        self._redis_answered_at = self._redis_back_at = time.monotonic()
+
+    def run(self) -> int:
+        signal.signal(signal.SIGTERM, self._ask_to_stop)
+        signal.signal(signal.SIGINT, self._ask_to_stop)
+        log.info("supervisor_started", processes=len(self._slots), metrics_port=self._metrics.port)
+        code = ExitCode.OK
+        while not self._stop_asked and code is ExitCode.OK:
+            code = self._look_after_processes()
+            self._recover_the_dead()
+            self._look_after_tasks()
+            time.sleep(_POLL_SECONDS)
+        self._drain()
+        log.info("supervisor_stopped", exit_code=code.name.lower())
+        return code
+
+    def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
+        self._stop_asked = True
+
+    # --- processes ----------------------------------------------------------------------------------------------
+
+    def _look_after_processes(self) -> ExitCode:
+        """Start what should run, bury what died. Not OK: a process said that it cannot start, and why, in the log."""
+        for slot in self._slots:
+            if slot.process is None:
+                if time.monotonic() >= slot.start_at:
+                    self._start(slot)
+                continue
+            returncode = slot.process.poll()
+            if returncode is None:
+                continue
+            if returncode in CANNOT_START:
+                slot.process = None
+                return ExitCode(returncode)
+            self._bury(slot, slot.process.pid, returncode)
+        self._metrics.processes.set(sum(slot.process is not None for slot in self._slots))
+        return ExitCode.OK
+
+    def _start(self, slot: Slot) -> None:
+        # A name of its own for every process: what is told about one can never be taken for another.
+        slot.name = f"{socket.gethostname()}.{uuid4().hex[:12]}"
+        slot.started_at = time.monotonic()
+        slot.process = subprocess.Popen(
+            [sys.executable, "-m", "worker.process", "--name", slot.name, "--parent-pid", str(os.getpid())],
+            env=slot.environment,
+            stdin=subprocess.DEVNULL,
+            # Ctrl-C in a terminal is for the supervisor, which stops its processes in order.
+            start_new_session=True,
+        )
+        log.info("worker_process_started", worker=slot.name, pid=slot.process.pid)
+
+    def _bury(self, slot: Slot, pid: int, returncode: int) -> None:
+        reason = _reason_of(returncode)
+        log.warning("worker_process_died", worker=slot.name, pid=pid, reason=reason)
+        self._metrics.note_death(pid, reason)
+        slot.early_deaths = 0 if self._took_up_work(slot.name) else slot.early_deaths + 1
+        slot.start_at = (
+            time.monotonic() + _RESPAWN_DELAYS_SECONDS[min(slot.early_deaths, len(_RESPAWN_DELAYS_SECONDS) - 1)]
+        )
+        slot.process = None
+        self._dead.append(Dead(slot.name, pid, time.monotonic(), count_attempt=True))
+
+    def _took_up_work(self, worker_name: str) -> bool:
+        try:
+            return self._recovery.is_registered(worker_name)
+        except _REDIS_AWAY:
+            return False
+
+    # --- tasks --------------------------------------------------------------------------------------------------
+
+    def _recover_the_dead(self) -> None:
+        """Give back what they held. While Redis is away they stay on the list."""
+        while self._dead:
+            dead = self._dead[0]
+            try:
+                with self._recovery.lock():
+                    tasks = self._recovery.reap(dead.name, count_attempt=dead.count_attempt)
+            except _REDIS_AWAY:
+                return
+            for task in tasks:
+                remove_partial_files(self._storage, task, dead.pid)
+                log.info("task_requeued", task=task, worker=dead.name)
+                self._metrics.requeued.inc()
+                self._metrics.recovery_seconds.observe(time.monotonic() - dead.died_at)
+            self._dead.pop(0)
+
+    def _look_after_tasks(self) -> None:
+        """Ask every second whether a living process lost its task, every ten whether the queue lost a task."""
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+        try:
+            for slot in self._slots:
+                if slot.process and self._recovery.has_lost_its_task(slot.name):
+                    log.warning("worker_process_killed", worker=slot.name, reason="it lost its task and does not know")
+                    slot.process.kill()
+            self._note_redis_answered()
+            if time.monotonic() >= self._reconcile_at:
+                self._reconcile_at = time.monotonic() + self._settings.reconcile_seconds
+                self._reconciler.run(reap_expired_leases=self._redis_was_there_all_along())
+        except _REDIS_AWAY as error:
+            log.warning("redis_unreachable", reason=str(error))
+
+    def _note_redis_answered(self) -> None:
+        if time.monotonic() - self._redis_answered_at > self._settings.lease_seconds / 3:
+            self._redis_back_at = time.monotonic()
+        self._redis_answered_at = time.monotonic()
+
+    def _redis_was_there_all_along(self) -> bool:
+        """Long enough for every living worker to renew its lease."""
+        return time.monotonic() - self._redis_back_at > self._settings.lease_seconds
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        """Ask all, then wait together, then kill the rest: their tasks lose no attempt by it."""
+        running = [slot for slot in self._slots if slot.process]
+        for slot in running:
+            if slot.process:
+                slot.process.terminate()
+        deadline = time.monotonic() + self._settings.drain_seconds
+        for slot in running:
+            if slot.process:
+                try:
+                    slot.process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    log.warning("worker_process_killed", worker=slot.name, reason="it took too long to stop")
+                    slot.process.kill()
+                    slot.process.wait()
+                self._metrics.forget(slot.process.pid)
+                self._dead.append(Dead(slot.name, slot.process.pid, time.monotonic(), count_attempt=False))
+                slot.process = None
+        self._recover_the_dead()
+
+
+def _reason_of(returncode: int) -> str:
+    """One of `supervisor_metrics.DEATH_REASONS`."""
+    if returncode < 0:
+        return "signal"
+    try:
+        return ExitCode(returncode).name.lower()
+    except ValueError:
+        return "bug"
+
+
+def main() -> int:
+    """With all settings from the environment; `vsr worker` is the same with options."""
+    log_settings = LogSettings()
+    configure_logging(log_settings.log_format, log_settings.log_level)
+    return run_worker(WorkerSettings(), RedisSettings(), StorageSettings(), VideoLimits(), log_settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What the supervisor serves: the sum of its processes' figures, what it sees itself, and the GPUs."""
+
+import platform
+import threading
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from worker.gpus import gpu_figures
+
+DEATH_REASONS = ("signal", "canceled", "lease_lost", "stalled", "redis_lost", "bug")
+
+
+class SupervisorMetrics:
+    """Serves `/metrics` until `close`. `folder` is where the worker processes write theirs."""
+
+    def __init__(self, folder: Path, host: str, port: int) -> None:
+        """Raises OSError if the port is taken."""
+        self._folder = folder
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
+        registry.register(_GpuCollector())
+        self.deaths = Counter(
+            "vsr_worker_deaths_total", "Worker processes that ended unasked.", ["reason"], registry=registry
+        )
+        for reason in DEATH_REASONS:
+            self.deaths.labels(reason)
+        self.requeued = Counter("vsr_tasks_requeued_total", "Tasks taken back from the dead.", registry=registry)
+        self.recovery_seconds = Histogram(
+            "vsr_recovery_seconds",
+            "From seeing a worker process dead to its task being back in the queue.",
+            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 30, 60, 300),
+            registry=registry,
+        )
+        self.processes = Gauge("vsr_worker_processes", "Worker processes alive on this host.", registry=registry)
+        Gauge("vsr_build_info", "1, with the versions.", ["version", "python"], registry=registry).labels(
+            version("twostep-vsr"), platform.python_version()
+        ).set(1)
+        self._server: WSGIServer
+        self._thread: threading.Thread
+        self._server, self._thread = start_http_server(port, host, registry)
+
+    @property
+    def port(self) -> int:
+        return self._server.server_port
+
+    def note_death(self, pid: int, reason: str) -> None:
+        self.deaths.labels(reason).inc()
+        self.forget(pid)
+
+    def forget(self, pid: int) -> None:
+        """Gauges of the living no longer hold for this process; its counters stay."""
+        mark_process_dead(pid, str(self._folder))  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _GpuCollector(Collector):
+    """Asked at every scrape. Without an NVIDIA driver both families are there, empty."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        memory = GaugeMetricFamily("vsr_gpu_memory_bytes", "Memory of the GPU, used and total.", labels=["gpu", "kind"])
+        busy = GaugeMetricFamily("vsr_gpu_utilization_ratio", "Share of time that the GPU was busy.", labels=["gpu"])
+        for gpu in gpu_figures():
+            memory.add_metric([str(gpu.index), "used"], gpu.memory_used_bytes)
+            memory.add_metric([str(gpu.index), "total"], gpu.memory_total_bytes)
+            busy.add_metric([str(gpu.index)], gpu.utilization_ratio)
+        yield memory
+        yield busy

@@ -1,0 +1,273 @@
+"""A job's life: plan, its segments, assemble. RQ calls the three functions by name; all that a message holds is JSON.
+
+    queued ──plan──▶ running ──segment 0..n-1, W at a time──▶ assemble ──▶ succeeded
+       └────────────────┴──────────── an expected failure, or all attempts used ────▶ failed
+                                                            (canceled: by the gateway, at any time)
+
+Every task may run twice, also at the same time: it looks first at what storage already holds, publishes atomically, and
+counts through scripts and unique ids that do not mind a repetition.
+"""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from rq import Retry, get_current_job
+from structlog.contextvars import bound_contextvars
+
+from worker import metrics
+from worker.assemble import assemble as assemble_video
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import JobError, JobRecord, JobStatus, ResultInfo, now
+from worker.contract.queue import MAX_ATTEMPTS, TaskKind, TaskQueue
+from worker.contract.registry import JobRegistry
+from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, JobStorage, publishing, write_atomically
+from worker.job_files import finished_segments, read_plan
+from worker.loaded_models import LoadedModels
+from worker.pipeline import StageTimes, render_segment
+from worker.plan import Plan, make_plan
+from worker.settings import VideoLimits, WorkerSettings
+from worker.task_watch import JobCanceledError, TaskGivenBackError, TaskWatch
+
+log = structlog.get_logger(__name__)
+
+# Giving a task back is no attempt, so RQ's limit for it is one that no task ever reaches.
+_GIVE_BACK = Retry(max=1_000_000, enqueue_at_front=True)
+_PROGRESS_EVERY_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What a worker process has laid ready for its tasks."""
+
+    registry: JobRegistry
+    queue: TaskQueue
+    storage: JobStorage
+    models: LoadedModels
+    watch: TaskWatch
+    settings: WorkerSettings
+    limits: VideoLimits
+
+
+workbench: ContextVar[Workbench] = ContextVar("workbench")
+"""Set once by the worker process (worker.process): RQ can hand a task its message, but no objects."""
+
+
+def plan(job_id: str) -> Retry | None:
+    """Look at the source, refuse what cannot be done, lay out the segments."""
+    return _perform(TaskKind.PLAN, job_id, _plan)
+
+
+def segment(job_id: str, index: int) -> Retry | None:
+    """Render one segment and pass the baton: to the next of its chain, or to `assemble`."""
+    return _perform(TaskKind.SEGMENT, job_id, lambda bench, job: _segment(bench, job, index))
+
+
+def assemble(job_id: str) -> Retry | None:
+    """Join the segments and the source's other streams to the result."""
+    return _perform(TaskKind.ASSEMBLE, job_id, _assemble)
+
+
+# --- the three steps --------------------------------------------------------------------------------------------------
+
+
+def _plan(bench: Workbench, job: JobRecord) -> None:
+    folder = bench.storage.folder(job.id)
+    # A plan that is there stays: segments may have been made from it.
+    made = read_plan(folder)
+    if made is None:
+        with metrics.STAGE_DURATION_SECONDS.labels("plan").time():
+            made = make_plan(folder.source, job.options, bench.limits, Path(job.source_name).suffix)
+        write_atomically(folder.plan, made.model_dump_json().encode())
+
+    started = bench.registry.start(job.id, made.source_info())
+    if started is None:
+        raise JobCanceledError
+    if job.started_at is None:
+        metrics.JOB_WAIT_SECONDS.observe((now() - job.created_at).total_seconds())
+    bench.registry.start_rendering(job.id, made.frames, len(made.segments), finished_segments(made, folder))
+    bench.queue.enqueue_first_segments(job.id, len(made.segments))
+    log.info("job_started", frames=made.frames, segments=len(made.segments))
+
+
+def _segment(bench: Workbench, job: JobRecord, index: int) -> None:
+    folder = bench.storage.folder(job.id)
+    made = _plan_of(folder)
+    if folder.segment(index).exists():
+        metrics.SEGMENTS.labels("existing").inc()
+    else:
+        _render(bench, job, made, index)
+        metrics.SEGMENTS.labels("finished").inc()
+
+    total = len(made.segments)
+    bench.queue.enqueue_segment_after(job.id, index, total)
+    if bench.registry.finish_segment(job.id, index, made.segments[index].frames, total):
+        bench.queue.enqueue_assemble(job.id)
+
+
+def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
+    folder = bench.storage.folder(job.id)
+    progress = _SegmentProgress(bench, job.id, index, made.picture.width * made.picture.height)
+    times = StageTimes()
+    with publishing(folder.segment(index)) as partial:
+        render_segment(
+            made,
+            index,
+            folder.source,
+            partial,
+            bench.models.get(job.options.preset),
+            batch_frames=bench.settings.batch_frames,
+            on_frames_done=progress.note,
+            check_canceled=bench.watch.check,
+            times=times,
+        )
+        bench.watch.demand_lease()
+    for stage, seconds in times.seconds.items():
+        metrics.STAGE_DURATION_SECONDS.labels(stage).observe(seconds)
+
+
+def _assemble(bench: Workbench, job: JobRecord) -> None:
+    folder = bench.storage.folder(job.id)
+    made = _plan_of(folder)
+    result = folder.result(made.container)
+    segments = [folder.segment(planned.index) for planned in made.segments]
+    with metrics.STAGE_DURATION_SECONDS.labels("assemble").time(), publishing(result) as partial:
+        report = assemble_video(made, folder.source, segments, partial)
+        bench.watch.demand_lease()
+    write_atomically(folder.report, report.model_dump_json(indent=2).encode())
+    with result.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+
+    ended = bench.registry.succeed(
+        job.id,
+        ResultInfo(
+            container=made.container,
+            width=made.picture.width,
+            height=made.picture.height,
+            frames=made.frames,
+            size_bytes=result.stat().st_size,
+            sha256=sha256,
+        ),
+    )
+    if ended is None:
+        raise JobCanceledError
+    _count_end(ended)
+    _remove_what_the_result_replaces(folder)
+    log.info("job_succeeded", frames=made.frames)
+
+
+# --- around every step ------------------------------------------------------------------------------------------------
+
+
+def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord], None]) -> Retry | None:
+    """One attempt at one task: skipped, done, given back, failed quietly, or crashed loudly and tried again."""
+    bench = workbench.get()
+    job = bench.registry.get(job_id)
+    with bound_contextvars(job_id=job_id, request_id=job.request_id if job else None, task=kind.value):
+        if job is None or job.status.is_final:
+            _tidy_up_after(bench, job)
+            return None
+        attempt = _attempt()
+        if attempt > MAX_ATTEMPTS:
+            reason = f"{MAX_ATTEMPTS} attempts at the same task ({kind}) ended with the loss of their worker process"
+            _fail(bench, job, FailureCode.WORKER_LOST, reason)
+            return None
+        try:
+            with bench.watch.over(job_id):
+                work(bench, job)
+        except JobCanceledError:
+            log.info("task_stopped", reason="the job has ended")
+            _count_segment(kind, "canceled")
+        except TaskGivenBackError:
+            log.info("task_given_back")
+            _count_segment(kind, "given_back")
+            return _GIVE_BACK
+        except JobFailureError as failure:
+            _count_segment(kind, "failed")
+            _fail(bench, job, failure.code, failure.message)
+        except Exception:
+            if bench.registry.is_final(job_id):  # deleted under our hands: no wonder that files were missing
+                log.info("task_stopped", reason="the job has ended")
+                return None
+            log.exception("task_crashed", attempt=attempt)
+            _count_segment(kind, "failed")
+            if attempt < MAX_ATTEMPTS:
+                raise
+            _fail(bench, job, FailureCode.INTERNAL, "the worker met an error that it does not know; its log has more")
+    return None
+
+
+def _attempt() -> int:
+    """1 for the first. RQ counts down, for crashes and for lost workers alike, but not for tasks given back."""
+    task = get_current_job()
+    retries_left = task.retries_left if task else None
+    return 1 if retries_left is None else MAX_ATTEMPTS - retries_left + 1
+
+
+def _fail(bench: Workbench, job: JobRecord, code: FailureCode, message: str) -> None:
+    """The source and the finished segments stay until the job is deleted or expires: a retry may use them."""
+    ended = bench.registry.fail(job.id, JobError(code=code, message=message))
+    if ended:
+        _count_end(ended)
+        log.warning("job_failed", code=code, reason=message)
+
+
+def _count_end(job: JobRecord) -> None:
+    metrics.JOBS_FINISHED.labels(status=job.status, reason=job.error.code if job.error else "").inc()
+    if job.started_at and job.finished_at:
+        metrics.JOB_DURATION_SECONDS.observe((job.finished_at - job.started_at).total_seconds())
+
+
+def _count_segment(kind: TaskKind, outcome: str) -> None:
+    if kind is TaskKind.SEGMENT:
+        metrics.SEGMENTS.labels(outcome).inc()
+
+
+def _tidy_up_after(bench: Workbench, job: JobRecord | None) -> None:
+    """A worker may have died right after reporting success."""
+    if job and job.status is JobStatus.SUCCEEDED:
+        _remove_what_the_result_replaces(bench.storage.folder(job.id))
+
+
+def _remove_what_the_result_replaces(folder: JobFolder) -> None:
+    """The result holds the segments' very packets; keeping both would double what every finished job occupies.
+
+    Partial files of dead workers go too.
+    """
+    shutil.rmtree(folder.segments, ignore_errors=True)
+    for partial in folder.path.glob(f"*{PARTIAL_SUFFIX}"):
+        partial.unlink(missing_ok=True)
+
+
+def _plan_of(folder: JobFolder) -> Plan:
+    made = read_plan(folder)
+    if made is None:
+        raise FileNotFoundError(f"{folder.plan.name} of a running job is gone")
+    return made
+
+
+class _SegmentProgress:
+    """Tells Redis how far the segment is, twice per second at most; the watch and the metrics hear of every frame."""
+
+    def __init__(self, bench: Workbench, job_id: str, index: int, frame_pixels: int) -> None:
+        self._bench = bench
+        self._job_id = job_id
+        self._index = index
+        self._frame_pixels = frame_pixels
+        self._frames_done = 0
+        self._told_at = 0.0
+
+    def note(self, frames_done: int) -> None:
+        """`frames_done`: of this segment, so far."""
+        self._bench.watch.note_progress()
+        metrics.FRAMES.inc(frames_done - self._frames_done)
+        metrics.OUTPUT_PIXELS.inc((frames_done - self._frames_done) * self._frame_pixels)
+        self._frames_done = frames_done
+        if time.monotonic() - self._told_at >= _PROGRESS_EVERY_SECONDS:
+            self._told_at = time.monotonic()
+            self._bench.registry.note_segment_progress(self._job_id, self._index, frames_done)
