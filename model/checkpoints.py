@@ -1,7 +1,7 @@
-"""Checkpoints as data with a passport: safetensors whose metadata names the networks, the scale and the tensors' sha256.
+"""Checkpoints as data with a passport: safetensors whose metadata names networks, scale and the tensors' sha256.
 
-A file holds `hat.*` tensors (kind "hat"), or `hat.*` and `unet.*` (kind "two-step"). Loading is strict. Foreign `.pth` files
-are read with `weights_only=True`, once, by `import_hat`; everything else here reads safetensors only.
+A file holds `hat.*` tensors (kind "hat"), or `hat.*` and `unet.*` (kind "two-step"). Loading is strict. Foreign `.pth`
+files are read with `weights_only=True`, once, by `import_hat`; everything else here reads safetensors only.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ KEYS_SHOWN = 10
 
 
 class CheckpointError(Exception):
-    """A weight file that is missing, damaged, or not the network it should be; the message lists the keys that differ."""
+    """A weight file that is missing, damaged, or not the network it should be; the message lists keys that differ."""
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The passport of one file. `notes` says where the weights come from; `sha256` is of the tensors, not of the file."""
+    """The passport of one file. `notes` says where the weights come from; `sha256` is of the tensors, not the file."""
 
     name: str
     path: Path
@@ -122,7 +122,9 @@ def load_checkpoint(path: Path) -> tuple[CheckpointInfo, HAT, ConditionalUNet | 
     if _shapes(tensors) != expected:
         _refuse(path, "does not hold the networks its passport names", expected, _shapes(tensors))
     if sha256_of(tensors) != info.sha256:
-        raise CheckpointError(f"{path} is damaged: its tensors have the sha256 {sha256_of(tensors)}, expected {info.sha256}")
+        raise CheckpointError(
+            f"{path} is damaged: its tensors have the sha256 {sha256_of(tensors)}, expected {info.sha256}"
+        )
     hat = HAT(info.hat)
     hat.load_state_dict(_below("hat.", tensors))
     unet = None
@@ -209,7 +211,9 @@ def hat_config_of(state: Mapping[str, Tensor]) -> HATConfig | None:
             compress_ratio=channels // state[f"{block}conv_block.cab.0.weight"].shape[0],
             squeeze_factor=channels // state[f"{block}conv_block.cab.3.attention.1.weight"].shape[0],
             overlap_ratio=(key_window - window) / window,
-            depths=tuple(_count(state, rf"layers\.{group}\.residual_group\.blocks\.(\d+)\.") for group in range(groups)),
+            depths=tuple(
+                _count(state, rf"layers\.{group}\.residual_group\.blocks\.(\d+)\.") for group in range(groups)
+            ),
             embed_dim=channels,
             num_heads=tuple(
                 state[f"layers.{group}.residual_group.overlap_attn.relative_position_bias_table"].shape[1]
@@ -223,7 +227,9 @@ def hat_config_of(state: Mapping[str, Tensor]) -> HATConfig | None:
         return None
 
 
-def expected_shapes(network: type[HAT] | type[ConditionalUNet], config: HATConfig | UNetConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(
+    network: type[HAT] | type[ConditionalUNet], config: HATConfig | UNetConfig
+) -> dict[str, tuple[int, ...]]:
     """Keys and shapes of a network's state dict, without allocating it."""
     with torch.device("meta"):
         return _shapes(network(config).state_dict())  # type: ignore[arg-type]  # each network with its own config
@@ -248,12 +254,16 @@ def _fill(hat: HAT, state: Mapping[str, Tensor], path: Path) -> None:
     hat.load_state_dict(dict(state))
 
 
-def _refuse(path: Path, what: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> NoReturn:
+def _refuse(
+    path: Path, what: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> NoReturn:
     differences = {
         "missing": [key for key in expected if key not in found],
         "unexpected": [key for key in found if key not in expected],
         "wrong shape": [
-            f"{key} {found[key]}, expected {shape}" for key, shape in expected.items() if key in found and found[key] != shape
+            f"{key} {found[key]}, expected {shape}"
+            for key, shape in expected.items()
+            if key in found and found[key] != shape
         ],
     }
     lines = [f"{path} {what}"]

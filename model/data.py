@@ -67,8 +67,8 @@ class SequenceEntry:
 def shrink(hr: Tensor) -> Tensor:
     """The low-resolution input of (T, 3, H, W) uint8 frames: (T, 3, H / 2, W / 2) uint8.
 
-    Bicubic with a kernel widened by the scale (antialiased), as MATLAB's imresize and Pillow do, and rounded to 8 bits, as
-    real inputs are.
+    Bicubic with a kernel widened by the scale (antialiased), as MATLAB's imresize and Pillow do, and rounded to 8 bits,
+    as real inputs are.
     """
     lr = F.interpolate(hr.float(), scale_factor=1 / SCALE, mode="bicubic", antialias=True)
     return lr.round().clamp(0, 255).to(torch.uint8)
@@ -101,7 +101,7 @@ def write_dataset(sequences: Iterable[DecodedSequence], folder: Path, seed: int)
 def split_by_source(entries: list[SequenceEntry], seed: int) -> list[SequenceEntry]:
     """Give each source without a split one, 8:1:1 over sources, so that no video lies on both sides."""
     sources = sorted({entry.source for entry in entries if not entry.split})
-    random.Random(seed).shuffle(sources)
+    random.Random(seed).shuffle(sources)  # noqa: S311 no secret is drawn
     train_end = round(SPLIT_SHARES[0] * len(sources))
     val_end = train_end + round(SPLIT_SHARES[1] * len(sources))
     split_of = {
@@ -142,6 +142,12 @@ class Batch:
     next_lr: Tensor
     target: Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        return Batch(
+            self.previous_lr.to(device), self.center_lr.to(device), self.next_lr.to(device), self.target.to(device)
+        )
+
 
 class TripletSampler:
     """Random patches of (t-1, t, t+1), flipped and turned, from sequences held in memory.
@@ -152,7 +158,9 @@ class TripletSampler:
     def __init__(self, sequences: list[tuple[Tensor, Tensor]], patch_px: int, seed: int) -> None:
         self.sequences = [(lr, hr) for lr, hr in sequences if min(lr.shape[-2:]) >= patch_px and lr.shape[0] >= 3]
         if not self.sequences:
-            raise DatasetError(f"no training sequence has three frames of at least {patch_px}x{patch_px} low-resolution px")
+            raise DatasetError(
+                f"no training sequence has three frames of at least {patch_px}x{patch_px} low-resolution px"
+            )
         self.patch_px = patch_px
         self.generator = torch.Generator().manual_seed(seed)
 

@@ -1,8 +1,8 @@
 """HAT, the hybrid attention transformer for image super-resolution (Chen et al., CVPR 2023), written from the paper.
 
-Legend: B batch, C channels (embed_dim), H W low-resolution height and width, s scale, n heads, w window side.
-Inside the body images are (B, H, W, C), because linear layers and LayerNorm act on the last axis; a convolution sees the
-same memory as channels-last (B, C, H, W), without a copy.
+Legend: B batch, C channels (embed_dim), H W low-resolution height and width, s scale, n heads, w window side. Inside
+the body images are (B, H, W, C), because linear layers and LayerNorm act on the last axis; a convolution sees the same
+memory as channels-last (B, C, H, W), without a copy.
 
 Names of modules, and so the state-dict keys, are those of the published checkpoints.
 """
@@ -21,14 +21,17 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)
 # Added to the attention logits of pixel pairs that a cyclic shift made neighbours (Swin Transformer, section 3.2).
 MASKED_LOGIT = -100.0
 
+# Pixels that pass through attention or an MLP at a time on a CPU; measured, see `benchmarks/`.
+CPU_BAND_PIXELS = 8192
+
 
 @dataclass(frozen=True)
 class HATConfig:
     """A HAT by the argument names of its reference constructor; the defaults are the published HAT x2.
 
-    `num_feat`, the channels between the body and the pixel shuffle, is a constant 64 in the reference; small presets narrow
-    it. The `InitVar`s are accepted so that published configurations construct, and dropped: they only matter for training
-    code that is not here.
+    `num_feat`, the channels between the body and the pixel shuffle, is a constant 64 in the reference; small presets
+    narrow it. The `InitVar`s are accepted so that published configurations construct, and dropped: they only matter for
+    training code that is not here.
     """
 
     upscale: int = 2
@@ -75,7 +78,7 @@ class HATConfig:
 
     @property
     def overlap_px(self) -> int:
-        """How much wider than a window its keys and values reach in the overlapping cross-attention, both sides together."""
+        """How much wider than a window its keys reach in the overlapping cross-attention, both sides together."""
         return int(self.window_size * self.overlap_ratio)
 
     def to_json_fields(self) -> dict[str, object]:
@@ -128,15 +131,16 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.fc1(x))
-        x = self.fc2(x)
-        return x
+        hidden = F.gelu(self.fc1(x))
+        y: Tensor = self.fc2(hidden)
+        return y
 
 
 class RelativePositionBias(nn.Module):
     """A learnt number per head and relative position, laid out as the (n, queries, keys) bias of the attention logits.
 
-    At inference the laid-out bias is kept until its table changes; in training it is laid out anew so that it has a gradient.
+    At inference the laid-out bias is kept until its table changes; in training it is laid out anew so that it has a
+    gradient.
     """
 
     relative_position_bias_table: nn.Parameter
@@ -177,27 +181,42 @@ class WindowAttention(RelativePositionBias):
         self.masks: Tensor
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        rows, columns, w = height // self.window, width // self.window, self.window
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
-        # (3, B, rows, columns, heads, w, w, C / heads), still a view
-        qkv = self.qkv(x).view(batch, rows, w, columns, w, 3, self.heads, channels // self.heads)
-        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)
         biases = self.bias(index, self.masks)
-        attended = torch.empty((batch, rows, w, columns, w, self.heads, channels // self.heads), dtype=qkv.dtype, device=x.device)
-        for (r, c), bias in zip(window_kinds(rows, columns, shifted=self.shift > 0), biases, strict=True):
-            part = qkv[:, :, r, c]
-            if part.numel() == 0:  # A single row or column of windows is all rim.
-                continue
-            q, k, v = part.flatten(1, 3).flatten(3, 4)  # (windows, heads, w * w, C / heads) each
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
-            out = out.view(*part.shape[1:])  # (B, rows, columns, heads, w, w, C / heads)
-            attended[:, r, :, c] = out.permute(0, 1, 4, 2, 5, 3, 6)
-        x = self.proj(attended.view(batch, height, width, channels))
+        rows, step = x.shape[1] // self.window, rows_per_band(x, self.window)
+        # Without a shift all windows are alike. With one, the last row and the last column of windows hold pixels from
+        # opposite edges: interior, right rim, bottom rim and corner each have a mask. Four small attentions, instead of
+        # one with a mask per window, which would be hundreds of MB for a 640x360 frame.
+        inner_rows = rows - 1 if self.shift else rows
+        bands = [
+            self.band(x[:, top * self.window : min(top + step, inner_rows) * self.window], biases[:2])
+            for top in range(0, inner_rows, step)
+        ]
+        if self.shift:
+            bands.append(self.band(x[:, inner_rows * self.window :], biases[2:]))
+        x = torch.cat(bands, dim=1)
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         return x
+
+    def band(self, x: Tensor, biases: Tensor) -> Tensor:
+        """Attention inside some rows of windows; `biases` of the inner columns and, with a shift, of the last one."""
+        batch, height, width, channels = x.shape
+        rows, columns, w = height // self.window, width // self.window, self.window
+        qkv = self.qkv(x).view(batch, rows, w, columns, w, 3, self.heads, channels // self.heads)
+        qkv = qkv.permute(3, 5, 0, 1, 6, 2, 4, 7)  # (columns, 3, B, rows, heads, w, w, C / heads)
+        parts = qkv.split([columns - 1, 1]) if self.shift else (qkv,)
+        attended = []
+        for part, bias in zip(parts, biases, strict=True):
+            q, k, v = part.transpose(0, 1).flatten(1, 3).flatten(3, 4)  # (windows, heads, w * w, C / heads) each
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
+            attended.append(out.view(-1, batch, rows, self.heads, w, w, channels // self.heads))
+        # Back from (columns, B, rows, heads, y, x, C / heads)
+        columns_first = torch.cat(attended) if len(attended) > 1 else attended[0]
+        x = columns_first.permute(1, 2, 4, 0, 5, 3, 6).reshape(batch, height, width, channels)
+        projected: Tensor = self.proj(x)
+        return projected
 
 
 class HybridAttentionBlock(nn.Module):
@@ -215,9 +234,9 @@ class HybridAttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         normed = self.norm1(x)
-        x = x + self.attn(normed, index) + self.conv_scale * self.conv_block(normed)
-        x = x + self.mlp(self.norm2(x))
-        return x
+        x = torch.add(x + self.attn(normed, index), self.conv_block(normed), alpha=self.conv_scale)
+        y: Tensor = x + self.mlp(self.norm2(x))
+        return y
 
 
 class OverlappingCrossAttentionBlock(RelativePositionBias):
@@ -245,13 +264,14 @@ class OverlappingCrossAttentionBlock(RelativePositionBias):
         margin = (self.key_window - self.window) // 2
         kv = F.pad(qkv[..., channels:], (0, 0, margin, margin, margin, margin))
         kv = kv.unfold(1, self.key_window, self.window).unfold(2, self.key_window, self.window)
-        kv = kv.unflatten(3, (2, self.heads, head_channels))  # (B, rows, columns, 2, heads, C / heads, k, k)
+        # To B, rows, columns, key or value, heads, C / heads, k, k.
+        kv = kv.view(batch, rows, columns, 2, self.heads, head_channels, self.key_window, self.key_window)
         k, v = kv.permute(3, 0, 1, 2, 4, 6, 7, 5).flatten(1, 3).flatten(3, 4)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias(index).to(q.dtype).unsqueeze(0))
         out = out.view(batch, rows, columns, self.heads, w, w, head_channels).permute(0, 1, 4, 2, 5, 3, 6)
         x = x + self.proj(out.reshape(batch, height, width, channels))
-        x = x + self.mlp(self.norm2(x))
-        return x
+        y: Tensor = x + self.mlp(self.norm2(x))
+        return y
 
 
 class AttentionBlocks(nn.Module):
@@ -266,8 +286,8 @@ class AttentionBlocks(nn.Module):
     def forward(self, x: Tensor, index: Tensor, overlap_index: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x, index)
-        x = self.overlap_attn(x, overlap_index)
-        return x
+        y: Tensor = self.overlap_attn(x, overlap_index)
+        return y
 
 
 class ResidualHybridAttentionGroup(nn.Module):
@@ -283,14 +303,16 @@ class ResidualHybridAttentionGroup(nn.Module):
 
 
 class HAT(nn.Module):
-    """(B, 3, H, W) to (B, 3, sH, sW), RGB with nominal range [0, 1]; the output is not clamped. Any H and W from 1 up."""
+    """(B, 3, H, W) to (B, 3, sH, sW), RGB of nominal range [0, 1]; the output is not clamped. Any H and W from 1 up."""
 
     def __init__(self, config: HATConfig) -> None:
         super().__init__()
         self.config = config
         channels, window = config.embed_dim, config.window_size
         self.register_buffer("relative_position_index_SA", relative_position_index(window))
-        self.register_buffer("relative_position_index_OCA", overlapping_position_index(window, window + config.overlap_px))
+        self.register_buffer(
+            "relative_position_index_OCA", overlapping_position_index(window, window + config.overlap_px)
+        )
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.mean: Tensor
 
@@ -313,17 +335,20 @@ class HAT(nn.Module):
         x = (x - self.mean) * self.config.img_range
         shallow = self.conv_first(x.contiguous(memory_format=torch.channels_last))
         deep = self.conv_after_body(self.body(shallow)) + shallow
-        x = self.conv_last(self.upsample(self.conv_before_upsample(deep)))
-        x = x / self.config.img_range + self.mean
-        return x[..., : height * self.config.upscale, : width * self.config.upscale]
+        features = self.upsample(self.conv_before_upsample(deep))
+        # Near white a bfloat16 step is a whole 8-bit level, so under autocast the picture itself stays in float32.
+        with torch.autocast(lr.device.type, enabled=False):
+            x = self.conv_last(features.float())
+        sr: Tensor = x / self.config.img_range + self.mean
+        return sr[..., : height * self.config.upscale, : width * self.config.upscale]
 
     def body(self, x: Tensor) -> Tensor:
         """The deep features of shallow ones, both (B, C, H, W)."""
         x = self.patch_embed["norm"](x.permute(0, 2, 3, 1))
         for group in self.layers:
             x = group(x, self.relative_position_index_SA, self.relative_position_index_OCA)
-        x = self.norm(x)
-        return x.permute(0, 3, 1, 2)
+        normed: Tensor = self.norm(x)
+        return normed.permute(0, 3, 1, 2)
 
 
 def on_channels_last(layer: nn.Module, x: Tensor) -> Tensor:
@@ -342,23 +367,16 @@ def pixel_shuffle_stages(scale: int, channels: int) -> nn.Sequential:
     return nn.Sequential(*stages)
 
 
-def window_kinds(rows: int, columns: int, *, shifted: bool) -> list[tuple[slice, slice]]:
-    """The rows and columns of windows that share one mask.
+def rows_per_band(x: Tensor, window: int) -> int:
+    """How many rows of windows (B, H, W, C) is attended to at a time.
 
-    Without a shift all windows are alike. With one, only the last row and the last column hold pixels from opposite edges
-    of the image: interior, right rim, bottom rim, corner, in the order of `shifted_window_masks`. Four small attentions
-    instead of one with a mask per window, which at 640x360 would be hundreds of MB.
+    On a CPU as many as stay in its cache: large intermediates cost more to fetch, and to map, than to compute.
+    Otherwise all.
     """
-    if not shifted:
-        return [(slice(0, rows), slice(0, columns))]
-    interior_rows, last_row = slice(0, rows - 1), slice(rows - 1, rows)
-    interior_columns, last_column = slice(0, columns - 1), slice(columns - 1, columns)
-    return [
-        (interior_rows, interior_columns),
-        (interior_rows, last_column),
-        (last_row, interior_columns),
-        (last_row, last_column),
-    ]
+    if x.is_cuda or torch.is_grad_enabled():
+        return x.shape[1] // window
+    pixels_per_row = x.shape[0] * window * x.shape[2]
+    return max(1, CPU_BAND_PIXELS // pixels_per_row)
 
 
 def shifted_window_masks(window: int, shift: int) -> Tensor:
@@ -383,7 +401,8 @@ def relative_position_index(window: int) -> Tensor:
 def overlapping_position_index(window: int, key_window: int) -> Tensor:
     """(w * w, k * k) int64, the same for a query window and the larger key window around it.
 
-    The published models were trained with an offset that leaves some entries negative; they wrap to the end of the table.
+    The published models were trained with an offset that leaves some entries negative; they wrap to the end of the
+    table.
     """
     query_y, query_x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     key_y, key_x = torch.meshgrid(torch.arange(key_window), torch.arange(key_window), indexing="ij")
@@ -396,32 +415,32 @@ def overlapping_position_index(window: int, key_window: int) -> Tensor:
 def start_as_bilinear(hat: HAT) -> None:
     """Set the first and last layers of an x2 HAT so that, untrained, it nearly enlarges bilinearly.
 
-    Three channels carry the colours from the first convolution to the last, so that training starts with the residual and
-    not with learning to copy. Every other weight keeps its random start.
+    Three channels carry the colours from the first convolution to the last, so that training starts with the residual
+    and not with learning to copy. Every other weight keeps its random start.
     """
     if hat.config.upscale != 2:
         raise ValueError(f"the bilinear start is for an upscale of 2, not {hat.config.upscale}")
-    before, up = hat.conv_before_upsample[0], hat.upsample[0]
     # Lifts the carried colours above zero, where the LeakyReLU changes nothing.
     lift = 1.0
     # For the two output pixels of an input pixel: the weights of the pixel before, the pixel itself, the pixel after.
     taps = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.75, 0.25]])
+    weights = hat.state_dict()
     with torch.no_grad():
-        hat.conv_after_body.weight.mul_(0.1)
-        hat.conv_last.weight.mul_(0.1)
-        for layer in (hat.conv_first, hat.conv_after_body, before, hat.conv_last):
-            layer.weight[:3] = 0
-            layer.bias[:3] = 0
+        weights["conv_after_body.weight"].mul_(0.1)
+        weights["conv_last.weight"].mul_(0.1)
+        for layer in ("conv_first", "conv_after_body", "conv_before_upsample.0", "conv_last"):
+            weights[f"{layer}.weight"][:3] = 0
+            weights[f"{layer}.bias"][:3] = 0
         for colour in range(3):
-            for layer in (hat.conv_first, before, hat.conv_last):
-                layer.weight[colour, colour, 1, 1] = 1
-            before.bias[colour] = lift
-            hat.conv_last.bias[colour] = -lift
+            for layer in ("conv_first", "conv_before_upsample.0", "conv_last"):
+                weights[f"{layer}.weight"][colour, colour, 1, 1] = 1
+            weights["conv_before_upsample.0.bias"][colour] = lift
+            weights["conv_last.bias"][colour] = -lift
             for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
                 phase = 4 * colour + 2 * i + j
-                up.weight[phase] = 0
-                up.weight[phase, colour] = torch.outer(taps[i], taps[j])
-                up.bias[phase] = 0
+                weights["upsample.0.weight"][phase] = 0
+                weights["upsample.0.weight"][phase, colour] = torch.outer(taps[i], taps[j])
+                weights["upsample.0.bias"][phase] = 0
 
 
 def _initialise_linear(module: nn.Module) -> None:

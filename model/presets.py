@@ -76,8 +76,8 @@ PRESETS: dict[str, Preset] = {
 def load_upscaler(preset: str, device: torch.device, weights_dir: Path | None) -> TwoStepUpscaler:
     """The preset's networks with their weights on `device`, ready to upscale.
 
-    `weights_dir` holds the user's checkpoints. Raises ValueError for an unknown preset, PresetUnavailableError where weights
-    are missing, CheckpointError where they are damaged or of another network.
+    `weights_dir` holds the user's checkpoints. Raises ValueError for an unknown preset, PresetUnavailableError where
+    weights are missing, CheckpointError where they are damaged or of another network.
     """
     if preset not in PRESETS:
         raise ValueError(f"there is no preset {preset!r}, only {', '.join(PRESETS)}")
@@ -111,7 +111,8 @@ def random_upscaler(preset: Preset) -> TwoStepUpscaler:
     """The preset's networks with weights drawn from a fixed seed.
 
     The picture stays recognisable and every frame leaves its mark on it, so that a frame that is swapped, missing or
-    repeated shows: HAT starts as a plain enlargement, and the U-Net's residual, which training starts at zero, is drawn too.
+    repeated shows: HAT starts as a plain enlargement, and the U-Net's residual, which training starts at zero, is drawn
+    too.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -121,6 +122,7 @@ def random_upscaler(preset: Preset) -> TwoStepUpscaler:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         for encoder in (unet.phi_left, unet.phi_right):
-            encoder.blocks[-1][0].weight.data.mul_(8)  # Neighbours as loud as the centre and its skips.
+            for weight in encoder.blocks[-1].parameters():
+                nn.init.normal_(weight, std=0.5)  # The neighbours as loud as the centre and its skips.
         nn.init.normal_(unet.head.weight, std=0.1)
     return TwoStepUpscaler(hat, unet)

@@ -1,7 +1,7 @@
-"""The geometry of tiles: which part of a frame to read, which part of the result to keep, and where it goes. Integers only.
+"""The geometry of tiles: which part of a frame to read, what to keep of the result, and where it goes. Integers only.
 
-A frame is cut into cores of `tile_px` that cover it without overlapping. Each core is read with `overlap_px` more on every
-side that is not the frame's edge, so that the network sees context; what the overlap produced is trimmed.
+A frame is cut into cores of `tile_px` that cover it without overlapping. Each core is read with `overlap_px` more on
+every side that is not the frame's edge, so that the network sees context; what the overlap produced is trimmed.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Region:
         return self.y + self.height
 
     def grown(self, margin: int, inside: "Region") -> "Region":
-        """This region with `margin` more on each side, as far as `inside` reaches."""
+        """The region with `margin` more on each side, as far as `inside` reaches."""
         x, y = max(self.x - margin, inside.x), max(self.y - margin, inside.y)
         right, bottom = min(self.right + margin, inside.right), min(self.bottom + margin, inside.bottom)
         return Region(x, y, right - x, bottom - y)

@@ -1,8 +1,8 @@
 """The conditional U-Net of the second step: the upscaled frame, refined with what its two neighbours show.
 
-Legend: B batch, H W low-resolution height and width (the centre is 2H x 2W), L levels, c width.
-Geometry of Masuda et al. (method: Phi_L, Phi_R, Psi; fusion is equation 5, decoding equation 6); blocks of Ronneberger et
-al. (MICCAI 2015). With L = 5 and c = 64:
+Legend: B batch, H W low-resolution height and width (the centre is 2H x 2W), L levels, c width. Geometry of Masuda et
+al. (method: Phi_L, Phi_R, Psi; fusion is equation 5, decoding equation 6); blocks of Ronneberger et al. (MICCAI 2015).
+With L = 5 and c = 64:
 
     previous_lr  H x W     -> Phi_L         -> H/16 x W/16 x 1024 ┐
     center_sr   2H x 2W    -> Psi's encoder -> H/16 x W/16 x 1024 ┼─ sum -> Psi's decoder -> 2H x 2W x 3
@@ -27,10 +27,11 @@ SCALE = 2
 class UNetConfig:
     """The defaults are the paper's network.
 
-    `width` is the number of channels at the top; it doubles with each level but the last. `levels` is how often Psi halves
-    the image. `pixel_unshuffle` folds that many pixels squared into the channels of all three inputs (and unfolds the output),
-    so that a small network works on a coarser grid. With `output` "direct" the network draws the frame itself, as in the
-    paper; with "residual" it draws what is added to the upscaled centre, starting at zero, so untrained it changes nothing.
+    `width` is the number of channels at the top; it doubles with each level but the last. `levels` is how often Psi
+    halves the image. `pixel_unshuffle` folds that many pixels squared into the channels of all three inputs (and
+    unfolds the output), so that a small network works on a coarser grid. With `output` "direct" the network draws the
+    frame itself, as in the paper; with "residual" it draws what is added to the upscaled centre, starting at zero, so
+    untrained it changes nothing.
     """
 
     width: int = 64
@@ -42,20 +43,22 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if self.width < 1 or self.levels < 2 or self.pixel_unshuffle < 1:
             raise ValueError(
-                f"width {self.width}, levels {self.levels}, pixel_unshuffle {self.pixel_unshuffle}: at least 1, 2 and 1 are needed"
+                f"width {self.width}, levels {self.levels} and pixel_unshuffle {self.pixel_unshuffle}: "
+                "at least 1, 2 and 1 are needed"
             )
         if self.output not in ("direct", "residual"):
             raise ValueError(f"output must be 'direct' or 'residual', not {self.output!r}")
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Channels of Psi from the top down, `levels + 1` of them; Phi has all but the last, which repeats the one before."""
-        return tuple(self.width * 2 ** min(level, self.levels - 1) for level in range(self.levels + 1))
+        """Channels of Psi from the top down, `levels + 1` of them; Phi has all but the last, a repetition."""
+        return tuple(self.width << min(level, self.levels - 1) for level in range(self.levels + 1))
 
     @property
     def multiple(self) -> int:
         """Low-resolution sides are padded to a multiple of this."""
-        return self.pixel_unshuffle * 2 ** (self.levels - 1)
+        halvings = self.levels - 1
+        return self.pixel_unshuffle << halvings
 
     def to_json_fields(self) -> dict[str, object]:
         """The fields as plain JSON values, ready for `UNetConfig(**fields)`."""
@@ -78,9 +81,8 @@ class ConditionalUNet(nn.Module):
         self.psi_decoder = Decoder(channels, config.batch_norm)
         self.head = nn.Conv2d(channels[0], inputs, 1)
         if config.output == "residual":
-            nn.init.zeros_(self.head.weight)
-            assert self.head.bias is not None
-            nn.init.zeros_(self.head.bias)
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, center_sr: Tensor, previous_lr: Tensor, next_lr: Tensor) -> Tensor:
         height, width = center_sr.shape[-2:]
@@ -88,8 +90,11 @@ class ConditionalUNet(nn.Module):
         *_, right = self.phi_right(self.fold(next_lr, self.config.multiple))
         *skips, center = self.psi_encoder(self.fold(center_sr, SCALE * self.config.multiple))
         fused = left + center + right
-        drawn = self.head(self.psi_decoder(fused, skips))
-        drawn = F.pixel_shuffle(drawn, self.config.pixel_unshuffle)[..., :height, :width].float()
+        features = self.psi_decoder(fused, skips)
+        # Near white a bfloat16 step is a whole 8-bit level, so under autocast the picture itself stays in float32.
+        with torch.autocast(features.device.type, enabled=False):
+            drawn = F.pixel_shuffle(self.head(features.float()), self.config.pixel_unshuffle)
+        drawn = drawn[..., :height, :width]
         return center_sr + drawn if self.config.output == "residual" else drawn
 
     def fold(self, frames: Tensor, multiple: int) -> Tensor:
@@ -114,7 +119,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the deepest level up: a transposed convolution doubles the side, the skip joins, two convolutions merge them."""
+    """From the deepest level up: a transposed convolution doubles the side, two convolutions merge the skip."""
 
     def __init__(self, channels: tuple[int, ...], batch_norm: bool) -> None:
         super().__init__()

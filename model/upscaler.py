@@ -15,13 +15,13 @@ class DeviceUnavailableError(Exception):
 
 
 class TwoStepUpscaler(nn.Module):
-    """`previous_lr`, `center_lr`, `next_lr`, each (B, 3, H, W) float32 RGB in [0, 1], to (B, 3, 2H, 2W) float32 in [0, 1].
+    """`previous_lr`, `center_lr`, `next_lr`, each (B, 3, H, W) float32 RGB in [0, 1], to (B, 3, 2H, 2W) of the same.
 
     Anything else is refused with a ValueError. HAT runs once per frame, on the centres only, is frozen, and stays in
     evaluation mode in training too. On CUDA both networks run under bfloat16 autocast, on the CPU in float32.
 
-    On one machine the result is a function of the three frames and of the batch's shape, bit for bit: it does not depend
-    on what else is in the batch. Where memory is short, `use_tiles` makes it work piece by piece.
+    On one machine the result is a function of the three frames and of the batch's shape, bit for bit: it does not
+    depend on what else is in the batch. Where memory is short, `use_tiles` makes it work piece by piece.
     """
 
     scale = SCALE
@@ -43,7 +43,7 @@ class TwoStepUpscaler(nn.Module):
 
     @property
     def tile_alignment_px(self) -> int:
-        """Tiles and overlaps are multiples of this, so that windows and pooled pixels lie where they do in a whole frame."""
+        """Tiles and overlaps are multiples of this, so that windows lie where they do in a whole frame."""
         return math.lcm(self.hat.config.window_size, self.unet.config.multiple)
 
     def train(self, mode: bool = True) -> "TwoStepUpscaler":
@@ -55,14 +55,17 @@ class TwoStepUpscaler(nn.Module):
     def use_tiles(self, tile_px: int | None, tile_overlap_px: int = 32) -> None:
         """Work on tiles of `tile_px` low-resolution px, read with an overlap; None goes back to whole frames.
 
-        A tiled result is close to the whole frame's but not equal: HAT's channel attention averages over all it is given.
+        A tiled result is close to the whole frame's but not equal: HAT's channel attention averages over all it is
+        given.
         """
         if tile_px is not None:
             for name, value in (("tile_px", tile_px), ("tile_overlap_px", tile_overlap_px)):
                 if value % self.tile_alignment_px:
                     raise ValueError(f"{name} is {value}, which is not a multiple of {self.tile_alignment_px}")
             if tile_px < 1 or tile_overlap_px < 0:
-                raise ValueError(f"tile_px is {tile_px} and tile_overlap_px {tile_overlap_px}: at least 1 and 0 are needed")
+                raise ValueError(
+                    f"tile_px is {tile_px} and tile_overlap_px {tile_overlap_px}: at least 1 and 0 are needed"
+                )
         self.tile_px, self.tile_overlap_px = tile_px, tile_overlap_px
 
     def forward(self, previous_lr: Tensor, center_lr: Tensor, next_lr: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ class TwoStepUpscaler(nn.Module):
         return enlarged.float()
 
     def refine(self, center_sr: Tensor, previous_lr: Tensor, next_lr: Tensor) -> Tensor:
-        """The second step: an enlarged centre and its low-resolution neighbours to (B, 3, 2H, 2W) float32, not clamped."""
+        """The second step: the enlarged centre and its neighbours to (B, 3, 2H, 2W) float32, not clamped."""
         with self.precision():
             refined: Tensor = self.unet(center_sr, previous_lr, next_lr)
         return refined.float()
@@ -108,7 +111,9 @@ class TwoStepUpscaler(nn.Module):
             if frames.shape[1] != 3:
                 raise ValueError(f"{name} has {frames.shape[1]} channels, expected 3 (RGB)")
             if frames.numel() == 0:
-                raise ValueError(f"{name} has the shape {tuple(frames.shape)}, expected at least one frame of one pixel")
+                raise ValueError(
+                    f"{name} has the shape {tuple(frames.shape)}, expected at least one frame of one pixel"
+                )
             if frames.dtype != torch.float32:
                 raise ValueError(f"{name} is {frames.dtype}, expected {torch.float32}")
             if frames.shape != center_lr.shape:
@@ -129,7 +134,7 @@ def resolve_device(name: str) -> torch.device:
     if torch.version.cuda is None:
         raise DeviceUnavailableError(f"cuda was asked for, but this torch ({torch.__version__}) is built without CUDA")
     try:
-        torch.cuda.init()
+        torch.cuda.current_device()  # Starts CUDA, which is where it fails.
     except RuntimeError as error:  # Torch's way of saying that the driver is missing or too old.
         raise DeviceUnavailableError(f"cuda was asked for, but CUDA does not start: {error}") from error
     if torch.cuda.device_count() == 0:

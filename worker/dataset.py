@@ -1,11 +1,12 @@
 """`vsr prepare`: videos in, a data set of frame sequences out.
 
-Sources are video files, folders of them, or a folder with an `index.csv` that names one ready-made sequence per line with
-its split, source and licence.
+Sources are video files, folders of them, or a folder with an `index.csv` that names one ready-made sequence per line
+with its split, source and licence.
 """
 
 import csv
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -77,7 +78,7 @@ def _video_sequences(video: Path, limit: int) -> Iterator[DecodedSequence]:
 
 
 def decode_sequences(path: Path, length: int) -> Iterator[Tensor]:
-    """Runs of `length` consecutive frames, (length, 3, H, W) uint8 RGB, cropped to even sides; a shorter rest is dropped."""
+    """Runs of `length` consecutive frames, (length, 3, H, W) uint8 RGB, sides made even; a shorter rest is dropped."""
     try:
         with av.open(str(path), format=None, options={"protocol_whitelist": "file"}) as container:
             if not container.streams.video:
@@ -100,9 +101,11 @@ def decode_sequences(path: Path, length: int) -> Iterator[Tensor]:
 
 
 def _accurate_rgb(frame: av.VideoFrame) -> av.filter.Graph:
-    """A filter graph to RGB without the fast chroma interpolation of `to_ndarray`, which is off by about a grey level."""
+    """A filter graph to RGB without the fast chroma interpolation of `to_ndarray`, off by about a grey level."""
     graph = av.filter.Graph()
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base)
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1)
+    )
     scale = graph.add("scale", "flags=lanczos+accurate_rnd+full_chroma_int+full_chroma_inp")
     rgb = graph.add("format", "rgb24")
     sink = graph.add("buffersink")
