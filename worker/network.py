@@ -1,0 +1,39 @@
+"""The networks of `model` as the pipeline's `Upscaler`: arrays of whole numbers in and out, tensors in between."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.checkpoints import sha256_of
+from model.upscaler import TwoStepUpscaler
+from worker.upscaler import FrameBatch
+
+
+class NetworkUpscaler:
+    """Runs a `TwoStepUpscaler` on frames as they come from the decoder; see `worker.upscaler.Upscaler`."""
+
+    def __init__(self, networks: TwoStepUpscaler) -> None:
+        self._networks = networks
+        self._weights = sha256_of({name: tensor.cpu() for name, tensor in networks.state_dict().items()})[:32]
+
+    @property
+    def fingerprint(self) -> str:
+        """The weights, and the tiles if there are any: they change the picture a little."""
+        tiles = f"-tiles{self._networks.tile_px}" if self._networks.tile_px else ""
+        return self._weights + tiles
+
+    @torch.inference_mode()
+    def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
+        """(B, H, W, 3) to (B, 2H, 2W, 3), uint8 or uint16 as given."""
+        white = np.iinfo(center_lr.dtype).max
+        upscaled: Tensor = self._networks(
+            *(self._to_tensor(batch, white) for batch in (previous_lr, center_lr, next_lr))
+        )
+        levels = (upscaled * white).round_().clamp_(0, white).permute(0, 2, 3, 1)
+        # By way of int32, as torch converts to uint16 on few devices.
+        return levels.to(torch.int32).cpu().numpy().astype(center_lr.dtype)
+
+    def _to_tensor(self, batch: FrameBatch, white: int) -> Tensor:
+        """Whole numbers of 0 to `white`, (B, H, W, 3), to float32 of 0 to 1, (B, 3, H, W)."""
+        tensor = torch.from_numpy(batch).to(self._networks.device).to(torch.float32)
+        return tensor.div_(white).permute(0, 3, 1, 2).contiguous()
