@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from worker.contract.job import Container, JobOptions, VideoCodec
 from worker.contract.storage import publishing
 from worker.plan import SCALE, Plan, StreamPlan
+from worker.video.containers import has_edit_lists
 from worker.video.mux import read_order, write_result
 from worker.video.packets import StreamContents, read_contents
 from worker.video.source import open_source, stream_at
@@ -58,10 +59,12 @@ def assemble(plan: Plan, source: Path, segments: Sequence[Path], target: Path) -
     order = read_order(segments, [segment.frames for segment in plan.segments])
     made_by = result_tag(plan.source_sha256, plan.options, plan.container, order.made_by)
     table = plan.survey.frames
+    with open_source(source, plan.max_pixels) as opened:
+        copied = [opened.streams[stream.stream.index] for stream in plan.streams if stream.action == "copy"]
+        contents = read_contents(opened, copied, hidden_too=has_edit_lists(plan.container))
+        copies = {stream.index: facts for stream, facts in zip(copied, contents, strict=True)}
     with open_source(source, plan.max_pixels) as opened, publishing(target) as partial:
         video = stream_at(opened, plan.survey.stream_index)
-        copied = [opened.streams[stream.stream.index] for stream in plan.streams if stream.action == "copy"]
-        copies = {stream.index: facts for stream, facts in zip(copied, read_contents(opened, copied), strict=True)}
         write_result(
             partial,
             plan.container,
@@ -91,7 +94,7 @@ def result_tag(source_sha256: str, options: JobOptions, container: Container, ne
 
 
 def _report(plan: Plan, copies: Mapping[int, StreamContents], timing: Timing, made_by: str) -> Report:
-    streams = [_stream_report(stream, copies) for stream in plan.streams]
+    streams = [_stream_report(stream, copies, plan.container) for stream in plan.streams]
     upscaled = StreamReport(
         index=plan.survey.stream_index,
         type="video",
@@ -112,12 +115,14 @@ def _report(plan: Plan, copies: Mapping[int, StreamContents], timing: Timing, ma
     )
 
 
-def _stream_report(plan: StreamPlan, copies: Mapping[int, StreamContents]) -> StreamReport:
+def _stream_report(plan: StreamPlan, copies: Mapping[int, StreamContents], container: Container) -> StreamReport:
     stream = plan.stream
     facts = copies.get(stream.index)
     why = plan.why
     if facts is not None and facts.framed:
         why = "the transport stream's own framing was taken off, as the container demands; the payload is the same"
+    if facts is not None and facts.hidden:
+        why = f"without {facts.hidden} packets that an edit list hides: {container} has no edit lists"
     return StreamReport(
         index=stream.index,
         type=stream.type,

@@ -31,7 +31,8 @@ class NetworkUpscaler:
         )
         levels = (upscaled * white).round_().clamp_(0, white).permute(0, 2, 3, 1)
         # By way of int32, as torch converts to uint16 on few devices.
-        return levels.to(torch.int32).cpu().numpy().astype(center_lr.dtype)
+        whole = levels.to(torch.int32).cpu().numpy()
+        return whole.astype(np.uint8) if center_lr.dtype == np.uint8 else whole.astype(np.uint16)
 
     def _to_tensor(self, batch: FrameBatch, white: int) -> Tensor:
         """Whole numbers of 0 to `white`, (B, H, W, 3), to float32 of 0 to 1, (B, 3, H, W)."""

@@ -17,6 +17,11 @@ FORMATS = {Container.MP4: "mp4", Container.MOV: "mov", Container.MKV: "matroska"
 """Our names to FFmpeg's muxers."""
 
 
+def has_edit_lists(container: Container) -> bool:
+    """Say whether the container can hold packets that the viewer shall not see or hear."""
+    return container in (Container.MP4, Container.MOV)
+
+
 def holds_codec(container: Container, codec: VideoCodec) -> bool:
     with _in_memory(container) as output:
         return codec.value in output.supported_codecs

@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, VideoCodec
-from worker.video.containers import FORMATS
+from worker.video.containers import FORMATS, has_edit_lists
 from worker.video.packets import StreamContents, is_end_mark
 from worker.video.values import Encoding, FrameTable, Picture
 
@@ -88,8 +88,11 @@ def write_result(
     encoding: Encoding,
     made_by: str,
 ) -> None:
-    """Write `target`: the segments in place of `video`, and the source's streams in `copies` bit for bit."""
-    options = {"fflags": "+bitexact"} | (_mp4_options(source, copies, table) if _is_mp4(container) else {})
+    """Write `target`: the segments in place of `video`, and the source's streams in `copies` bit for bit.
+
+    `source` must be just opened: it is read from its beginning, lead-in included.
+    """
+    options = {"fflags": "+bitexact"} | (_mp4_options(source, copies, table) if has_edit_lists(container) else {})
     with (
         av.open(str(segments[0]), "r", format="mp4") as first_segment,
         av.open(str(target), "w", format=FORMATS[container], container_options=options) as output,
@@ -103,7 +106,7 @@ def write_result(
                     output, container, first_segment.streams.video[0], video, table, picture, encoding
                 )
             elif stream.index in copies:
-                outputs[stream.index] = _add_copy(output, container, source, stream)
+                outputs[stream.index] = _add_copy(output, container, stream, copies[stream.index])
         output.set_chapters(source.chapters())
         output.start_encoding()
         copied = [
@@ -113,7 +116,7 @@ def write_result(
         ]
         for packet in heapq.merge(
             _video_packets(segments, order, table, outputs[video.index]),
-            _copied_packets(source, copied, outputs),
+            _copied_packets(source, copied, outputs, hidden_too=has_edit_lists(container)),
             key=_decoded_at,
         ):
             output.mux_one(packet)
@@ -131,7 +134,7 @@ def _add_video(
     stream = output.add_stream_from_template(encoded, opaque=True)
     stream.time_base = Fraction(1, table.time_base.denominator)
     stream.codec_context.framerate = encoding.average_rate
-    if encoding.codec is VideoCodec.HEVC and _is_mp4(container):
+    if encoding.codec is VideoCodec.HEVC and has_edit_lists(container):
         stream.codec_context.codec_tag = "hvc1"  # Apple's players take no other
     stream.disposition = original.disposition
     stream.metadata.update(_metadata(original.metadata))
@@ -139,15 +142,13 @@ def _add_video(
     return stream
 
 
-def _add_copy(output: OutputContainer, container: Container, source: InputContainer, original: Stream) -> Stream:
+def _add_copy(output: OutputContainer, container: Container, original: Stream, contents: StreamContents) -> Stream:
     if isinstance(original, AttachmentStream):
         return output.add_attachment(original.name or "attachment", original.mimetype or "", original.data)
     if original.disposition & Disposition.attached_pic and container is Container.MKV:
-        source.seek(0)
-        picture = next(iter(source.demux(original)))
         kind = {"mjpeg": "jpeg"}.get(original.codec_context.name, original.codec_context.name)
         name = original.metadata.get("filename", f"cover.{kind}")
-        return output.add_attachment(name, f"image/{kind}", bytes(picture))
+        return output.add_attachment(name, f"image/{kind}", contents.picture)
     stream = output.add_stream_from_template(original, opaque=True)
     stream.disposition = original.disposition
     stream.metadata.update(original.metadata)
@@ -174,13 +175,12 @@ def _video_packets(
 
 
 def _copied_packets(
-    source: InputContainer, streams: Sequence[Stream], outputs: Mapping[int, Stream]
+    source: InputContainer, streams: Sequence[Stream], outputs: Mapping[int, Stream], *, hidden_too: bool
 ) -> Iterator["Packet[Stream]"]:
     if not streams:
         return
-    source.seek(0)
     for packet in source.demux(list(streams)):
-        if is_end_mark(packet):
+        if is_end_mark(packet) or (packet.is_discard and not hidden_too):
             continue
         packet.stream = outputs[packet.stream_index]
         if packet.dts is None:
@@ -214,7 +214,3 @@ def _movie_timescale(starts: Iterable[Fraction]) -> int:
     """Return ticks per second fine enough that the edit lists can start every stream exactly where it started."""
     exact = math.lcm(_USUAL_MOVIE_TIMESCALE, *(start.denominator for start in starts))
     return exact if exact <= _MAX_MOVIE_TIMESCALE else _USUAL_MOVIE_TIMESCALE
-
-
-def _is_mp4(container: Container) -> bool:
-    return container in (Container.MP4, Container.MOV)

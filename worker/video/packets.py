@@ -11,7 +11,7 @@ from typing import cast
 from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import AttachmentStream, Stream
+from av.stream import AttachmentStream, Disposition, Stream
 
 _ADTS_HEADER_BYTES, _ADTS_CRC_BYTES = 7, 2
 _ANNEX_B_START = re.compile(rb"\x00*\x00\x00\x01")
@@ -25,25 +25,37 @@ class StreamContents:
     framed: bool
     pts: "array[int]" = field(default_factory=lambda: array("q"))
     sha256: str = ""
+    hidden: int = 0
+    """Packets left out because an edit list of the source hides them from the viewer."""
+    picture: bytes = b""
+    """Of a cover picture, its one packet."""
 
 
-def read_contents(container: InputContainer, streams: Sequence[Stream]) -> list[StreamContents]:
-    """Read the whole container once and return the contents of `streams`, in their order.
+def read_contents(
+    container: InputContainer, streams: Sequence[Stream], *, hidden_too: bool = True
+) -> list[StreamContents]:
+    """Read a container that was just opened to its end and return the contents of `streams`, in their order.
 
-    An attachment (a font) has no packets; its bytes lie in the header.
+    It must be just opened: seeking back to zero would skip packets of before zero, such as an encoder's lead-in. An
+    attachment (a font) has no packets; its bytes lie in the header. `hidden_too` counts the packets that an edit list
+    hides from the viewer.
     """
     contents = [StreamContents(stream.time_base or Fraction(1), _is_framed(stream)) for stream in streams]
     hashes = [hashlib.sha256(stream.data if isinstance(stream, AttachmentStream) else b"") for stream in streams]
     place = {stream.index: number for number, stream in enumerate(streams)}
     with_packets = [stream for stream in streams if not isinstance(stream, AttachmentStream)]
     if with_packets:
-        container.seek(0)
         for packet in container.demux(with_packets):
             if is_end_mark(packet):
+                continue
+            if packet.is_discard and not hidden_too:
+                contents[place[packet.stream_index]].hidden += 1
                 continue
             number = place[packet.stream_index]
             payload = bytes(packet)
             hashes[number].update(unframed(payload) if contents[number].framed else payload)
+            if streams[number].disposition & Disposition.attached_pic:
+                contents[number].picture = payload
             contents[number].pts.append(packet.pts if packet.pts is not None else packet.dts or 0)
     for number, one_hash in enumerate(hashes):
         contents[number].sha256 = one_hash.hexdigest()

@@ -22,6 +22,7 @@ from worker.video.values import Colour, FrameTable, OtherStream, Picture, Survey
 _CHROMA_LOCATIONS = ("left", "center", "topleft", "top", "bottomleft", "bottom")
 _INTERLACED_FIELD_ORDERS = (2, 3, 4, 5)
 _MATROSKA_DURATION_SLACK_SECONDS = 1.0
+_PIXELS_TO_DEMUX = 1024 * 1024  # opening decodes a little of every stream; here no picture is wanted
 
 
 def survey(source: Path, limits: VideoLimits) -> Survey:
@@ -30,7 +31,7 @@ def survey(source: Path, limits: VideoLimits) -> Survey:
         stream = main_video_stream(container, limits.max_pixels)
         _check_size(stream, limits)
         table, first = _read_frames(container, stream, limits)
-        _check_not_truncated(container, stream, table)
+        _check_not_truncated(source, container, stream, table)
         # Known to the decoder only now, after it has seen frames.
         picture = _picture(container, stream, first)
         return Survey(
@@ -134,7 +135,7 @@ def _check_length(stamps: list[int], time_base: Fraction, limits: VideoLimits) -
         )
 
 
-def _check_not_truncated(container: InputContainer, stream: VideoStream, table: FrameTable) -> None:
+def _check_not_truncated(source: Path, container: InputContainer, stream: VideoStream, table: FrameTable) -> None:
     """Containers say how much they hold. FFmpeg ends a file that was cut off as if nothing were missing."""
     end_seconds = table.seconds(len(table) - 1)
     if "mp4" in container.format.name.split(","):
@@ -147,7 +148,7 @@ def _check_not_truncated(container: InputContainer, stream: VideoStream, table: 
             )
     if "matroska" in container.format.name.split(",") and container.duration is not None:
         declared_seconds = container.duration / av.time_base
-        reached_seconds = max(end_seconds, _end_of_any_stream(container))
+        reached_seconds = max(end_seconds, _end_of_any_stream(source))
         if declared_seconds - reached_seconds > _MATROSKA_DURATION_SLACK_SECONDS:
             raise JobFailureError(
                 FailureCode.CORRUPT_FRAME,
@@ -160,13 +161,13 @@ def _unreadable_samples(stream: VideoStream, file_bytes: int) -> int:
     return sum(entry.pos + entry.size > file_bytes for entry in stream.index_entries)
 
 
-def _end_of_any_stream(container: InputContainer) -> float:
+def _end_of_any_stream(source: Path) -> float:
     """Return the latest time in the file, of sound and subtitles too: those may last longer than the picture."""
     end = 0.0
-    container.seek(0)
-    for packet in container.demux():
-        if packet.pts is not None:
-            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    with open_source(source, _PIXELS_TO_DEMUX) as container:
+        for packet in container.demux():
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
     return end
 
 

@@ -12,7 +12,7 @@ from av.video.stream import VideoStream
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container
-from worker.video.containers import FORMATS
+from worker.video.containers import FORMATS, has_edit_lists
 from worker.video.packets import StreamContents, read_contents
 from worker.video.values import FrameTable, Picture
 
@@ -83,7 +83,7 @@ def _check_video_times(contents: StreamContents, table: FrameTable, container: C
     wanted = [time * table.time_base for time in table.pts]
     shift = Fraction(0)
     clock = Fraction(0)
-    if container in (Container.MKV, Container.WEBM):
+    if not has_edit_lists(container):
         clock = contents.time_base
         shift = max(Fraction(0), found[0] - wanted[0] - clock / 2)
         shift = Fraction(0) if shift < clock else found[0] - wanted[0]
@@ -106,7 +106,7 @@ def _check_copy(
         return  # mov stores samples, not packets: they come back grouped otherwise
     if len(copy.pts) != len(original.pts):
         raise _failure(f"the {stream.type} stream {index} has {len(copy.pts)} packets instead of {len(original.pts)}")
-    tolerance = copy.time_base if container in (Container.MKV, Container.WEBM) else copy.time_base / 2
+    tolerance = copy.time_base if not has_edit_lists(container) else copy.time_base / 2
     for number, (there, time) in enumerate(zip(copy.pts, original.pts, strict=True)):
         difference = there * copy.time_base - time * original.time_base - timing.shift
         if abs(difference) > tolerance:
