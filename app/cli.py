@@ -1,0 +1,542 @@
+"""The `vsr` command, and the one place where the app, the worker and the model meet.
+
+Each command parses, calls one function of the room that does the work, and prints. torch and av are imported inside the
+commands that need them: they take seconds, and the gateway's installation does not have them.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from pydantic import ValidationError
+
+from app import terminal
+from app.client import Client, ClientError
+from app.embedded_redis import EmbeddedRedisError
+from app.exit_codes import ExitCode, exit_code_of
+from app.house import WorkersEndedError, serve_house
+from app.schemas import Job
+from app.server import GatewayStartError, serve_gateway
+from app.settings import ClientSettings, GatewaySettings
+from app.terminal import ProgressLine, print_json, print_note, print_result, print_table
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import Container, JobOptions, JobStatus, VideoCodec
+from worker.contract.logs import configure_logging
+from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
+
+cli = typer.Typer(
+    name="vsr",
+    help="Video super-resolution: twice the size, sharper, everything that was not pixels untouched.",
+    epilog="Examples:  vsr upscale clip.mp4   |   vsr serve   |   vsr submit clip.mp4 --wait -o big.mp4",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+weights_cli = typer.Typer(help="Weight files: what is there, the user's own, and whether they are whole.")
+cli.add_typer(weights_cli, name="weights", no_args_is_help=True)
+
+DeviceName = Literal["auto", "cuda", "cpu"]
+EncoderPreset = Literal["ultrafast", "veryfast", "faster", "fast", "medium", "slow", "veryslow"]
+
+PresetOption = Annotated[str, typer.Option(help="Networks and weights: see `vsr weights list`.")]
+DeviceOption = Annotated[
+    DeviceName | None, typer.Option(help="auto takes a GPU where there is one; cuda never falls back.")
+]
+CodecOption = Annotated[VideoCodec | None, typer.Option(help="Default: h264; av1 in webm.")]
+CrfOption = Annotated[int | None, typer.Option(min=0, max=63, help="Quality, lower is better. Default: by codec.")]
+EncoderPresetOption = Annotated[EncoderPreset, typer.Option(help="Encoder effort.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+WeightsDirOption = Annotated[Path | None, typer.Option(help="Folder of imported weights (VSR_WEIGHTS_DIR).")]
+UrlOption = Annotated[str | None, typer.Option(help="Address of the service (VSR_URL).")]
+JobArgument = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
+
+
+# --- one file, here --------------------------------------------------------------------------------------------------
+
+
+@cli.command(epilog="Example:  vsr upscale holiday.mov holiday_2x.mkv --codec hevc --crf 22")
+def upscale(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The video.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="Default: IN with _2x in its name.", show_default=False)
+    ] = None,
+    preset: PresetOption = "compact",
+    device: DeviceOption = None,
+    codec: CodecOption = None,
+    crf: CrfOption = None,
+    encoder_preset: EncoderPresetOption = "medium",
+    batch: Annotated[int | None, typer.Option(min=1, max=64, help="Frames per network call.")] = None,
+    tile: Annotated[
+        int | None, typer.Option(min=32, help="Work in tiles of so many source pixels, where memory is short.")
+    ] = None,
+    weights_dir: WeightsDirOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is another file.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write the report of what was kept to this file (JSON).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Upscale one video on this machine, without a server. Interrupted, the same command goes on where it stopped."""
+    from worker.local import default_output, upscale_file
+    from worker.settings import VideoLimits, WorkerSettings
+
+    output = output or default_output(source)
+    chosen = {"preset": preset, "device": device, "batch_frames": batch, "tile_px": tile, "weights_dir": weights_dir}
+    settings = WorkerSettings.model_validate({name: value for name, value in chosen.items() if value is not None})
+    options = JobOptions(
+        preset=preset,
+        container=_container_of(output),
+        codec=codec,
+        crf=crf,
+        encoder_preset=encoder_preset,
+    )
+    kept = "interrupted: what is finished is kept, the same command goes on from there"
+    with _interruptible(kept), ProgressLine("reading", quiet=as_json) as line:
+        outcome = upscale_file(
+            source,
+            output,
+            options,
+            settings=settings,
+            limits=VideoLimits(),
+            overwrite=overwrite,
+            on_progress=lambda done, total: line.update(done, total, label="upscaling"),
+        )
+    if report:
+        report.write_text(outcome.report.model_dump_json(indent=2) + "\n")
+    if as_json:
+        print_json({"output": str(output), "already_done": outcome.already_done, **outcome.report.model_dump()})
+    elif outcome.already_done:
+        print_result(f"{output} is already finished: nothing to do")
+    else:
+        print_result(str(output))
+
+
+def _container_of(output: Path) -> Container:
+    try:
+        return Container(output.suffix.removeprefix(".").lower())
+    except ValueError:
+        names = ", ".join(f".{container}" for container in Container)
+        raise JobFailureError(
+            FailureCode.UNSUPPORTED_OUTPUT, f"cannot write {output.name}: the name must end in one of {names}"
+        ) from None
+
+
+# --- the service -----------------------------------------------------------------------------------------------------
+
+
+@cli.command(epilog="Example:  vsr serve --port 8000 --workers 1")
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (VSR_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port (VSR_PORT); 0: any free one.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one per GPU, else one.")] = 0,
+    preset: Annotated[str | None, typer.Option(help="Networks to load at start (VSR_PRESET).")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Run the whole service on this machine: gateway, workers, and Redis unless VSR_REDIS_URL names one."""
+    _log_for_people_on_a_terminal()
+    chosen = {"--preset": preset, "--device": device, "--workers": workers}
+    worker_arguments = [word for name, value in chosen.items() if value for word in (name, str(value))]
+
+    def say_hello(url: str) -> None:
+        print_note(f"twostep-vsr is listening at {url}   (Ctrl-C stops it; accepted jobs are kept)")
+        print_note(f"try:  curl -F file=@examples/clip.mp4 {url}/v1/jobs")
+
+    serve_house(_gateway_settings(host, port), RedisSettings(), StorageSettings(), worker_arguments, say_hello)
+
+
+@cli.command()
+def gateway(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (VSR_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port (VSR_PORT); 0: any free one.")] = None,
+) -> None:
+    """Run the gateway alone. Needs VSR_REDIS_URL, and the workers' storage folder as VSR_STORAGE_DIR."""
+    _log_for_people_on_a_terminal()
+    serve_gateway(
+        _gateway_settings(host, port),
+        RedisSettings(),
+        StorageSettings(),
+        lambda url: print_note(f"the gateway is listening at {url}"),
+    )
+
+
+@cli.command()
+def worker(
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one per GPU, else one.")] = 0,
+    preset: Annotated[str | None, typer.Option(help="Networks to load at start (VSR_PRESET).")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Run the workers of this machine. Needs VSR_REDIS_URL, and the gateway's storage folder as VSR_STORAGE_DIR."""
+    from worker.settings import VideoLimits, WorkerSettings
+    from worker.supervisor import run_worker
+
+    log_settings = _log_for_people_on_a_terminal()
+    chosen = {"preset": preset, "device": device}
+    settings = WorkerSettings.model_validate({name: value for name, value in chosen.items() if value is not None})
+    raise typer.Exit(
+        run_worker(settings, RedisSettings(), StorageSettings(), VideoLimits(), log_settings, workers=workers)
+    )
+
+
+def _gateway_settings(host: str | None, port: int | None) -> GatewaySettings:
+    chosen = {"host": host, "port": port}
+    return GatewaySettings.model_validate({name: value for name, value in chosen.items() if value is not None})
+
+
+def _log_for_people_on_a_terminal() -> LogSettings:
+    """JSON lines for machines is the default; on a terminal, unless VSR_LOG_FORMAT says otherwise, text."""
+    settings = LogSettings()
+    if sys.stderr.isatty() and "log_format" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"log_format": "console"})
+    configure_logging(settings.log_format, settings.log_level)
+    return settings
+
+
+# --- a client of a running service -----------------------------------------------------------------------------------
+
+
+@cli.command(epilog="Example:  vsr submit clip.mp4 --wait -o clip_2x.mp4")
+def submit(
+    file: Annotated[Path, typer.Argument(help="The video.", exists=True, dir_okay=False, show_default=False)],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job is done.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Then download the result to this file.")
+    ] = None,
+    preset: PresetOption = "compact",
+    codec: CodecOption = None,
+    crf: CrfOption = None,
+    encoder_preset: EncoderPresetOption = "medium",
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a video to a running service. Ctrl-C while waiting cancels the job."""
+    options: dict[str, object] = {"preset": preset, "codec": codec, "crf": crf, "encoder_preset": encoder_preset}
+    if output:
+        options["container"] = _container_of(output)
+    with _client(url) as client:
+        with ProgressLine("uploading", rate_unit="bytes/s", quiet=as_json) as line:
+            job = client.submit(file, options, on_progress=line.update)
+        if wait or output:
+            try:
+                job = _wait(client, job.id, quiet=as_json)
+            except KeyboardInterrupt:
+                client.cancel(job.id)
+                print_note(f"canceled job {job.id}")
+                raise typer.Exit(ExitCode.INTERRUPTED) from None
+        if output and job.status is JobStatus.SUCCEEDED:
+            client.download(job.id, output)
+        _print_job(job, as_json=as_json, brief=str(output) if output else job.id)
+    _exit_with(job)
+
+
+@cli.command()
+def status(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Show a job."""
+    with _client(url) as client:
+        _print_job(client.get(job_id), as_json=as_json)
+
+
+@cli.command(name="wait")
+def wait_for(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Wait until a job is done."""
+    with _interruptible("the job goes on: see `vsr status`"), _client(url) as client:
+        job = _wait(client, job_id, quiet=as_json)
+        _print_job(job, as_json=as_json)
+    _exit_with(job)
+
+
+@cli.command()
+def download(
+    job_id: JobArgument,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: the source's name with _2x.")] = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Download a finished result."""
+    with _client(url) as client:
+        job = client.get(job_id)
+        if output is None:
+            suffix = job.result.container if job.result else "mp4"
+            output = Path(f"{Path(job.source.name).stem}_2x.{suffix}")
+        with ProgressLine("downloading", rate_unit="bytes/s", quiet=as_json) as line:
+            client.download(job_id, output, on_progress=line.update)
+        _print_job(job, as_json=as_json, brief=str(output))
+
+
+@cli.command()
+def cancel(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Cancel a job. Canceling it again, or one that has ended, changes nothing."""
+    with _client(url) as client:
+        _print_job(client.cancel(job_id), as_json=as_json)
+
+
+@cli.command(name="list")
+def list_jobs(
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    cursor: Annotated[str | None, typer.Option(help="Of the next page, as printed by the one before.")] = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first."""
+    with _client(url) as client:
+        page = client.list(status, limit, cursor)
+    if as_json:
+        print_json(page.model_dump(mode="json"))
+        return
+    rows = [[job.id, job.status, f"{job.progress.fraction:.0%}", job.source.name] for job in page.jobs]
+    print_table(["job", "status", "done", "source"], rows)
+    if page.next_cursor:
+        print_note(f"more: vsr list --cursor {page.next_cursor}")
+
+
+def _client(url: str | None) -> Client:
+    settings = ClientSettings()
+    return Client(url or settings.url, settings.api_key.get_secret_value() if settings.api_key else None)
+
+
+def _wait(client: Client, job_id: str, *, quiet: bool) -> Job:
+    with ProgressLine("queued", quiet=quiet) as line:
+        return client.wait(
+            job_id,
+            on_progress=lambda job: line.update(
+                job.progress.frames_done, job.progress.frames_total or None, label=str(job.status)
+            ),
+        )
+
+
+def _print_job(job: Job, *, as_json: bool, brief: str | None = None) -> None:
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+    elif brief and job.error is None:
+        print_result(brief)
+    else:
+        progress = job.progress
+        facts = [f"{job.id}  {job.status}  {progress.frames_done} of {progress.frames_total} frames"]
+        facts += [f"waiting, number {job.queue_position} in the queue"] if job.queue_position else []
+        facts += [f"{progress.fps:.1f} frames/s, {progress.eta_seconds or 0:.0f} s left"] if progress.fps else []
+        facts += [f"{job.error.code}: {job.error.message}"] if job.error else []
+        print_result("\n    ".join(facts))
+
+
+def _exit_with(job: Job) -> None:
+    if job.status in (JobStatus.FAILED, JobStatus.CANCELED):
+        raise typer.Exit(ExitCode.JOB_FAILED)
+
+
+# --- weights, data, training -----------------------------------------------------------------------------------------
+
+
+@weights_cli.command(name="list")
+def list_weights(weights_dir: WeightsDirOption = None, as_json: JsonOption = False) -> None:
+    """List the shipped weights and the imported ones."""
+    from model.checkpoints import list_checkpoints
+
+    with _model_errors():
+        found = list_checkpoints(_weights_dir(weights_dir))
+    if as_json:
+        print_json([vars(info) for info in found])
+        return
+    rows = [
+        [info.name, info.kind, f"x{info.scale}", f"{info.size_bytes / 1e6:.1f} MB", info.sha256[:12]] for info in found
+    ]
+    print_table(["name", "networks", "scale", "size", "sha256"], rows)
+
+
+@weights_cli.command(name="import", epilog="Example:  vsr weights import HAT_SRx2_ImageNet-pretrain.pth")
+def import_weights(
+    source: Annotated[Path, typer.Argument(help="A published HAT x2 checkpoint (.pth).", show_default=False)],
+    name: Annotated[str, typer.Option(help="Its name here.")] = "hat",
+    weights_dir: WeightsDirOption = None,
+) -> None:
+    """Convert a published HAT checkpoint to safetensors. Nothing in the file is executed."""
+    from model.checkpoints import import_hat
+
+    with _model_errors():
+        info = import_hat(source, _weights_dir(weights_dir), name)
+    print_result(f"{info.path}  sha256 {info.sha256}")
+
+
+@weights_cli.command(name="verify")
+def verify_weights(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Default: the shipped weights and the imported ones.", show_default=False),
+    ] = None,
+    weights_dir: WeightsDirOption = None,
+) -> None:
+    """Read weight files whole and compare every tensor with what it should be."""
+    from model.checkpoints import list_checkpoints, verify_checkpoint
+
+    with _model_errors():
+        for path in files or [info.path for info in list_checkpoints(_weights_dir(weights_dir))]:
+            info = verify_checkpoint(path)
+            print_result(f"{path}: whole, sha256 {info.sha256}")
+
+
+@cli.command(epilog="Example:  vsr prepare my-videos/ data-set/")
+def prepare(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SRC...", help="Videos, or folders of them.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the data set.", show_default=False)],
+    seed: Annotated[int, typer.Option(help="Of the split by source video.")] = 0,
+    sequences_per_video: Annotated[int, typer.Option(min=1, help="At most so many sequences of each video.")] = 1,
+) -> None:
+    """Make a training set: sequences of 25 frames, at high and low resolution, split by source video."""
+    from worker.dataset import prepare as prepare_dataset
+
+    with _model_errors(), ProgressLine("preparing", rate_unit="sequences/s") as line:
+        entries = prepare_dataset(
+            sources,
+            out,
+            seed=seed,
+            sequences_per_video=sequences_per_video,
+            on_progress=lambda done, name: line.update(done, None),
+        )
+    splits = {split: sum(entry.split == split for entry in entries) for split in ("train", "val", "test")}
+    print_result(f"{out}: " + ", ".join(f"{count} {split}" for split, count in splits.items()))
+
+
+@cli.command(epilog="Example:  vsr train compact-hat data-set/ runs/hat")
+def train(
+    preset: Annotated[str, typer.Argument(help="compact-hat, compact-unet or paper-unet.", show_default=False)],
+    data: Annotated[Path, typer.Argument(help="A data set made by `vsr prepare`.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Folder of this run; an interrupted run goes on.", show_default=False)],
+    hat: Annotated[Path | None, typer.Option(help="Weights of the frozen HAT, for a U-Net.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default: the preset's.")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Train HAT, or the U-Net behind a frozen HAT. Checkpoints and metrics (JSON lines) go to the run's folder."""
+    from dataclasses import replace
+
+    from model.training import TRAIN_PRESETS
+    from model.training import train as run_training
+
+    if preset not in TRAIN_PRESETS:
+        raise typer.BadParameter(f"there is no {preset!r}: choose one of {', '.join(TRAIN_PRESETS)}")
+    config = TRAIN_PRESETS[preset](data, run, hat)
+    changes = {"steps": steps, "device": device}
+    config = replace(config, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
+    kept = "interrupted: the same command goes on from the last checkpoint"
+    with _interruptible(kept), _model_errors(), ProgressLine("training", rate_unit="steps/s") as line:
+        info = run_training(
+            config,
+            on_progress=lambda now: line.update(now.step, now.steps, label=f"training, loss {now.loss:.5f}"),
+        )
+    print_result(str(info.path))
+
+
+@cli.command(epilog="Example:  vsr evaluate data-set/ --preset compact")
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="A data set made by `vsr prepare`.", show_default=False)],
+    preset: PresetOption = "compact",
+    split: Annotated[Literal["val", "test", "train"], typer.Option(help="Which part of the data set.")] = "val",
+    frames_per_sequence: Annotated[int | None, typer.Option(min=1, help="Default: all with two neighbours.")] = None,
+    weights_dir: WeightsDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare bicubic, Lanczos, HAT alone and the two steps, with and without neighbours, on held-out sequences."""
+    from dataclasses import asdict
+
+    from model.evaluation import evaluate as run_evaluation
+    from model.evaluation import to_markdown
+    from model.presets import load_upscaler
+    from model.upscaler import resolve_device
+
+    with _model_errors(), ProgressLine("evaluating", rate_unit="sequences/s", quiet=as_json) as line:
+        upscaler = load_upscaler(preset, resolve_device("cpu"), _weights_dir(weights_dir))
+        scores = run_evaluation(
+            upscaler.hat,
+            upscaler.unet,
+            data,
+            split=split,
+            frames_per_sequence=frames_per_sequence,
+            on_progress=line.update,
+        )
+    if as_json:
+        print_json([asdict(row) for row in scores])
+    else:
+        print_result(to_markdown(scores))
+
+
+def _weights_dir(chosen: Path | None) -> Path:
+    from worker.settings import WorkerSettings
+
+    return (chosen or WorkerSettings().weights_dir).expanduser()
+
+
+@contextmanager
+def _model_errors() -> Iterator[None]:
+    """The model's own errors as the failures that users know: `model` imports nothing of ours."""
+    from model.checkpoints import CheckpointError
+    from model.data import DatasetError
+    from model.presets import PresetUnavailableError
+    from model.training import TrainingError
+    from model.upscaler import DeviceUnavailableError
+
+    try:
+        yield
+    except CheckpointError as error:
+        raise JobFailureError(FailureCode.WEIGHTS_DAMAGED, str(error)) from error
+    except PresetUnavailableError as error:
+        raise JobFailureError(FailureCode.WEIGHTS_MISSING, str(error)) from error
+    except DeviceUnavailableError as error:
+        raise JobFailureError(FailureCode.DEVICE_UNAVAILABLE, str(error)) from error
+    except (DatasetError, TrainingError) as error:
+        raise JobFailureError(FailureCode.UNSUPPORTED_SOURCE, str(error)) from error
+
+
+# --- the door --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _interruptible(note: str) -> Iterator[None]:
+    """Ctrl-C is a way to end, not an error."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_note(note)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_result(f"twostep-vsr {version('twostep-vsr')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def options_of_all(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the command's name."""
+
+
+def main() -> None:
+    """Run the command. A user's error is one line on standard error and a named exit code; a traceback is a bug."""
+    try:
+        cli()
+    except JobFailureError as failure:
+        terminal.print_error(failure.message)
+        sys.exit(exit_code_of(failure.code))
+    except ClientError as error:
+        terminal.print_error(str(error))
+        sys.exit(ExitCode.SERVICE)
+    except (GatewayStartError, EmbeddedRedisError) as error:
+        terminal.print_error(str(error))
+        sys.exit(ExitCode.SYSTEM)
+    except WorkersEndedError as error:
+        terminal.print_error(str(error))
+        sys.exit(error.exit_code)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        terminal.print_error(f"{place}: {first['msg']} (of {error.title})")
+        sys.exit(ExitCode.USAGE)
+
+
+if __name__ == "__main__":
+    main()

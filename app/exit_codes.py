@@ -1,0 +1,45 @@
+"""What the `vsr` command ends with. Codes from 10 up are a worker's (`worker.exit_codes`)."""
+
+from enum import IntEnum
+
+from worker.contract.failure import FailureCode
+
+
+class ExitCode(IntEnum):
+    OK = 0
+    BUG = 1
+    """A traceback: please report it."""
+    USAGE = 2
+    """Wrong arguments; also what the argument parser itself answers."""
+    BAD_INPUT = 3
+    """The video, data set or weight file is not what it should be."""
+    NOT_POSSIBLE = 4
+    """What was asked for cannot be done here: no such preset, weights or device, or a container that cannot hold it."""
+    SYSTEM = 5
+    """The machine: no disk space, no memory, a port in use, no Redis."""
+    SERVICE = 6
+    """The service cannot be reached, or refused the request."""
+    JOB_FAILED = 7
+    """The job ended without a result: failed, or canceled by someone."""
+    INTERRUPTED = 130
+    """Ctrl-C. What was finished is kept."""
+
+
+_NOT_POSSIBLE = {
+    FailureCode.UNSUPPORTED_OUTPUT,
+    FailureCode.UNKNOWN_PRESET,
+    FailureCode.WEIGHTS_MISSING,
+    FailureCode.WEIGHTS_DAMAGED,
+    FailureCode.DEVICE_UNAVAILABLE,
+}
+_SYSTEM = {FailureCode.OUT_OF_DISK, FailureCode.OUT_OF_MEMORY}
+_OURS = {FailureCode.VERIFICATION_FAILED, FailureCode.WORKER_LOST, FailureCode.INTERNAL}
+
+
+def exit_code_of(failure: FailureCode) -> ExitCode:
+    """The exit code of a command that met this failure itself (in a job of the service it is JOB_FAILED)."""
+    if failure in _NOT_POSSIBLE:
+        return ExitCode.NOT_POSSIBLE
+    if failure in _SYSTEM:
+        return ExitCode.SYSTEM
+    return ExitCode.BUG if failure in _OURS else ExitCode.BAD_INPUT

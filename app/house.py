@@ -1,0 +1,102 @@
+"""`vsr serve`: the whole service on this machine. Redis unless there is one, the workers, and the gateway right here.
+
+                vsr serve ── gateway (here)
+                    ├── Redis, on a unix socket in the storage folder
+                    └── vsr worker (the supervisor) ── worker processes
+
+Started from the bottom up and stopped from the top down: no request without Redis, and the workers can give their tasks
+back while it is still there.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from pydantic import SecretStr
+
+from app.embedded_redis import EmbeddedRedis
+from app.server import serve_gateway
+from app.settings import GatewaySettings
+from worker.contract.settings import RedisSettings, StorageSettings
+from worker.contract.storage import JobStorage
+
+# A worker gives its task back within a batch; a batch of the largest preset on a CPU may need to be cut short.
+_WORKER_STOP_TIMEOUT_SECONDS = 20.0
+
+
+class WorkersEndedError(Exception):
+    """The workers ended by themselves (they have said why), so the service ended too."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("the workers could not run, so the service was stopped")
+        self.exit_code = exit_code
+
+
+def serve_house(
+    gateway: GatewaySettings,
+    redis: RedisSettings,
+    storage: StorageSettings,
+    worker_arguments: list[str],
+    on_listening: Callable[[str], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT. `worker_arguments` follow `vsr worker`.
+
+    Raises `EmbeddedRedisError`, `GatewayStartError` or `WorkersEndedError`.
+    """
+    JobStorage(storage.storage_dir).prepare()
+    with ExitStack() as house:
+        if redis.redis_url is None:
+            server = house.enter_context(EmbeddedRedis(storage.storage_dir / "redis"))
+            redis = RedisSettings(redis_url=SecretStr(server.url))
+        workers = house.enter_context(_workers(redis, storage, worker_arguments))
+        serve_gateway(gateway, redis, storage, on_listening)
+        if workers.ended_with is not None:
+            raise WorkersEndedError(workers.ended_with)
+
+
+class _Workers:
+    """The `vsr worker` process; when it ends by itself, the gateway in this process is told to stop too."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+        self._stopping = threading.Event()
+        self.ended_with: int | None = None
+        threading.Thread(target=self._watch, name="workers-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._process.terminate()
+        try:
+            self._process.wait(_WORKER_STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _watch(self) -> None:
+        exit_code = self._process.wait()
+        if not self._stopping.is_set():
+            self.ended_with = exit_code
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _workers(redis: RedisSettings, storage: StorageSettings, arguments: list[str]) -> Iterator[_Workers]:
+    assert redis.redis_url is not None
+    environment = os.environ | {
+        # By the environment: a command line can be read by every user of the machine.
+        "VSR_REDIS_URL": redis.redis_url.get_secret_value(),
+        "VSR_STORAGE_DIR": str(storage.storage_dir.resolve()),
+    }
+    # A session of its own, so that Ctrl-C reaches this process alone, which then stops the others in order.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "worker", *arguments], env=environment, start_new_session=True
+    )
+    workers = _Workers(process)
+    try:
+        yield workers
+    finally:
+        workers.stop()
