@@ -74,6 +74,7 @@ RUN --mount=type=cache,target=/var/cache/pip \
 
 # Read by NVIDIA's container runtime, ignored without it: `video` brings NVDEC and NVENC, which are not in `compute`.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility,video \
+    VSR_METRICS_HOST=0.0.0.0 \
     VSR_METRICS_PORT=9100
 EXPOSE 9100
 USER 10001:10001
