@@ -9,11 +9,13 @@ from redis import Redis
 
 from model.checkpoints import CheckpointError
 from model.presets import PRESETS, PresetUnavailableError, load_upscaler
-from model.upscaler import DeviceUnavailableError, TwoStepUpscaler, resolve_device
+from model.upscaler import DeviceUnavailableError, resolve_device
 from worker import metrics
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import now
 from worker.contract.presets import LoadedModel, announce_loaded
+from worker.network import NetworkUpscaler
+from worker.upscaler import Upscaler
 
 log = structlog.get_logger(__name__)
 
@@ -31,12 +33,12 @@ class LoadedModels:
 
     def __init__(self, device: torch.device, weights_dir: Path, tile_px: int | None) -> None:
         self.device = device
-        self._weights_dir = weights_dir
+        self._weights_dir = weights_dir.expanduser()
         self._tile_px = tile_px
-        self._upscalers: dict[str, TwoStepUpscaler] = {}
+        self._upscalers: dict[str, Upscaler] = {}
         self._descriptions: list[LoadedModel] = []
 
-    def get(self, preset: str) -> TwoStepUpscaler:
+    def get(self, preset: str) -> Upscaler:
         """The preset's networks; the first call takes seconds. Raises `JobFailureError` where it cannot be loaded."""
         if preset not in self._upscalers:
             began = time.perf_counter()
@@ -46,7 +48,7 @@ class LoadedModels:
             self._descriptions.append(
                 LoadedModel(
                     preset=preset,
-                    scale=upscaler.scale,
+                    scale=PRESETS[preset].scale,
                     description=PRESETS[preset].description,
                     device=str(self.device),
                     loaded_at=now(),
@@ -62,18 +64,18 @@ class LoadedModels:
         for description in list(self._descriptions):
             announce_loaded(redis, description, ttl_seconds)
 
-    def _load(self, preset: str) -> TwoStepUpscaler:
+    def _load(self, preset: str) -> Upscaler:
         if preset not in PRESETS:
             raise JobFailureError(
                 FailureCode.UNKNOWN_PRESET, f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}"
             )
         try:
-            upscaler = load_upscaler(preset, self.device, self._weights_dir)
+            networks = load_upscaler(preset, self.device, self._weights_dir)
         except PresetUnavailableError as error:
             raise JobFailureError(FailureCode.WEIGHTS_MISSING, str(error)) from error
         except CheckpointError as error:
             raise JobFailureError(FailureCode.WEIGHTS_DAMAGED, str(error)) from error
         except torch.cuda.OutOfMemoryError as error:
             raise JobFailureError(FailureCode.OUT_OF_MEMORY, f"the GPU's memory is too small for {preset!r}") from error
-        upscaler.use_tiles(self._tile_px)
-        return upscaler
+        networks.use_tiles(self._tile_px)
+        return NetworkUpscaler(networks)

@@ -6,6 +6,7 @@ environment. It ends with one of `worker.exit_codes.ExitCode`.
 
 import argparse
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -97,6 +98,7 @@ class VideoWorker(SimpleWorker):
             log_job_description=False,
         )
         self.log_result_lifespan = False
+        self.log.setLevel(logging.WARNING)  # our tasks say themselves what they do, with the job's context
         self.asked_to_stop = False
         self._lease_seconds = lease_seconds
         self._wip_key = queue.rq.started_job_registry.key

@@ -36,6 +36,9 @@ class WorkerSettings(BaseSettings):
     tile_px: int | None = Field(
         None, ge=32, description="Side of a tile in source pixels where memory is short. None: whole frames."
     )
+    cpu_threads: int | None = Field(
+        None, ge=1, description="Threads of one worker process. None: an equal share of the cores."
+    )
     metrics_host: str = Field("127.0.0.1", description="Address of the worker's own /metrics; 0.0.0.0 in a container.")
     metrics_port: int = Field(9100, ge=0, le=65535, description="Port of the worker's own /metrics. 0: any free one.")
     lease_seconds: float = Field(15.0, gt=0, description="A worker silent for longer is taken for lost.")

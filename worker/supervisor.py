@@ -102,8 +102,8 @@ def _shares(settings: WorkerSettings, workers: int) -> list[dict[str, str]]:
     """What each process gets of the machine: its GPU, and its part of the CPU's cores."""
     gpus = [] if settings.device == "cpu" else _gpus(settings)
     count = workers or max(1, len(gpus))
-    # A fixed number, equal for all: with free choice, the processes would each start one thread per core.
-    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+    # The same fixed number for all: left alone, each process would start one thread per core and wait for the others'.
+    threads = str(settings.cpu_threads or max(1, len(os.sched_getaffinity(0)) // count))
     shares = [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(count)]
     if len(gpus) > 1:
         for number, share in enumerate(shares):
@@ -308,7 +308,8 @@ def main() -> int:
     """With all settings from the environment; `vsr worker` is the same with options."""
     log_settings = LogSettings()
     configure_logging(log_settings.log_format, log_settings.log_level)
-    return run_worker(WorkerSettings(), RedisSettings(), StorageSettings(), VideoLimits(), log_settings)
+    workers = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    return run_worker(WorkerSettings(), RedisSettings(), StorageSettings(), VideoLimits(), log_settings, workers)
 
 
 if __name__ == "__main__":

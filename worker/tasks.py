@@ -129,6 +129,9 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
         bench.watch.demand_lease()
     for stage, seconds in times.seconds.items():
         metrics.STAGE_DURATION_SECONDS.labels(stage).observe(seconds)
+    log.info(
+        "segment_finished", index=index, seconds={stage: round(spent, 3) for stage, spent in times.seconds.items()}
+    )
 
 
 def _assemble(bench: Workbench, job: JobRecord) -> None:
@@ -174,7 +177,7 @@ def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord],
             return None
         attempt = _attempt()
         if attempt > MAX_ATTEMPTS:
-            reason = f"{MAX_ATTEMPTS} attempts at the same task ({kind}) ended with the loss of their worker process"
+            reason = f"{MAX_ATTEMPTS} attempts at one task ({kind}), and the worker process was lost in the last"
             _fail(bench, job, FailureCode.WORKER_LOST, reason)
             return None
         try:
