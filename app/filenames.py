@@ -37,7 +37,7 @@ def result_file_name(source_name: str, container: Container) -> str:
 def attachment(name: str) -> str:
     """Content-Disposition after RFC 6266: a plain name for old clients, the true one in `filename*`."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    plain = re.sub(r'["\\%]', "_", plain).strip() or FALLBACK_NAME
+    plain = re.sub(r'["\\%;]', "_", plain).strip() or FALLBACK_NAME
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 

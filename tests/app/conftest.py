@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import structlog
 import uvicorn
 from pydantic import SecretStr
 from redis import Redis
@@ -70,7 +71,20 @@ class RunningGateway:
 
     def files(self) -> list[str]:
         """Every file in the storage folder."""
-        return sorted(str(path.relative_to(self.storage.root)) for path in self.storage.root.rglob("*") if path.is_file())
+        return sorted(
+            str(path.relative_to(self.storage.root)) for path in self.storage.root.rglob("*") if path.is_file()
+        )
+
+
+@pytest.fixture(autouse=True)
+def logs_go_to_pytest() -> Iterator[None]:
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.stdlib.render_to_log_kwargs],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    yield
+    structlog.reset_defaults()
 
 
 StartGateway = Callable[..., RunningGateway]

@@ -1,0 +1,154 @@
+"""Looking at jobs, canceling and deleting them; the tests move them on as a worker would."""
+
+import pytest
+
+from tests.app.conftest import SOURCE_INFO, RunningGateway
+from worker.contract.failure import FailureCode
+from worker.contract.job import JobError
+from worker.contract.queue import TaskQueue
+
+
+def test_a_running_job_shows_its_progress(gateway: RunningGateway) -> None:
+    # Given a job of three segments, one of them done and one under way
+    job = gateway.add_job()
+    gateway.registry.start(job.id, SOURCE_INFO)
+    gateway.registry.start_rendering(job.id, frames_total=30, segments_total=3, finished_segments={})
+    gateway.registry.finish_segment(job.id, 0, 10, 3)
+    gateway.registry.note_segment_progress(job.id, 1, 5)
+
+    # When
+    seen = gateway.http.get(f"/v1/jobs/{job.id}").json()
+
+    # Then
+    progress = seen["progress"]
+    assert (seen["status"], seen["queue_position"], seen["started_at"] is None) == ("running", None, False)
+    assert (progress["frames_done"], progress["frames_total"], progress["fraction"]) == (15, 30, 0.5)
+    assert (progress["segments_done"], progress["segments_total"]) == (1, 3)
+    assert progress["fps"] > 0
+    assert progress["eta_seconds"] > 0
+    assert (seen["source"]["width"], seen["source"]["streams"][0]["codec"]) == (64, "h264")
+
+
+def test_a_finished_job_shows_its_result_also_after_redis_forgot_it(gateway: RunningGateway) -> None:
+    # Given
+    job = gateway.add_job()
+    gateway.finish_job(job.id, b"result")
+    gateway.redis.flushall()
+
+    # When
+    seen = gateway.http.get(f"/v1/jobs/{job.id}").json()
+
+    # Then
+    assert (seen["status"], seen["progress"]["fraction"], seen["progress"]["eta_seconds"]) == ("succeeded", 1.0, None)
+    assert (seen["result"]["size_bytes"], seen["result"]["width"]) == (6, 128)
+    assert seen["result"]["url"] == seen["links"]["result"] == f"/v1/jobs/{job.id}/result"
+
+
+def test_a_failed_job_says_why(gateway: RunningGateway) -> None:
+    job = gateway.add_job()
+    gateway.registry.fail(job.id, JobError(code=FailureCode.NOT_A_VIDEO, message="this is a text file"))
+
+    seen = gateway.http.get(f"/v1/jobs/{job.id}").json()
+
+    assert seen["error"] == {"code": "not_a_video", "message": "this is a text file"}
+
+
+def test_pages_run_from_the_newest_to_the_last(gateway: RunningGateway) -> None:
+    # Given
+    ids = [gateway.add_job().id for _ in range(5)]
+
+    # When every page is asked for
+    pages, cursor = [], None
+    while True:
+        page = gateway.http.get("/v1/jobs", params={"limit": 2} | ({"cursor": cursor} if cursor else {})).json()
+        pages.append([job["id"] for job in page["jobs"]])
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+
+    # Then each job came once
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert [job_id for page in pages for job_id in page] == sorted(ids, reverse=True)
+
+
+def test_a_last_page_that_is_full_has_no_cursor(gateway: RunningGateway) -> None:
+    gateway.add_job()
+    gateway.add_job()
+
+    assert gateway.http.get("/v1/jobs", params={"limit": 2}).json()["next_cursor"] is None
+
+
+def test_the_list_can_be_narrowed_to_a_status(gateway: RunningGateway) -> None:
+    # Given
+    jobs = [gateway.add_job() for _ in range(3)]
+    gateway.registry.cancel(jobs[1].id)
+
+    # When
+    page = gateway.http.get("/v1/jobs", params={"status": "canceled"}).json()
+
+    # Then
+    assert [job["id"] for job in page["jobs"]] == [jobs[1].id]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "status=done", "cursor=x"])
+def test_a_wrong_question_about_the_list_is_refused(gateway: RunningGateway, query: str) -> None:
+    answer = gateway.http.get(f"/v1/jobs?{query}")
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert answer.json()["errors"][0]["location"] == f"query.{query.partition('=')[0]}"
+
+
+def test_canceling_is_idempotent_and_leaves_a_finished_job_as_it_is(gateway: RunningGateway) -> None:
+    # Given a waiting job and a finished one
+    waiting, finished = gateway.add_job(), gateway.add_job()
+    gateway.finish_job(finished.id, b"result")
+
+    # When both are canceled twice
+    answers = [gateway.http.post(f"/v1/jobs/{job.id}/cancel") for job in (waiting, waiting, finished, finished)]
+
+    # Then
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert [answer.json()["status"] for answer in answers] == ["canceled", "canceled", "succeeded", "succeeded"]
+    assert answers[0].json() == answers[1].json()
+
+
+def test_deleting_a_running_job_ends_it_and_removes_all_its_media(gateway: RunningGateway) -> None:
+    # Given a job under way, its tasks in the queue
+    queue = TaskQueue(gateway.redis)
+    job, other = gateway.add_job(), gateway.add_job()
+    queue.enqueue_plan(other.id)
+    gateway.registry.start(job.id, SOURCE_INFO)
+    gateway.registry.start_rendering(job.id, frames_total=30, segments_total=3, finished_segments={})
+    queue.enqueue_first_segments(job.id, 3)
+    segment = gateway.storage.folder(job.id).segment(0)
+    segment.parent.mkdir()
+    segment.write_bytes(b"segment")
+
+    # When
+    answer = gateway.http.delete(f"/v1/jobs/{job.id}")
+
+    # Then nothing of it is left, in storage, in Redis, in the queue; the other job is
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert gateway.registry.is_final(job.id)
+    assert gateway.storage.job_ids() == [other.id]
+    assert [path.name for path in gateway.storage.jobs.iterdir()] == [other.id]
+    assert not [key for key in gateway.redis.scan_iter() if job.id in key.decode()]
+    assert queue.rq.get_job_ids() == [f"{other.id}-plan"]
+    assert gateway.http.get(f"/v1/jobs/{job.id}").status_code == 404
+
+
+CALLS = [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/result"), ("GET", "/report")]
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+def test_a_job_that_does_not_exist_is_not_found(gateway: RunningGateway, method: str, path: str) -> None:
+    answer = gateway.http.request(method, f"/v1/jobs/{'0' * 20}{path}")
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "job_not_found")
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+def test_what_is_no_job_id_is_refused(gateway: RunningGateway, method: str, path: str) -> None:
+    answer = gateway.http.request(method, f"/v1/jobs/..%00{path}")
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")

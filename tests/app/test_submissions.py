@@ -1,0 +1,377 @@
+"""A job is accepted durably or not at all, from a form or from an upload."""
+
+import json
+import os
+from pathlib import Path
+
+import httpx2
+import pytest
+from redis import Redis
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from app.acceptance import sweep_half_accepted
+from app.embedded_redis import EmbeddedRedis
+from tests.app.conftest import RunningGateway, StartGateway
+from worker.contract.failure import FailureCode
+from worker.contract.job import JobError, JobStatus
+from worker.contract.queue import QUEUE_NAME, TaskQueue
+
+
+def waiting_tasks(redis: Redis) -> list[str]:
+    return Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer).get_job_ids()
+
+
+def submit(gateway: RunningGateway, content: bytes = b"abc", **fields: str) -> httpx2.Response:
+    """A form with a file and option fields, as curl and browsers send it."""
+    return gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", content)}, data=fields)
+
+
+def test_a_submitted_form_is_on_disk_in_the_queue_and_answered_with_its_place(gateway: RunningGateway) -> None:
+    # When
+    answer = submit(gateway, b"video bytes", codec="hevc", crf="21")
+
+    # Then the answer describes the job
+    job = answer.json()
+    assert answer.status_code == 202
+    assert answer.headers["Location"] == job["links"]["self"] == f"/v1/jobs/{job['id']}"
+    assert (job["status"], job["queue_position"], job["progress"]["fraction"]) == ("queued", 1, 0)
+    assert (job["options"]["codec"], job["options"]["crf"], job["options"]["preset"]) == ("hevc", 21, "compact")
+    assert (job["source"]["name"], job["source"]["size_bytes"]) == ("clip.mp4", 11)
+    # And it is durable: the record, the source, the task
+    record = gateway.storage.read_record(job["id"])
+    assert record is not None
+    assert record.request_id == answer.headers["X-Request-ID"]
+    assert gateway.storage.folder(job["id"]).source.read_bytes() == b"video bytes"
+    assert waiting_tasks(gateway.redis) == [f"{job['id']}-plan"]
+    assert gateway.http.get(answer.headers["Location"]).json() == job
+
+
+def test_an_upload_becomes_a_job_by_being_moved(gateway: RunningGateway) -> None:
+    # Given
+    upload = gateway.http.put("/v1/uploads/clip", content=b"video bytes").json()
+
+    # When
+    answer = gateway.http.post("/v1/jobs", json={"upload_id": "clip", "filename": "holiday.mov", "container": "mkv"})
+
+    # Then
+    job = answer.json()
+    assert answer.status_code == 202
+    assert (job["source"]["name"], job["source"]["sha256"]) == ("holiday.mov", upload["sha256"])
+    assert job["options"]["container"] == "mkv"
+    assert gateway.files() == [f"jobs/{job['id']}/job.json", f"jobs/{job['id']}/source"]
+
+    # And a second time it is used up
+    again = gateway.http.post("/v1/jobs", json={"upload_id": "clip"})
+    assert (again.status_code, again.json()["code"]) == (404, "upload_not_found")
+    assert len(gateway.files()) == 2
+
+
+def test_option_fields_may_follow_the_file_and_be_empty(gateway: RunningGateway) -> None:
+    # Given a form as a browser might order it
+    body = form(("file", "clip.mp4", b"abc"), ("crf", None, b""), ("encoder_preset", None, b"fast"))
+
+    # When
+    answer = gateway.http.post("/v1/jobs", content=body, headers=FORM_HEADERS)
+
+    # Then
+    assert answer.status_code == 202
+    assert (answer.json()["options"]["crf"], answer.json()["options"]["encoder_preset"]) == (None, "fast")
+
+
+@pytest.mark.parametrize("size", [1, 1024 * 1024, 1024 * 1024 + 1, 3_333_333])
+def test_a_file_arrives_in_a_form_to_the_last_byte(gateway: RunningGateway, size: int) -> None:
+    # Given a file full of what looks like boundaries
+    content = (b"\r\n--x" * (size // 5 + 1))[:size]
+
+    # When
+    job = gateway.http.post("/v1/jobs", content=form(("file", "a", content)), headers=FORM_HEADERS).json()
+
+    # Then
+    assert gateway.storage.folder(job["id"]).source.read_bytes() == content
+
+
+FORM_HEADERS = {"Content-Type": "multipart/form-data; boundary=xyz"}
+
+
+def form(*parts: tuple[str, str | None, bytes]) -> bytes:
+    body = b""
+    for name, filename, content in parts:
+        file = f'; filename="{filename}"' if filename is not None else ""
+        body += f'--xyz\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
+    return body + b"--xyz--\r\n"
+
+
+WRONG_REQUESTS = {
+    "no file": (FORM_HEADERS, form(("crf", None, b"20")), 422, "invalid_request"),
+    "two files": (FORM_HEADERS, form(("file", "a", b"1"), ("file", "b", b"2")), 422, "invalid_request"),
+    "a field twice": (FORM_HEADERS, form(("crf", None, b"1"), ("crf", None, b"2")), 422, "invalid_request"),
+    "an empty file": (FORM_HEADERS, form(("file", "a", b"")), 422, "empty_file"),
+    "an unknown field": (FORM_HEADERS, form(("colour", None, b"red"), ("file", "a", b"1")), 422, "invalid_request"),
+    "a wrong value": (FORM_HEADERS, form(("crf", None, b"64"), ("file", "a", b"1")), 422, "invalid_request"),
+    "a wrong value late": (FORM_HEADERS, form(("file", "a", b"1"), ("crf", None, b"x")), 422, "invalid_request"),
+    "an unknown preset": (FORM_HEADERS, form(("preset", None, b"best"), ("file", "a", b"1")), 422, "unknown_preset"),
+    "fields too large": (FORM_HEADERS, form(("crf", None, b"1" * 70000), ("file", "a", b"1")), 422, "invalid_request"),
+    "a form cut short": (FORM_HEADERS, form(("file", "a", b"123"))[:-8], 400, "malformed_body"),
+    "not a form": (FORM_HEADERS, b"hello", 400, "malformed_body"),
+    "no boundary": ({"Content-Type": "multipart/form-data"}, b"--\r\n", 400, "malformed_body"),
+    "an empty form": (FORM_HEADERS, b"", 400, "malformed_body"),
+    "another media type": ({"Content-Type": "video/mp4"}, b"abc", 415, "unsupported_media_type"),
+    "no media type": ({}, b"abc", 415, "unsupported_media_type"),
+    "no JSON": ({"Content-Type": "application/json"}, b"{", 422, "invalid_request"),
+    "JSON of another shape": ({"Content-Type": "application/json"}, b"[]", 422, "invalid_request"),
+    "no upload id": ({"Content-Type": "application/json"}, b"{}", 422, "invalid_request"),
+    "an unknown upload": ({"Content-Type": "application/json"}, b'{"upload_id":"x"}', 404, "upload_not_found"),
+    "a path as upload": ({"Content-Type": "application/json"}, b'{"upload_id":"../x"}', 422, "invalid_request"),
+    "too much JSON": ({"Content-Type": "application/json"}, b" " * 70000, 413, "upload_too_large"),
+    "unknown preset": (
+        {"Content-Type": "application/json"},
+        b'{"upload_id":"x","preset":"best"}',
+        422,
+        "unknown_preset",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_REQUESTS)
+def test_a_wrong_request_is_refused_with_its_reason_and_leaves_nothing(gateway: RunningGateway, name: str) -> None:
+    # Given
+    headers, body, status, code = WRONG_REQUESTS[name]
+
+    # When
+    answer = gateway.http.post("/v1/jobs", content=body, headers=headers)
+
+    # Then
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert gateway.files() == []
+    assert waiting_tasks(gateway.redis) == []
+
+
+def test_every_mistake_is_named_with_its_place(gateway: RunningGateway) -> None:
+    problem = submit(gateway, crf="64", codec="mpeg2").json()
+
+    assert [error["location"] for error in problem["errors"]] == ["codec", "crf"]
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones(
+    gateway: RunningGateway, start_gateway: StartGateway
+) -> None:
+    # Given a service for everyone, and one under test
+    under_test = start_gateway(enable_test_presets=True)
+
+    # When the test preset is asked for
+    refused = submit(gateway, preset="tiny-random")
+    accepted = submit(under_test, preset="tiny-random")
+
+    # Then only the latter takes it
+    assert refused.status_code == 422
+    assert refused.json()["known_presets"] == ["compact", "paper"]
+    assert accepted.status_code == 202
+
+
+def test_a_form_over_the_limit_is_refused(start_gateway: StartGateway) -> None:
+    # Given a limit on the file, which the form's own bytes do not count against
+    gateway = start_gateway(max_upload_bytes=100_000)
+
+    # When
+    answers = [submit(gateway, b"x" * size).status_code for size in (100_000, 100_001, 500_000)]
+
+    # Then
+    assert answers == [202, 413, 413]
+    assert len(gateway.storage.job_ids()) == 1
+    assert list(gateway.storage.uploads.iterdir()) == []
+
+
+def test_a_form_from_a_stranger_is_refused_unread(start_gateway: StartGateway) -> None:
+    # Given
+    gateway = start_gateway(api_keys="right-key")
+
+    # When
+    answer = submit(gateway, b"x" * 5_000_000)
+
+    # Then
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+    assert gateway.files() == []
+
+
+def test_when_too_many_jobs_wait_new_ones_are_told_to_come_back(start_gateway: StartGateway) -> None:
+    # Given
+    gateway = start_gateway(max_queued_jobs=2)
+    submit(gateway)
+    submit(gateway)
+
+    # When
+    answer = submit(gateway)
+
+    # Then
+    assert (answer.status_code, answer.json()["code"]) == (429, "too_many_jobs")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert len(gateway.storage.job_ids()) == 2
+
+
+# --- Idempotency-Key --------------------------------------------------------------------------------------------------
+
+
+def test_the_same_request_with_the_same_key_gives_the_same_job(gateway: RunningGateway) -> None:
+    # Given
+    request = {"files": {"file": ("clip.mp4", b"abc")}, "headers": {"Idempotency-Key": "once"}}
+    first = gateway.http.post("/v1/jobs", **request)
+    # That has meanwhile moved on
+    gateway.registry.cancel(first.json()["id"])
+
+    # When
+    second = gateway.http.post("/v1/jobs", **request)
+
+    # Then
+    assert second.status_code == 202
+    assert second.headers["Location"] == first.headers["Location"]
+    assert second.json()["status"] == "canceled"
+    assert len(gateway.storage.job_ids()) == 1
+    assert list(gateway.storage.uploads.iterdir()) == []
+    assert 0 < gateway.redis.ttl(next(iter(gateway.redis.keys("vsr:idempotency:*")))) <= 24 * 3600
+
+
+def test_a_used_up_upload_does_not_stop_a_repeated_request(gateway: RunningGateway) -> None:
+    # Given
+    gateway.http.put("/v1/uploads/clip", content=b"abc")
+    request = {"json": {"upload_id": "clip"}, "headers": {"Idempotency-Key": "once"}}
+
+    # When
+    answers = [gateway.http.post("/v1/jobs", **request) for _ in range(2)]
+
+    # Then
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert answers[0].json()["id"] == answers[1].json()["id"]
+
+
+def test_a_key_that_belongs_to_another_request_is_refused(gateway: RunningGateway) -> None:
+    # Given
+    key = {"Idempotency-Key": "once"}
+    gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abc")}, headers=key)
+
+    # When another file, or another option, comes under the same key
+    answers = [
+        gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abd")}, headers=key),
+        gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abc")}, data={"crf": "9"}, headers=key),
+    ]
+
+    # Then
+    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(422, "idempotency_key_reused")] * 2
+    assert len(gateway.storage.job_ids()) == 1
+
+
+def test_an_attempt_that_was_cut_short_is_finished_by_the_next_under_the_same_id(
+    gateway: RunningGateway, redis: Redis
+) -> None:
+    # Given a key that was reserved by a gateway that died before the record was written
+    key = {"Idempotency-Key": "once"}
+    job = gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abc")}, headers=key).json()
+    gateway.registry.remove(job["id"])
+    redis.delete("rq:queue:vsr", f"rq:job:{job['id']}-plan")
+
+    # When the client tries again
+    again = gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abc")}, headers=key).json()
+
+    # Then
+    assert again["id"] == job["id"]
+    assert gateway.storage.job_ids() == [job["id"]]
+    assert waiting_tasks(redis) == [f"{job['id']}-plan"]
+
+
+# --- when things break ------------------------------------------------------------------------------------------------
+
+
+def test_without_redis_a_job_is_refused_for_now_and_nothing_is_left_behind(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    # Given a service whose Redis is stopped after an upload was made
+    server = EmbeddedRedis(tmp_path / "own-redis")
+    with server:
+        gateway = start_gateway(redis_url=server.url)
+        assert gateway.http.put("/v1/uploads/clip", content=b"abc").status_code == 201
+        uploaded = gateway.files()
+        server.stop()
+
+        # When jobs are submitted, in both ways
+        answers = [submit(gateway), gateway.http.post("/v1/jobs", json={"upload_id": "clip"})]
+
+        # Then both are told to come back, and only the upload is there
+        assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(503, "queue_unavailable")] * 2
+        assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)
+        assert [name for name in gateway.files() if not name.startswith("redis")] == uploaded
+
+        # And once Redis is back, so is the service
+        server.start()
+        assert gateway.http.post("/v1/jobs", json={"upload_id": "clip"}).status_code == 202
+
+
+@pytest.mark.parametrize("failing_command", ["enqueue", "index"])
+def test_redis_failing_in_the_middle_of_an_acceptance_leaves_nothing_and_keeps_the_upload(
+    gateway: RunningGateway, redis: Redis, failing_command: str
+) -> None:
+    # Given a Redis that answers the first questions and then refuses to write, as one whose memory is full
+    gateway.http.put("/v1/uploads/clip", content=b"abc")
+    uploaded = gateway.files()
+    if failing_command == "enqueue":
+        redis.config_set("maxmemory", 1)
+    else:
+        # The queue takes the task, the index cannot be written.
+        redis.set("vsr:jobs", "not a sorted set")
+    try:
+        # When
+        answer = gateway.http.post("/v1/jobs", json={"upload_id": "clip"})
+    finally:
+        redis.config_set("maxmemory", 0)
+        redis.delete("vsr:jobs")
+
+    # Then no job is left that nobody was told of, and the client can try again
+    assert answer.status_code == (503 if failing_command == "enqueue" else 500)
+    assert gateway.files() == uploaded
+    assert gateway.storage.job_ids() == []
+    assert gateway.http.post("/v1/jobs", json={"upload_id": "clip"}).status_code == 202
+
+
+def test_a_worker_that_starts_the_job_before_it_is_indexed_has_the_last_word(
+    gateway: RunningGateway, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker that fails the job the moment it is in the queue
+    enqueue_plan = TaskQueue.enqueue_plan
+
+    def enqueue_and_fail(queue: TaskQueue, job_id: str) -> None:
+        enqueue_plan(queue, job_id)
+        gateway.registry.fail(job_id, JobError(code=FailureCode.NOT_A_VIDEO, message="not a video"))
+
+    monkeypatch.setattr(TaskQueue, "enqueue_plan", enqueue_and_fail)
+
+    # When
+    job = submit(gateway).json()
+
+    # Then
+    assert gateway.http.get(f"/v1/jobs/{job['id']}").json()["status"] == "failed"
+    record = gateway.storage.read_record(job["id"])
+    assert record is not None
+    assert record.status == JobStatus.FAILED
+
+
+def test_a_folder_whose_gateway_died_before_the_record_is_swept_when_it_is_old(gateway: RunningGateway) -> None:
+    # Given a job, the remains of a killed acceptance, and an acceptance under way
+    job = submit(gateway).json()
+    for name, age_seconds in (("0" * 20, 7200), ("1" * 20, 1)):
+        folder = gateway.storage.make_folder(name)
+        folder.source.write_bytes(b"abc")
+        moment = folder.path.stat().st_mtime - age_seconds
+        os.utime(folder.path, (moment, moment))
+
+    # When
+    sweep_half_accepted(gateway.storage)
+
+    # Then
+    assert sorted(path.name for path in gateway.storage.jobs.iterdir()) == sorted(["1" * 20, job["id"]])
+
+
+def test_the_record_on_disk_is_plain_json(gateway: RunningGateway) -> None:
+    job = submit(gateway).json()
+
+    record = json.loads(gateway.storage.folder(job["id"]).record.read_bytes())
+
+    assert (record["id"], record["status"]) == (job["id"], "queued")
