@@ -7,6 +7,7 @@ pixel. PSNR-Y of the crop stands under each picture.
 """
 
 import argparse
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -28,7 +29,7 @@ SHOWN = ("bicubic", "HAT alone", "two steps")
 def read_triplet(clip: Path, frame: int) -> Tensor:
     """(3, 3, H, W) uint8: the frame between its neighbours, H and W even."""
     with av.open(clip) as container:
-        frames = [picture.to_ndarray(format="rgb24") for picture, _ in zip(container.decode(video=0), range(frame + 2))]
+        frames = [picture.to_ndarray(format="rgb24") for picture in islice(container.decode(video=0), frame + 2)]
     triplet = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in frames[frame - 1 : frame + 2]])
     return triplet[..., : triplet.shape[-2] // 2 * 2, : triplet.shape[-1] // 2 * 2]
 
