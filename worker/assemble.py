@@ -14,7 +14,8 @@ from worker.video.containers import has_edit_lists
 from worker.video.mux import read_order, write_result
 from worker.video.packets import StreamContents, read_contents
 from worker.video.source import open_source, stream_at
-from worker.video.verify import Timing, check_result
+from worker.video.tag import tag_text
+from worker.video.verify import Check, check_result
 
 PIPELINE_VERSION = 1
 """Raise it whenever the same source, options and weights give other bytes than before."""
@@ -47,7 +48,7 @@ class Report(_Frozen):
     timestamps: str = Field(description="How the frames' times compare with the source's.")
     streams: tuple[StreamReport, ...]
     notes: tuple[str, ...]
-    made_by: str = Field(description="The tag in the file that tells source, options and weights.")
+    tag: str = Field(description="The mark in the file that stands for its source, options and weights.")
     stage_seconds: dict[str, float] | None = Field(None, description="Seconds by stage, over all segments, if known.")
 
 
@@ -57,7 +58,7 @@ def assemble(plan: Plan, source: Path, segments: Sequence[Path], target: Path) -
     Raises `JobFailureError(VERIFICATION_FAILED)` if it is not, or if the segments do not fit together.
     """
     order = read_order(segments, [segment.frames for segment in plan.segments])
-    made_by = result_tag(plan.source_sha256, plan.options, plan.container, order.made_by)
+    tag = result_tag(plan.source_sha256, plan.options, plan.container, order.made_by)
     table = plan.survey.frames
     with open_source(source, plan.max_pixels) as opened:
         copied = [opened.streams[stream.stream.index] for stream in plan.streams if stream.action == "copy"]
@@ -76,24 +77,24 @@ def assemble(plan: Plan, source: Path, segments: Sequence[Path], target: Path) -
             table,
             plan.picture,
             plan.encoding,
-            made_by,
+            tag,
         )
-        timing = check_result(partial, plan.container, opened, video, copies, table, plan.picture)
-    return _report(plan, copies, timing, made_by)
+        check = check_result(partial, plan.container, opened, video, copies, table, plan.picture)
+    return _report(plan, copies, check, tag)
 
 
 def result_tag(source_sha256: str, options: JobOptions, container: Container, network: str) -> str:
-    """Return the "encoder" tag of a result: what made it, of what. Equal tags mean equal files.
+    """Return the mark of a result: what it was made of, and how. Equal marks mean equal files.
 
     It stands in the file itself, so that a second run can tell a finished result from anything else without a file
-    beside it. `network` is the fingerprint of the weights.
+    beside it, and the result may be moved. `network` is the fingerprint of the weights.
     """
     chosen = options.model_copy(update={"container": container}).model_dump_json()
     identity = f"{PIPELINE_VERSION} {source_sha256} {chosen} {network}"
-    return f"twostep-vsr {hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+    return tag_text(hashlib.sha256(identity.encode()).hexdigest()[:32])
 
 
-def _report(plan: Plan, copies: Mapping[int, StreamContents], timing: Timing, made_by: str) -> Report:
+def _report(plan: Plan, copies: Mapping[int, StreamContents], check: Check, tag: str) -> Report:
     streams = [_stream_report(stream, copies, plan.container) for stream in plan.streams]
     upscaled = StreamReport(
         index=plan.survey.stream_index,
@@ -108,10 +109,10 @@ def _report(plan: Plan, copies: Mapping[int, StreamContents], timing: Timing, ma
         width=plan.picture.width,
         height=plan.picture.height,
         frames=plan.frames,
-        timestamps=_timestamps(timing),
+        timestamps=_timestamps(check),
         streams=tuple(sorted([upscaled, *streams], key=lambda stream: stream.index)),
-        notes=plan.survey.notes,
-        made_by=made_by,
+        notes=plan.survey.notes + check.lost,
+        tag=tag,
     )
 
 
@@ -134,10 +135,10 @@ def _stream_report(plan: StreamPlan, copies: Mapping[int, StreamContents], conta
     )
 
 
-def _timestamps(timing: Timing) -> str:
+def _timestamps(check: Check) -> str:
     text = "exact: every frame is shown at the source's own time"
-    if timing.rounding:
-        text = f"rounded to the container's clock, by at most {float(timing.rounding) * 1000:.3f} ms"
-    if timing.shift:
-        text += f"; all streams alike start {float(timing.shift) * 1000:.3f} ms later: mkv and webm begin at zero"
+    if check.rounding:
+        text = f"rounded to the container's clock, by at most {float(check.rounding) * 1000:.3f} ms"
+    if check.shift:
+        text += f"; all streams alike start {float(check.shift) * 1000:.3f} ms later: mkv and webm begin at zero"
     return text

@@ -93,12 +93,13 @@ def make_plan(
     limits: VideoLimits,
     source_suffix: str = "",
     *,
+    source_sha256: str | None = None,
     segment_frames: int | None = None,
 ) -> Plan:
     """Read the whole source once and lay out the work. Raises `JobFailureError` for what cannot be done.
 
     `source_suffix` is that of the user's file name (".mov"); it only tells containers of one family apart.
-    `segment_frames` replaces the usual length of about four seconds; the tests cut short videos finely with it.
+    `source_sha256` spares reading the file for it where it is known. `segment_frames` replaces the usual length of about four seconds; the tests cut short videos finely with it.
     """
     facts = survey(source, limits)
     container, codec = _container_and_codec(options, facts, source_suffix)
@@ -110,7 +111,7 @@ def make_plan(
     problems = copy_problems(source, facts, container, limits.max_pixels)
     kept_by_mkv = copy_problems(source, facts, Container.MKV, limits.max_pixels)
     return Plan(
-        source_sha256=_sha256(source),
+        source_sha256=source_sha256 or sha256_of_file(source),
         source_size_bytes=source.stat().st_size,
         options=options,
         container=container,
@@ -132,9 +133,9 @@ def make_plan(
 
 
 def lay_out_segments(frames: int, target_frames: int) -> tuple[SegmentPlan, ...]:
-    """Cut `frames` into nearly equal segments of at most `target_frames`, but none below `MIN_SEGMENT_FRAMES`.
+    """Cut `frames` into nearly equal segments of about `target_frames`, none of them below `MIN_SEGMENT_FRAMES`.
 
-    A target below that minimum is kept; a video below it is one segment. Where both cannot be had, the minimum wins.
+    Only a video, or a target, that is itself below the minimum gives shorter ones.
     """
     smallest = min(MIN_SEGMENT_FRAMES, target_frames)
     count = max(1, min(-(-frames // target_frames), frames // smallest))
@@ -171,6 +172,7 @@ def _stream_plan(stream: OtherStream, container: Container, problem: str | None,
     return StreamPlan(stream=stream, action="drop", why=problem + hint)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
+    """Return the digest in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

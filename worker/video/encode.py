@@ -49,7 +49,7 @@ def encode_frames(
 
 def _add_stream(container: OutputContainer, picture: Picture, encoding: Encoding) -> VideoStream:
     stream = container.add_stream(_ENCODERS[encoding.codec], rate=encoding.average_rate)
-    assert isinstance(stream, VideoStream)  # noqa: S101
+    assert isinstance(stream, VideoStream)
     stream.width, stream.height, stream.pix_fmt = picture.width, picture.height, picture.pixel_format
     # A muxer's time base is one over something; the encoder keeps the source's own.
     stream.time_base = Fraction(1, encoding.time_base.denominator)

@@ -17,6 +17,7 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, VideoCodec
 from worker.video.containers import FORMATS, has_edit_lists
 from worker.video.packets import StreamContents, is_end_mark
+from worker.video.tag import tag_metadata
 from worker.video.values import Encoding, FrameTable, Picture
 
 # Said by the container itself, or true of the source's encoding only.
@@ -64,6 +65,12 @@ def read_order(segments: Sequence[Path], expected_frames: Sequence[int]) -> Segm
     return SegmentOrder(display_ranks, depth, makers.pop())
 
 
+def segment_maker(path: Path) -> str:
+    """Return what `encode_frames` was told when it made this segment."""
+    with av.open(str(path), "r", format="mp4") as container:
+        return container.metadata.get("encoder", "")
+
+
 def decoding_times(table: FrameTable, reorder_depth: int) -> list[int]:
     """Return the DTS of every packet in file order: the presentation times, `reorder_depth` packets late.
 
@@ -86,19 +93,20 @@ def write_result(
     table: FrameTable,
     picture: Picture,
     encoding: Encoding,
-    made_by: str,
+    tag: str,
 ) -> None:
     """Write `target`: the segments in place of `video`, and the source's streams in `copies` bit for bit.
 
     `source` must be just opened: it is read from its beginning, lead-in included.
     """
-    options = {"fflags": "+bitexact"} | (_mp4_options(source, copies, table) if has_edit_lists(container) else {})
+    options = {"fflags": "+bitexact"}
+    if has_edit_lists(container):
+        options |= _mp4_options(container, source, copies, table)
     with (
         av.open(str(segments[0]), "r", format="mp4") as first_segment,
         av.open(str(target), "w", format=FORMATS[container], container_options=options) as output,
     ):
-        output.metadata.update(_metadata(source.metadata))
-        output.metadata["encoding_tool"] = made_by
+        output.metadata.update(kept_metadata(source.metadata) | tag_metadata(container, tag))
         outputs: dict[int, Stream] = {}
         for stream in source.streams:
             if stream.index == video.index:
@@ -137,7 +145,7 @@ def _add_video(
     if encoding.codec is VideoCodec.HEVC and has_edit_lists(container):
         stream.codec_context.codec_tag = "hvc1"  # Apple's players take no other
     stream.disposition = original.disposition
-    stream.metadata.update(_metadata(original.metadata))
+    stream.metadata.update(kept_metadata(original.metadata))
     stream.set_display_matrix(picture.display_matrix)
     return stream
 
@@ -192,7 +200,8 @@ def _decoded_at(packet: "Packet[Stream]") -> Fraction:
     return (packet.dts or 0) * packet.time_base
 
 
-def _metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+def kept_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return what is still true of the result: all but what tells of the old encoding or of the container itself."""
     return {
         key: value
         for key, value in metadata.items()
@@ -200,10 +209,12 @@ def _metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _mp4_options(source: InputContainer, copies: Mapping[int, StreamContents], table: FrameTable) -> dict[str, str]:
+def _mp4_options(
+    container: Container, source: InputContainer, copies: Mapping[int, StreamContents], table: FrameTable
+) -> dict[str, str]:
     flags = "+faststart"
-    if any(key.startswith("com.") for key in source.metadata):
-        # Apple's own keys, which the usual iTunes atoms have no place for.
+    if container is Container.MOV or any(key.startswith("com.") for key in source.metadata):
+        # Apple's list of keys, which holds what the usual iTunes atoms have no place for.
         flags += "+use_metadata_tags"
     starts = [Fraction(table.pts[0]) * table.time_base]
     starts += [contents.pts[0] * contents.time_base for contents in copies.values() if contents.pts]

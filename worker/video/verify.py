@@ -1,7 +1,7 @@
 """Reading the finished file back: every frame and packet must be there, when it should be, as it was."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from av.video.stream import VideoStream
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container
 from worker.video.containers import FORMATS, has_edit_lists
+from worker.video.mux import kept_metadata
 from worker.video.packets import StreamContents, read_contents
 from worker.video.values import FrameTable, Picture
 
@@ -20,13 +21,15 @@ _MAX_SHIFT_SECONDS = 1
 
 
 @dataclass(frozen=True)
-class Timing:
-    """How the times in the result relate to those in the source."""
+class Check:
+    """What the check of a good result found."""
 
     shift: Fraction
     """Seconds by which all streams alike come later: Matroska cannot hold times before zero."""
     rounding: Fraction
     """The largest rounding of a video frame's time to the container's clock, in seconds."""
+    lost: tuple[str, ...] = ()
+    """What the container did not hold, in words."""
 
 
 def check_result(
@@ -37,17 +40,32 @@ def check_result(
     copies: Mapping[int, StreamContents],
     table: FrameTable,
     picture: Picture,
-) -> Timing:
+) -> Check:
     """Compare `target` with what it was made from. Raises `JobFailureError(VERIFICATION_FAILED)` for any difference."""
     with av.open(str(target), "r", format=FORMATS[container].replace("webm", "matroska")) as result:
         expected = [stream for stream in source.streams if stream.index == video.index or stream.index in copies]
         pairs = _pairs(expected, result)
-        _check_video(pairs[video.index], picture)
+        upscaled = _check_video(pairs[video.index], picture)
+        lost = _lost(source, result, upscaled, picture)
         contents = dict(zip(pairs, read_contents(result, list(pairs.values())), strict=True))
     timing = _check_video_times(contents[video.index], table, container)
     for index, original in copies.items():
         _check_copy(index, original, contents[index], source.streams[index], timing, container)
-    return timing
+    return replace(timing, lost=lost)
+
+
+def _lost(source: InputContainer, result: InputContainer, video: VideoStream, picture: Picture) -> tuple[str, ...]:
+    lost = []
+    there = {key.lower() for key in result.metadata}
+    missing = sorted(key for key in kept_metadata(source.metadata) if key.lower() not in there)
+    if missing:
+        lost.append(f"the container has no place for these metadata: {', '.join(missing)}")
+    if len(result.chapters()) != len(source.chapters()):
+        lost.append("the container does not hold the chapters")
+    square = Fraction(1)
+    if (video.sample_aspect_ratio or square) != (picture.sample_aspect_ratio or square):
+        lost.append(f"the pixels' aspect ratio {picture.sample_aspect_ratio} cannot be stored: they become square")
+    return tuple(lost)
 
 
 def _pairs(expected: list[Stream], result: InputContainer) -> dict[int, Stream]:
@@ -69,14 +87,15 @@ def _kind(stream: Stream) -> str:
     return "picture" if stream.disposition & Disposition.attached_pic else "track"
 
 
-def _check_video(stream: Stream, picture: Picture) -> None:
+def _check_video(stream: Stream, picture: Picture) -> VideoStream:
     if not isinstance(stream, VideoStream):
         raise _failure("the upscaled stream is no video")
     if (stream.width, stream.height) != (picture.width, picture.height):
         raise _failure(f"the picture is {stream.width}x{stream.height} instead of {picture.width}x{picture.height}")
+    return stream
 
 
-def _check_video_times(contents: StreamContents, table: FrameTable, container: Container) -> Timing:
+def _check_video_times(contents: StreamContents, table: FrameTable, container: Container) -> Check:
     if len(contents.pts) != len(table):
         raise _failure(f"{len(contents.pts)} frames are there instead of {len(table)}")
     found = [time * contents.time_base for time in sorted(contents.pts)]
@@ -91,11 +110,11 @@ def _check_video_times(contents: StreamContents, table: FrameTable, container: C
     if max(differences) > clock or shift > _MAX_SHIFT_SECONDS:
         worst = differences.index(max(differences))
         raise _failure(f"frame {worst} is at {float(found[worst]):.6f} s instead of {float(wanted[worst]):.6f} s")
-    return Timing(shift, max(differences))
+    return Check(shift, max(differences))
 
 
 def _check_copy(
-    index: int, original: StreamContents, copy: StreamContents, stream: Stream, timing: Timing, container: Container
+    index: int, original: StreamContents, copy: StreamContents, stream: Stream, timing: Check, container: Container
 ) -> None:
     if copy.sha256 != original.sha256:
         raise _failure(f"the {stream.type} stream {index} is not what it was")

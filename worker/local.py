@@ -1,0 +1,187 @@
+"""`vsr upscale`: one file on this machine, without server or Redis, by the same plan, segments and assembly."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from worker.assemble import Report, assemble, result_tag
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import Container, JobOptions, Progress
+from worker.contract.storage import JobFolder, write_atomically
+from worker.pipeline import StageTimes, render_segment
+from worker.plan import SCALE, Plan, make_plan, sha256_of_file
+from worker.settings import VideoLimits, WorkerSettings
+from worker.upscaler import Upscaler
+from worker.video.mux import segment_maker
+from worker.video.tag import read_tag
+
+WORKSPACE_SUFFIX = ".vsr-work"
+
+
+class OutputExistsError(Exception):
+    """The output is there already and is not what this run would make; the message names the way out."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `upscale_file` did."""
+
+    output: Path
+    already_done: bool
+    """The output was there and is exactly what this run would have made: nothing was done."""
+    report: Report | None
+    """None when `already_done`."""
+    resumed_segments: int = 0
+    """Finished segments of an earlier, interrupted run that were used."""
+    started_over: str | None = None
+    """Why the work of an earlier run could not be used, if there was any."""
+
+
+def default_output(source: Path) -> Path:
+    """Return `clip_2x.mp4` for `clip.mp4`, and `clip_2x.mkv` for a container that we do not write."""
+    suffix = source.suffix if _container_named(source) is not None else ".mkv"
+    return source.with_name(f"{source.stem}_{SCALE}x{suffix}")
+
+
+def upscale_file(
+    source: Path,
+    output: Path,
+    options: JobOptions,
+    *,
+    settings: WorkerSettings,
+    limits: VideoLimits,
+    load_upscaler: Callable[[str], Upscaler],
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    overwrite: bool = False,
+) -> Outcome:
+    """Upscale `source` to `output`, whose suffix says the container.
+
+    Finished segments are kept in a folder beside the output until all is done, so that an interrupted run goes on
+    where it stopped. `load_upscaler` gives the networks of a preset. Raises `JobFailureError`, and `OutputExistsError`
+    unless `overwrite`.
+    """
+    container = _container_named(output)
+    if container is None:
+        known = ", ".join(f".{name}" for name in Container)
+        raise JobFailureError(
+            FailureCode.UNSUPPORTED_OUTPUT, f"cannot write {output.suffix or 'a file without suffix'}: use {known}"
+        )
+    options = options.model_copy(update={"container": container})
+    if output.exists() and source.samefile(output):
+        raise OutputExistsError(f"{output} is the source itself: choose another output")
+    if output.exists() and not overwrite and read_tag(output) is None:
+        raise OutputExistsError(f"{output} exists and was not made by vsr: choose another output, or overwrite it")
+    upscaler = load_upscaler(options.preset)
+    source_sha256 = sha256_of_file(source)
+    if output.exists() and not overwrite:
+        if read_tag(output) == result_tag(source_sha256, options, container, upscaler.fingerprint):
+            return Outcome(output, already_done=True, report=None)
+        raise OutputExistsError(
+            f"{output} exists and was made from another source, or with other options or weights: "
+            "choose another output, or overwrite it"
+        )
+
+    workspace = JobFolder(output.with_name(output.name + WORKSPACE_SUFFIX))
+    plan, started_over = _plan(workspace, source, source_sha256, options, limits, upscaler.fingerprint)
+    progress = _Progress(plan, workspace, on_progress)
+    times = StageTimes()
+    for segment in plan.segments:
+        if workspace.segment(segment.index).exists():
+            continue
+        render_segment(
+            plan,
+            segment.index,
+            source,
+            workspace.segment(segment.index),
+            upscaler,
+            batch_frames=settings.batch_frames,
+            on_frames_done=progress.frames_done,
+            times=times,
+        )
+        progress.segment_done(segment.frames)
+    report = assemble(plan, source, [workspace.segment(segment.index) for segment in plan.segments], output)
+    shutil.rmtree(workspace.path)
+    return Outcome(
+        output,
+        already_done=False,
+        report=report.model_copy(update={"stage_seconds": dict(times.seconds)}),
+        resumed_segments=progress.resumed_segments,
+        started_over=started_over,
+    )
+
+
+def _plan(
+    workspace: JobFolder,
+    source: Path,
+    source_sha256: str,
+    options: JobOptions,
+    limits: VideoLimits,
+    network: str,
+) -> tuple[Plan, str | None]:
+    """Return the plan of an earlier run if its work can be used; else clear the folder and plan anew, saying why."""
+    earlier: Plan | None = None
+    why: str | None = None
+    if workspace.plan.exists():
+        try:
+            earlier = Plan.model_validate_json(workspace.plan.read_bytes())
+        except ValidationError:
+            why = "the earlier run was of another version of this program"
+    if earlier is not None:
+        makers = {segment_maker(path) for path in workspace.segments.glob("*.mp4")}
+        if earlier.source_sha256 != source_sha256:
+            why = "the source has changed since the earlier run"
+        elif earlier.options != options:
+            why = "the earlier run had other options"
+        elif makers - {network}:
+            why = "the earlier run had other weights"
+        else:
+            return earlier, None
+    if workspace.path.exists():
+        shutil.rmtree(workspace.path)
+    plan = make_plan(source, options, limits, source.suffix, source_sha256=source_sha256)
+    write_atomically(workspace.plan, plan.model_dump_json().encode())
+    return plan, why
+
+
+class _Progress:
+    """Adds up what is done and tells it on."""
+
+    def __init__(self, plan: Plan, workspace: JobFolder, tell: Callable[[Progress], None]) -> None:
+        finished = [segment for segment in plan.segments if workspace.segment(segment.index).exists()]
+        self.resumed_segments = len(finished)
+        self._resumed_frames = sum(segment.frames for segment in finished)
+        self._before = Progress(
+            frames_done=self._resumed_frames,
+            frames_total=plan.frames,
+            segments_done=len(finished),
+            segments_total=len(plan.segments),
+        )
+        self._began = time.monotonic()
+        self._tell = tell
+        tell(self._before)
+
+    def frames_done(self, in_segment: int) -> None:
+        """Tell of frames of the segment at hand."""
+        done = self._before.frames_done + in_segment
+        seconds = time.monotonic() - self._began
+        fps = (done - self._resumed_frames) / seconds if seconds > 0 else None
+        self._tell(self._before.model_copy(update={"frames_done": done, "fps": fps}))
+
+    def segment_done(self, frames: int) -> None:
+        """Count a segment of so many frames as published."""
+        self._before = self._before.model_copy(
+            update={
+                "frames_done": self._before.frames_done + frames,
+                "segments_done": self._before.segments_done + 1,
+            }
+        )
+        self.frames_done(0)
+
+
+def _container_named(path: Path) -> Container | None:
+    suffix = path.suffix.lower().lstrip(".")
+    return Container(suffix) if suffix in set(Container) else None
