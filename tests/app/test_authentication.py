@@ -1,0 +1,90 @@
+"""Keys: who gets in, and what stays open."""
+
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+
+from app.gateway import create_app
+from app.settings import GatewaySettings
+from tests.app.conftest import StartGateway
+from worker.contract.settings import RedisSettings, StorageSettings
+
+PROTECTED = [
+    ("PUT", "/v1/uploads/a"),
+    ("POST", "/v1/jobs"),
+    ("GET", "/v1/jobs"),
+    ("GET", "/v1/jobs/zzz"),
+    ("DELETE", f"/v1/jobs/{'0' * 20}"),
+    ("POST", f"/v1/jobs/{'0' * 20}/cancel"),
+    ("GET", f"/v1/jobs/{'0' * 20}/result"),
+    ("GET", f"/v1/jobs/{'0' * 20}/report"),
+    ("GET", "/v1/models"),
+]
+
+
+def test_every_call_needs_a_key_and_takes_it_in_both_ways(start_gateway: StartGateway) -> None:
+    # Given
+    http = start_gateway(api_keys="first-key, second-key").http
+
+    for method, path in PROTECTED:
+        # When
+        without = http.request(method, path)
+        wrong = http.request(method, path, headers={"X-API-Key": "first-ke"})
+        empty = http.request(method, path, headers={"X-API-Key": ""})
+        right = http.request(method, path, headers={"X-API-Key": "first-key"})
+        bearer = http.request(method, path, headers={"Authorization": "Bearer second-key"})
+
+        # Then
+        for refused in (without, wrong, empty):
+            assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+            assert refused.headers["WWW-Authenticate"] == "Bearer"
+        assert right.status_code != 401
+        assert bearer.status_code != 401
+
+
+def test_health_metrics_and_the_description_are_open(start_gateway: StartGateway) -> None:
+    http = start_gateway(api_keys="first-key").http
+
+    for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
+        assert http.get(path).status_code == 200
+
+
+def test_without_keys_a_client_on_this_machine_gets_in(start_gateway: StartGateway) -> None:
+    assert start_gateway().http.get("/v1/jobs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "allow_anonymous", "gets_in"),
+    [
+        ("127.0.0.1", False, True),
+        ("::1", False, True),
+        ("10.0.0.7", False, False),
+        ("8.8.8.8", False, False),
+        ("10.0.0.7", True, True),
+    ],
+)
+def test_without_keys_another_machine_does_not_get_in_unless_it_is_allowed(
+    tmp_path: Path, redis_url: str, address: str, allow_anonymous: bool, gets_in: bool
+) -> None:
+    # Given an application that some other server than ours exposes
+    app = create_app(
+        GatewaySettings(allow_anonymous=allow_anonymous),
+        RedisSettings(redis_url=SecretStr(redis_url)),
+        StorageSettings(storage_dir=tmp_path),
+    )
+
+    # When a client comes from that address
+    with TestClient(app, client=(address, 1234)) as http:
+        answer = http.get("/v1/jobs")
+
+    # Then
+    assert answer.status_code == (200 if gets_in else 401)
+
+
+def test_keys_are_never_shown() -> None:
+    settings = GatewaySettings.model_validate({"api_keys": "hunter2,hunter3"})
+
+    assert "hunter" not in repr(settings) + str(settings) + settings.model_dump_json()
+    assert [key.get_secret_value() for key in settings.api_keys] == ["hunter2", "hunter3"]

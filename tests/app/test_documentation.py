@@ -1,0 +1,58 @@
+"""The API describes itself, without another host."""
+
+import re
+
+from tests.app.conftest import RunningGateway
+
+PROMISED = {
+    ("post", "/v1/jobs"),
+    ("get", "/v1/jobs"),
+    ("get", "/v1/jobs/{job_id}"),
+    ("delete", "/v1/jobs/{job_id}"),
+    ("post", "/v1/jobs/{job_id}/cancel"),
+    ("get", "/v1/jobs/{job_id}/result"),
+    ("get", "/v1/jobs/{job_id}/report"),
+    ("put", "/v1/uploads/{upload_id}"),
+    ("get", "/v1/models"),
+    ("get", "/healthz"),
+    ("get", "/readyz"),
+    ("get", "/metrics"),
+}
+
+
+def test_the_page_names_every_call_and_no_other_host(gateway: RunningGateway) -> None:
+    page = gateway.http.get("/docs")
+
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    for method, path in PROMISED:
+        assert f"<code>{method.upper()} {path}</code>" in page.text
+    assert "//" not in page.text
+    assert "<script" not in page.text
+
+
+def test_the_front_door_leads_to_the_page(gateway: RunningGateway) -> None:
+    assert gateway.http.get("/", follow_redirects=True).url.path == "/docs"
+
+
+def test_the_description_declares_every_call_and_its_problems(gateway: RunningGateway) -> None:
+    # When
+    document = gateway.http.get("/openapi.json").json()
+
+    # Then every call is there, once
+    operations = {
+        (method, path): operation for path, item in document["paths"].items() for method, operation in item.items()
+    }
+    assert set(operations) == PROMISED
+    ids = [operation["operationId"] for operation in operations.values()]
+    assert len(set(ids)) == len(ids)
+    # And every problem refers to one schema and has an example under its code
+    for operation in operations.values():
+        for status, response in operation["responses"].items():
+            if (problem := response.get("content", {}).get("application/problem+json")) is None:
+                continue
+            assert problem["schema"] == {"$ref": "#/components/schemas/Problem"}
+            for code, example in problem["examples"].items():
+                assert (example["value"]["code"], str(example["value"]["status"])) == (code, status)
+    # And nothing refers to what is not there
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', gateway.http.get("/openapi.json").text))
+    assert references <= set(document["components"]["schemas"])

@@ -1,0 +1,111 @@
+"""The gateway's metrics: names that dashboards rely on, at zero from the start, read without side effects."""
+
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+
+from app.embedded_redis import EmbeddedRedis
+from app.metrics import REJECTION_REASONS
+from tests.app.conftest import SOURCE_INFO, RunningGateway, StartGateway
+from tests.app.test_health import register_worker
+from worker.contract.queue import TaskQueue
+
+
+def scrape(gateway: RunningGateway) -> dict[str, float]:
+    """Samples by name and labels, as Prometheus writes them: `vsr_jobs{status="queued"}`."""
+    answer = gateway.http.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    samples = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+            samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+    return samples
+
+
+def test_every_known_label_is_there_at_zero_from_the_start(gateway: RunningGateway) -> None:
+    samples = scrape(gateway)
+
+    expected = ["vsr_upload_bytes_total", "vsr_jobs_submitted_total", "vsr_queue_oldest_age_seconds"]
+    expected += [f'vsr_jobs_rejected_total{{reason="{reason}"}}' for reason in REJECTION_REASONS]
+    expected += [
+        f'vsr_jobs{{status="{status}"}}' for status in ("queued", "running", "succeeded", "failed", "canceled")
+    ]
+    expected += [f'vsr_queue_tasks{{kind="{kind}"}}' for kind in ("plan", "segment", "assemble")]
+    expected += [f'vsr_workers{{state="{state}"}}' for state in ("idle", "busy")]
+    assert {name: samples[name] for name in expected} == dict.fromkeys(expected, 0.0)
+    assert samples["vsr_redis_up"] == 1
+    assert samples["vsr_storage_free_bytes"] > 0
+
+
+def test_jobs_tasks_and_workers_are_counted_where_they_are(gateway: RunningGateway, redis: Redis) -> None:
+    # Given a submitted job, a running one with two segments waiting, a canceled one; two workers
+    gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abcde")})
+    running, canceled = gateway.add_job(), gateway.add_job()
+    gateway.registry.start(running.id, SOURCE_INFO)
+    TaskQueue(redis).enqueue_first_segments(running.id, 2)
+    gateway.registry.cancel(canceled.id)
+    register_worker(redis, "a", "busy")
+    register_worker(redis, "b", "idle")
+
+    # When
+    samples = scrape(gateway)
+
+    # Then
+    assert samples['vsr_jobs{status="queued"}'] == 1
+    assert samples['vsr_jobs{status="running"}'] == 1
+    assert samples['vsr_jobs{status="canceled"}'] == 1
+    assert samples['vsr_queue_tasks{kind="plan"}'] == 1
+    assert samples['vsr_queue_tasks{kind="segment"}'] == 2
+    assert samples["vsr_queue_oldest_age_seconds"] > 0
+    assert samples['vsr_workers{state="busy"}'] == 1
+    assert samples['vsr_workers{state="idle"}'] == 1
+    assert samples["vsr_jobs_submitted_total"] == 1
+    assert samples["vsr_upload_bytes_total"] == 5
+
+
+def test_refusals_are_counted_by_reason(start_gateway: StartGateway) -> None:
+    # Given
+    gateway = start_gateway(api_keys="key", max_upload_bytes=10)
+    key = {"X-API-Key": "key"}
+
+    # When
+    gateway.http.post("/v1/jobs")
+    gateway.http.put("/v1/uploads/a", content=b"x")
+    gateway.http.put("/v1/uploads/a", content=b"x" * 11, headers=key)
+    gateway.http.put("/v1/uploads/a.b", content=b"x", headers=key)
+    gateway.http.post("/v1/jobs", files={"file": ("a", b"")}, headers=key)
+    gateway.http.get("/v1/jobs")
+    samples = scrape(gateway)
+
+    # Then those that did not submit anything are not among them
+    counted = {name: value for name, value in samples.items() if name.startswith("vsr_jobs_rejected_total") and value}
+    assert counted == {
+        'vsr_jobs_rejected_total{reason="unauthorized"}': 2,
+        'vsr_jobs_rejected_total{reason="upload_too_large"}': 1,
+        'vsr_jobs_rejected_total{reason="invalid_request"}': 1,
+        'vsr_jobs_rejected_total{reason="empty_file"}': 1,
+    }
+
+
+def test_requests_are_counted_by_route_and_never_by_job(gateway: RunningGateway) -> None:
+    job = gateway.add_job()
+    gateway.http.get(f"/v1/jobs/{job.id}")
+
+    text = gateway.http.get("/metrics").text
+
+    assert 'handler="/v1/jobs/{job_id}"' in text
+    assert job.id not in text
+
+
+def test_a_scrape_without_redis_still_answers(start_gateway: StartGateway, tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path / "own-redis") as server:
+        gateway = start_gateway(redis_url=server.url)
+
+    samples = scrape(gateway)
+
+    assert samples["vsr_redis_up"] == 0
+    assert samples["vsr_jobs_submitted_total"] == 0
+    assert not [name for name in samples if name.startswith("vsr_jobs{")]

@@ -1,0 +1,37 @@
+"""What the environment says is what the gateway does."""
+
+import pytest
+
+from app.settings import ClientSettings, GatewaySettings
+
+
+def test_the_environment_names_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    monkeypatch.setenv("VSR_PORT", "9999")
+    monkeypatch.setenv("VSR_API_KEYS", "one, two,,")
+    monkeypatch.setenv("VSR_API_KEY", "one")
+    monkeypatch.setenv("VSR_URL", "http://vsr:8000")
+
+    # When
+    gateway, client = GatewaySettings(), ClientSettings()
+
+    # Then
+    assert gateway.port == 9999
+    assert [key.get_secret_value() for key in gateway.api_keys] == ["one", "two"]
+    assert client.url == "http://vsr:8000"
+    assert client.api_key is not None
+    assert client.api_key.get_secret_value() == "one"
+
+
+def test_an_empty_list_of_keys_is_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VSR_API_KEYS", "")
+
+    assert GatewaySettings().api_keys == []
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback_only"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("vsr", False)],
+)
+def test_loopback_is_told_from_the_world(host: str, is_loopback_only: bool) -> None:
+    assert GatewaySettings(host=host).is_loopback_only is is_loopback_only
