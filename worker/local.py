@@ -12,6 +12,7 @@ from worker.assemble import Report, assemble, result_tag
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, Progress
 from worker.contract.storage import JobFolder, write_atomically
+from worker.loaded_models import LoadedModels, usable_device
 from worker.pipeline import StageTimes, render_segment
 from worker.plan import SCALE, Plan, make_plan, sha256_of_file
 from worker.settings import VideoLimits, WorkerSettings
@@ -54,15 +55,15 @@ def upscale_file(
     *,
     settings: WorkerSettings,
     limits: VideoLimits,
-    load_upscaler: Callable[[str], Upscaler],
     on_progress: Callable[[Progress], None] = lambda progress: None,
     overwrite: bool = False,
+    load_upscaler: Callable[[str], Upscaler] | None = None,
 ) -> Outcome:
     """Upscale `source` to `output`, whose suffix says the container.
 
     Finished segments are kept in a folder beside the output until all is done, so that an interrupted run goes on
-    where it stopped. `load_upscaler` gives the networks of a preset. Raises `JobFailureError`, and `OutputExistsError`
-    unless `overwrite`.
+    where it stopped. `load_upscaler` gives the networks of a preset; None: as `settings` say. Raises
+    `JobFailureError`, and `OutputExistsError` unless `overwrite`.
     """
     container = _container_named(output)
     if container is None:
@@ -75,7 +76,7 @@ def upscale_file(
         raise OutputExistsError(f"{output} is the source itself: choose another output")
     if output.exists() and not overwrite and read_tag(output) is None:
         raise OutputExistsError(f"{output} exists and was not made by vsr: choose another output, or overwrite it")
-    upscaler = load_upscaler(options.preset)
+    upscaler = (load_upscaler or _loader(settings))(options.preset)
     source_sha256 = sha256_of_file(source)
     if output.exists() and not overwrite:
         if read_tag(output) == result_tag(source_sha256, options, container, upscaler.fingerprint):
@@ -112,6 +113,10 @@ def upscale_file(
         resumed_segments=progress.resumed_segments,
         started_over=started_over,
     )
+
+
+def _loader(settings: WorkerSettings) -> Callable[[str], Upscaler]:
+    return LoadedModels(usable_device(settings.device), settings.weights_dir, settings.tile_px).get
 
 
 def _plan(

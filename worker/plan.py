@@ -99,7 +99,8 @@ def make_plan(
     """Read the whole source once and lay out the work. Raises `JobFailureError` for what cannot be done.
 
     `source_suffix` is that of the user's file name (".mov"); it only tells containers of one family apart.
-    `source_sha256` spares reading the file for it where it is known. `segment_frames` replaces the usual length of about four seconds; the tests cut short videos finely with it.
+    `source_sha256` spares reading the file for it where it is known. `segment_frames` replaces the usual length of
+    about four seconds; the tests cut short videos finely with it.
     """
     facts = survey(source, limits)
     container, codec = _container_and_codec(options, facts, source_suffix)

@@ -28,7 +28,8 @@ class WorkerSettings(BaseSettings):
     preset: str = Field("compact", description="Networks to load at start; jobs may name another.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is a GPU, else the CPU.")
     weights_dir: Path = Field(
-        Path("~/.local/share/twostep-vsr/weights"), description="Weights that the user imported, one folder for all."
+        default_factory=lambda: Path.home() / ".local" / "share" / "twostep-vsr" / "weights",
+        description="Weights that the user imported. Default: ~/.local/share/twostep-vsr/weights",
     )
     batch_frames: int = Field(
         4, ge=1, le=64, description="Frames per network call, always exactly so many: the last batch is padded."
