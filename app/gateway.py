@@ -40,8 +40,8 @@ _REDIS_RETRIES = 1
 _REDIS_RETRY_PAUSE_SECONDS = 0.05
 
 
-class MissingRedisError(Exception):
-    """No Redis was named."""
+class RedisAddressError(Exception):
+    """No Redis was named, or by what is no address."""
 
 
 class State(TypedDict):
@@ -49,7 +49,7 @@ class State(TypedDict):
 
 
 def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage_settings: StorageSettings) -> FastAPI:
-    """Raises `MissingRedisError` without `redis_url`. Redis itself may come and go: see /readyz."""
+    """Raises `RedisAddressError` without a usable `redis_url`. Redis itself may come and go: see /readyz."""
     redis = open_redis(redis_settings)
     storage = JobStorage(storage_settings.storage_dir)
     registry = JobRegistry(redis, storage)
@@ -100,13 +100,18 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
 def open_redis(settings: RedisSettings) -> Redis:
     """A client for requests: it fails within seconds. Connects when first used."""
     if settings.redis_url is None:
-        raise MissingRedisError("no Redis: set VSR_REDIS_URL, or run `vsr serve`, which brings its own")
-    return Redis.from_url(
-        settings.redis_url.get_secret_value(),
-        socket_timeout=_REDIS_TIMEOUT_SECONDS,
-        socket_connect_timeout=_REDIS_TIMEOUT_SECONDS,
-        retry=Retry(ConstantBackoff(_REDIS_RETRY_PAUSE_SECONDS), _REDIS_RETRIES),
-    )
+        raise RedisAddressError("no Redis: set VSR_REDIS_URL, or run `vsr serve`, which brings its own")
+    try:
+        return Redis.from_url(
+            settings.redis_url.get_secret_value(),
+            socket_timeout=_REDIS_TIMEOUT_SECONDS,
+            socket_connect_timeout=_REDIS_TIMEOUT_SECONDS,
+            retry=Retry(ConstantBackoff(_REDIS_RETRY_PAUSE_SECONDS), _REDIS_RETRIES),
+        )
+    except ValueError as error:
+        raise RedisAddressError(
+            "VSR_REDIS_URL is no address of a Redis: it reads like redis://host:6379/0 or unix:///folder/redis.sock"
+        ) from error
 
 
 def _prepare(services: Services) -> None:

@@ -46,7 +46,7 @@ class AccessLogMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
+        status: int | None = None  # stays so if the request was cut off before an answer
         started = time.monotonic()
 
         async def send_and_note(message: Message) -> None:

@@ -10,7 +10,7 @@ from types import FrameType
 import structlog
 import uvicorn
 
-from app.gateway import MissingRedisError, create_app
+from app.gateway import RedisAddressError, create_app
 from app.settings import GatewaySettings
 from worker.contract.settings import RedisSettings, StorageSettings
 from worker.contract.storage import JobStorage
@@ -42,7 +42,7 @@ def serve_gateway(
         )
     try:
         app = create_app(settings, redis_settings, storage_settings)
-    except MissingRedisError as error:
+    except RedisAddressError as error:
         raise GatewayStartError(str(error)) from error
     try:
         JobStorage(storage_settings.storage_dir).prepare()

@@ -1,0 +1,125 @@
+"""The gateway as a process: what stops it from starting, how it ends, and what a kill leaves."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+from pydantic import SecretStr
+
+from app.server import GatewayStartError, serve_gateway
+from app.settings import GatewaySettings
+from tests.app.conftest import wait_until
+from worker.contract.settings import RedisSettings, StorageSettings
+
+PROGRAM = """
+import sys
+from app.server import serve_gateway
+from app.settings import GatewaySettings
+from worker.contract.logs import configure_logging
+from worker.contract.settings import RedisSettings, StorageSettings
+configure_logging("json")
+serve_gateway(GatewaySettings(port=0), RedisSettings(), StorageSettings(), lambda url: print(url, flush=True))
+sys.exit(7)
+"""
+
+
+@contextmanager
+def gateway_process(redis_url: str, storage_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A gateway in a process of its own, and its address. Exits with 7 when `serve_gateway` returns."""
+    environment = {"VSR_REDIS_URL": redis_url, "VSR_STORAGE_DIR": str(storage_dir), "VSR_MIN_FREE_BYTES": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def settings_for(redis_url: str | None, storage_dir: Path) -> tuple[RedisSettings, StorageSettings]:
+    return RedisSettings(redis_url=SecretStr(redis_url) if redis_url else None), StorageSettings(
+        storage_dir=storage_dir
+    )
+
+
+def test_a_port_in_use_is_one_clear_line(redis_url: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(GatewayStartError, match=rf"cannot listen on 127.0.0.1 port {port} .*VSR_PORT") as error:
+            serve_gateway(GatewaySettings(port=port), *settings_for(redis_url, tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_without_keys_the_world_is_not_served(redis_url: str, tmp_path: Path) -> None:
+    with pytest.raises(GatewayStartError, match=r"refusing to listen on 0\.0\.0\.0 without API keys: set VSR_API_KEYS"):
+        serve_gateway(GatewaySettings(host="0.0.0.0"), *settings_for(redis_url, tmp_path))
+
+
+def test_without_an_address_of_redis_it_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(GatewayStartError, match="VSR_REDIS_URL"):
+        serve_gateway(GatewaySettings(), *settings_for(None, tmp_path))
+
+
+def test_a_redis_address_that_is_none_is_named_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(GatewayStartError, match="VSR_REDIS_URL") as error:
+        serve_gateway(GatewaySettings(), *settings_for("http://:hunter2@db", tmp_path))
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_storage_that_cannot_be_made_is_named(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(GatewayStartError, match="VSR_STORAGE_DIR"):
+        serve_gateway(GatewaySettings(), *settings_for(redis_url, tmp_path / "file" / "storage"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_with_an_upload_under_way(
+    redis_url: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    # Given a gateway that is receiving an upload
+    with gateway_process(redis_url, tmp_path) as (process, url):
+        client = begin_upload(url, tmp_path)
+
+        # When it is told to stop
+        process.send_signal(number)
+        _, log = process.communicate(timeout=30)
+        client.close()
+
+    # Then `serve_gateway` returned, and nothing is left of the upload
+    assert process.returncode == 7
+    assert list((tmp_path / "uploads").iterdir()) == []
+    assert "Traceback" not in log
+
+
+def test_a_kill_in_the_middle_of_an_upload_leaves_nothing_after_the_next_start(redis_url: str, tmp_path: Path) -> None:
+    # Given an upload under way and a finished job
+    with gateway_process(redis_url, tmp_path) as (process, url):
+        job = httpx2.post(f"{url}/v1/jobs", files={"file": ("a.mp4", b"abc")}).json()
+        client = begin_upload(url, tmp_path)
+
+        # When the gateway is killed and started again
+        process.kill()
+        process.wait()
+        client.close()
+    with gateway_process(redis_url, tmp_path) as (_, url):
+        # Then the accepted job is there, the half upload is not
+        assert httpx2.get(f"{url}/v1/jobs/{job['id']}").json()["status"] == "queued"
+        assert list((tmp_path / "uploads").iterdir()) == []
+
+
+def begin_upload(url: str, storage_dir: Path) -> socket.socket:
+    address = urlsplit(url)
+    client = socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=20)
+    client.sendall(b"PUT /v1/uploads/a HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nabc")
+    wait_until(lambda: list((storage_dir / "uploads").glob("*.part")))
+    return client
