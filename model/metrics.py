@@ -34,7 +34,7 @@ def ssim_y(output: Tensor, target: Tensor, *, border_px: int) -> Tensor:
 
     output, target = (_without_border(luma(images), border_px).double() for images in (output, target))
     per_image = structural_similarity_index_measure(output, target, data_range=1.0, reduction="none")
-    assert isinstance(per_image, Tensor)  # noqa: S101 for the type checker: a tuple only comes when more is asked for
+    assert isinstance(per_image, Tensor)
     return per_image
 
 

@@ -45,7 +45,7 @@ PRESETS: dict[str, Preset] = {
                 squeeze_factor=12,
                 num_feat=32,
             ),
-            unet=UNetConfig(width=16, levels=3, pixel_unshuffle=2, output="residual", batch_norm=False),
+            unet=UNetConfig(width=24, levels=3, pixel_unshuffle=2, output="residual", batch_norm=False),
         ),
         Preset(
             name="paper",

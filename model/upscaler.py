@@ -105,7 +105,7 @@ class TwoStepUpscaler(nn.Module):
 
     def check(self, previous_lr: Tensor, center_lr: Tensor, next_lr: Tensor) -> None:
         """Refuse what the networks would misread."""
-        for name, frames in (("previous_lr", previous_lr), ("center_lr", center_lr), ("next_lr", next_lr)):
+        for name, frames in (("center_lr", center_lr), ("previous_lr", previous_lr), ("next_lr", next_lr)):
             if frames.ndim != 4:
                 raise ValueError(f"{name} has {frames.ndim} dimensions, expected 4: (B, 3, H, W)")
             if frames.shape[1] != 3:

@@ -1,0 +1,58 @@
+"""Small real networks and data sets, seeded, for the tests of `model`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.data import DecodedSequence, write_dataset
+from model.hat import HAT, HATConfig
+from model.presets import PRESETS, random_upscaler
+from model.unet import ConditionalUNet
+from model.upscaler import TwoStepUpscaler
+
+TINY = PRESETS["tiny-random"]
+
+
+@pytest.fixture
+def upscaler() -> TwoStepUpscaler:
+    return random_upscaler(TINY)
+
+
+@pytest.fixture
+def hat() -> HAT:
+    torch.manual_seed(0)
+    return HAT(TINY.hat).eval()
+
+
+@pytest.fixture
+def unet() -> ConditionalUNet:
+    torch.manual_seed(0)
+    return ConditionalUNet(TINY.unet).eval()
+
+
+@pytest.fixture
+def small_hat_config() -> HATConfig:
+    return TINY.hat
+
+
+def moving_pattern(frames: int, height: int, width: int, speed: float) -> torch.Tensor:
+    """(T, 3, H, W) uint8: waves that move to the right by `speed` pixels a frame."""
+    t, y, x = torch.meshgrid(torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij")
+    position = x - speed * t
+    waves = [torch.sin(position * 0.5 + y * 0.2), torch.cos(position * 0.3), torch.sin(y * 0.4 - position * 0.1)]
+    return ((torch.stack(waves, dim=1) * 0.5 + 0.5) * 255).to(torch.uint8)
+
+
+@pytest.fixture
+def data_folder(tmp_path: Path) -> Path:
+    """A data set of six sequences of five frames, 48x48 px, one of them held out."""
+    folder = tmp_path / "data"
+    sequences = [
+        DecodedSequence(
+            f"waves/{n}.mp4", f"source-{n}", "CC0", "val" if n == 0 else "train", moving_pattern(5, 48, 48, n)
+        )
+        for n in range(6)
+    ]
+    write_dataset(sequences, folder, seed=0)
+    return folder
