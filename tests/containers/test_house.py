@@ -38,7 +38,7 @@ def test_a_video_posted_to_the_gateway_comes_back_at_twice_the_size(house: House
             return found
 
         ended = poll(job, until=lambda job: job["status"] not in ("queued", "running"), timeout_seconds=120)
-        assert ended["status"] == "succeeded", ended
+        assert ended["status"] == "succeeded", f"{ended}\n{house.compose('logs', '--no-color', '--tail=40', 'worker')}"
         result = client.get(f"/v1/jobs/{ended['id']}/result")
 
     # Then it has twice the size and every frame
@@ -46,6 +46,16 @@ def test_a_video_posted_to_the_gateway_comes_back_at_twice_the_size(house: House
     with av.open(BytesIO(result.content)) as video:
         sizes = [(frame.width, frame.height) for frame in video.decode(video=0)]
     assert sizes == [(128, 96)] * FRAMES
+
+
+def test_the_gateway_misses_nothing_and_warns_of_nothing(house: House) -> None:
+    def readiness() -> dict[str, Any]:
+        found: dict[str, Any] = httpx2.get(f"{house.gateway_url}/readyz", trust_env=False).json()
+        return found
+
+    # The warnings would tell that Redis is not set up to keep its tasks.
+    expected = {"status": "ready", "missing": [], "warnings": [], "workers": 1}
+    assert poll(readiness, until=lambda found: found == expected) == expected
 
 
 def test_prometheus_has_counted_the_finished_job(house: House) -> None:
