@@ -144,6 +144,13 @@ class QueueUnavailableError(ProblemError):
         )
 
 
+class ShuttingDownError(ProblemError):
+    status, code, title = 503, "shutting_down", "The service is shutting down"
+
+    def __init__(self) -> None:
+        super().__init__("The request was cut off. Try again soon.", {"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
 class OutOfDiskError(ProblemError):
     status, code, title = 507, FailureCode.OUT_OF_DISK.value, "The storage has no room for this"
 
@@ -214,28 +221,7 @@ def responses(*kinds: type[ProblemError]) -> dict[int | str, dict[str, Any]]:
     return declared
 
 
-async def _expected(request: Request, error: Exception) -> Response:
-    problem = translate(error)
-    if isinstance(problem, InternalError):
-        raise error
-    if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:
-        problem.headers["Allow"] = ", ".join(_allowed_methods(request))
-    return _render(problem)
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    # Starlette answers these outside of every middleware, then raises on, so that the server logs the traceback.
-    response = _render(translate(error))
-    response.headers["X-Request-ID"] = correlation_id.get() or ""
-    return response
-
-
-async def _client_left(request: Request, error: Exception) -> Response:
-    """Nobody reads this; nginx's 499 is what the access log and the metrics show."""
-    return Response(status_code=499)
-
-
-def _render(problem: ProblemError) -> Response:
+def render(problem: ProblemError) -> Response:
     body = Problem.model_validate(
         {
             "type": _type(problem.code),
@@ -250,6 +236,27 @@ def _render(problem: ProblemError) -> Response:
     return Response(
         body.model_dump_json(exclude_none=True), problem.status, problem.headers, media_type=PROBLEM_MEDIA_TYPE
     )
+
+
+async def _expected(request: Request, error: Exception) -> Response:
+    problem = translate(error)
+    if isinstance(problem, InternalError):
+        raise error
+    if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        problem.headers["Allow"] = ", ".join(_allowed_methods(request))
+    return render(problem)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    # Starlette answers these outside of every middleware, then raises on, so that the server logs the traceback.
+    response = render(translate(error))
+    response.headers["X-Request-ID"] = correlation_id.get() or ""
+    return response
+
+
+async def _client_left(request: Request, error: Exception) -> Response:
+    """Nobody reads this; nginx's 499 is what the access log and the metrics show."""
+    return Response(status_code=499)
 
 
 def _type(code: str) -> str:

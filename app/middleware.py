@@ -1,11 +1,14 @@
 """Around every request: safe headers, and one log line."""
 
+import asyncio
 import time
 
 import structlog
 from asgi_correlation_id import correlation_id
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import ShuttingDownError, render
 
 log = structlog.get_logger("app.access")
 
@@ -59,6 +62,10 @@ class AccessLogMiddleware:
         structlog.contextvars.bind_contextvars(request_id=correlation_id.get())
         try:
             await self._app(scope, receive, send_and_note)
+        except asyncio.CancelledError:
+            # The server's patience at its own shutdown is over; passed on, it would be logged as a crash.
+            if status is None:
+                await render(ShuttingDownError())(scope, receive, send_and_note)
         finally:
             write = log.debug if scope["path"] in _QUIET_PATHS else log.info
             write(

@@ -128,6 +128,7 @@ def test_codes_are_unique_and_every_reason_for_a_refusal_is_counted_from_zero() 
         "not_finished",
         "range_not_satisfiable",
         "result_expired",
+        "shutting_down",
     }
 
     assert len(codes) == len(kinds)
