@@ -82,7 +82,13 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
     made = read_plan(folder)
     if made is None:
         with metrics.STAGE_DURATION_SECONDS.labels("plan").time():
-            made = make_plan(folder.source, job.options, bench.limits, Path(job.source_name).suffix)
+            made = make_plan(
+                folder.source,
+                job.options,
+                bench.limits,
+                Path(job.source_name).suffix,
+                source_sha256=job.source_sha256,
+            )
         write_atomically(folder.plan, made.model_dump_json().encode())
 
     started = bench.registry.start(job.id, made.source_info())

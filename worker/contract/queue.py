@@ -14,8 +14,8 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 QUEUE_NAME = "vsr"
-# How often a task may be tried. RQ hands it out once more after that: the pick-up that finds all attempts used fails the
-# job with the reason (worker.tasks), so that this too happens in one place, whatever ended the attempts.
+# How often a task may be tried. RQ hands it out once more after that: the pick-up that finds all attempts used fails
+# the job with the reason (worker.tasks), so that this too happens in one place, whatever ended the attempts.
 MAX_ATTEMPTS = 3
 # A stalled task is ended by the worker's lease, not by this; RQ only wants a finite number.
 _TASK_TIMEOUT_SECONDS = 24 * 3600
@@ -52,7 +52,7 @@ class TaskQueue:
         self._enqueue(TaskKind.ASSEMBLE, job_id)
 
     def enqueue_again(self, kind: TaskKind, job_id: str, index: int | None = None) -> None:
-        """As if for the first time, whatever is left of an earlier run. For tasks that nobody has (worker.reconcile)."""
+        """As if for the first time, whatever is left of an earlier run: for tasks that nobody has (worker.reconcile)."""
         if remains := Job.fetch_many([task_id(kind, job_id, index)], self.rq.connection, serializer=JSONSerializer)[0]:
             remains.delete()
         self._enqueue(kind, job_id, index)
