@@ -1,0 +1,336 @@
+"""Whole videos through plan, segments and assembly: what must come out unchanged does."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from worker.assemble import Report, assemble
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import Container, JobOptions, VideoCodec
+from worker.plan import Plan
+from worker.upscaler import Upscaler
+
+MakeVideo = Callable[..., Path]
+Upscale = Callable[..., tuple[Path, Report, Plan]]
+Render = Callable[..., tuple[Plan, list[Path]]]
+Look = Callable[..., Any]
+
+
+def luma(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
+    plane = frame.planes[0]
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, : plane.width]
+
+
+def test_every_real_clip_keeps_frames_times_and_sound(real_clips: list[Path], upscale: Upscale, look: Look) -> None:
+    assert real_clips
+    for clip in real_clips:
+        # given a real video, cut so finely that it has several segments
+        result, report, plan = upscale(clip, segment_frames=30)
+        # then another reader finds the same frames at the same times, twice the size
+        before, after = look(clip), look(result)
+        stamps = sorted(before.frame_times)  # the shared wmv stamps its frames in the order of decoding
+        assert after.frame_times == stamps, clip.name
+        assert after.frames[0].width == 2 * before.frames[0].width
+        assert after.frames[0].height == 2 * before.frames[0].height
+        assert after.frames[0].rotation == before.frames[0].rotation
+        # and every stream that the report calls copied has the same packets at the same times
+        copied = [stream.index for stream in report.streams if stream.outcome == "copied"]
+        kept = [stream.index for stream in report.streams if stream.outcome != "dropped"]
+        for index in copied:
+            original, copy = before.streams[index], after.streams[kept.index(index)]
+            assert (copy.codec, copy.payload_md5, copy.times) == (original.codec, original.payload_md5, original.times)
+        # and sound is never dropped where a container of its own kind can hold it
+        dropped = [stream for stream in report.streams if stream.outcome == "dropped"]
+        assert not dropped or clip.suffix == ".wmv", clip.name
+        assert len(plan.segments) > 1 or plan.frames < 60
+
+
+@pytest.mark.parametrize("container", list(Container))
+def test_a_variable_frame_rate_with_b_frames_keeps_every_time(
+    make_video: MakeVideo, upscale: Upscale, look: Look, container: Container
+) -> None:
+    # given frames at irregular times, encoded with deep reordering
+    pts = np.cumsum([0, *([3000, 1500, 6007, 3003, 512] * 12)]).tolist()
+    source = make_video(
+        "vfr.mp4",
+        frames=len(pts),
+        pts=pts,
+        time_base=Fraction(1, 90000),
+        options={"preset": "medium", "bf": "8", "b-pyramid": "normal"},
+    )
+    # when it is upscaled in several segments whose encoder reorders too
+    result, report, plan = upscale(source, JobOptions(container=container, encoder_preset="medium"), segment_frames=12)
+    # then mp4 and mov hold the very same times, Matroska the nearest millisecond
+    seen = look(result)
+    assert len(plan.segments) > 3
+    if container in (Container.MP4, Container.MOV):
+        assert seen.frame_times == look(source).frame_times
+        assert report.timestamps.startswith("exact")
+    else:
+        off = [abs(a - b) for a, b in zip(seen.frame_times, look(source).frame_times, strict=True)]
+        assert max(off) <= Fraction(1, 2000)
+        assert "rounded" in report.timestamps
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "frames"),
+    [(64, 48, 1), (64, 48, 2), (65, 47, 5), (2, 2, 3), (16, 200, 3)],
+    ids=["one frame", "two frames", "odd sides", "tiny", "narrow"],
+)
+def test_awkward_sizes_and_lengths_come_out_whole(
+    make_video: MakeVideo, upscale: Upscale, look: Look, width: int, height: int, frames: int
+) -> None:
+    pixel_format = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
+    source = make_video("odd.mp4", width=width, height=height, frames=frames, pixel_format=pixel_format)
+    result, _, _ = upscale(source)
+    seen = look(result)
+    assert len(seen.frames) == frames
+    assert (seen.frames[0].width, seen.frames[0].height) == (2 * width, 2 * height)
+
+
+def test_pixels_arrive_at_their_place_in_every_frame(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
+    # given a video of flat frames, each of another grey
+    def grey(number: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        return np.full((height, width, 3), 40 + 3 * number, np.uint8)
+
+    source = make_video("greys.mp4", frames=50, picture=grey, options={"crf": "4"})
+    # when it is upscaled in five segments
+    result, _, _ = upscale(source, JobOptions(crf=4, encoder_preset="ultrafast"), segment_frames=10)
+    # then frame after frame has its own grey: none is lost, doubled or exchanged
+    before, after = look(source), look(result)
+    for number, (small, large) in enumerate(zip(before.frames, after.frames, strict=True)):
+        assert np.abs(luma(small).astype(int).repeat(2, 0).repeat(2, 1) - luma(large)).max() <= 1, number
+
+
+def test_ntsc_rate_keeps_its_exact_times(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
+    pts = [number * 1001 for number in range(60)]
+    source = make_video("ntsc.mov", frames=60, pts=pts, time_base=Fraction(1, 30000))
+    result, report, _ = upscale(source, segment_frames=20)
+    assert result.suffix == ".mov"
+    assert look(result).frame_times == [Fraction(number * 1001, 30000) for number in range(60)]
+    assert report.timestamps.startswith("exact")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+def test_the_offset_between_picture_and_sound_stays(
+    make_video: MakeVideo, upscale: Upscale, look: Look, suffix: str
+) -> None:
+    # given a picture that starts 0.52 s into the file, and sound 0.1 s
+    source = make_video(
+        f"late.{suffix}",
+        frames=30,
+        pts=[6656 + 512 * number for number in range(30)],
+        audio_tracks=1,
+        audio_codec="pcm_s16le" if suffix == "mov" else "aac",
+        audio_start_seconds=Fraction(1, 10),
+    )
+    before = look(source)
+    result, _, _ = upscale(source, segment_frames=10)
+    after = look(result)
+    assert after.frame_times == before.frame_times
+    assert after.of_type("audio")[0].times[0] == before.of_type("audio")[0].times[0]
+    assert before.frame_times[0] - before.of_type("audio")[0].times[0] > Fraction(2, 5)
+
+
+def test_all_other_streams_of_an_mkv_are_copied(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
+    # given two languages, subtitles, a font, chapters, a title
+    source = make_video(
+        "film.mkv",
+        time_base=Fraction(1, 1000),
+        frames=30,
+        audio_tracks=2,
+        subtitle_codec="subrip",
+        attachment=b"not really a font",
+        chapters=3,
+        metadata={"title": "A film"},
+    )
+    before = look(source)
+    # when it is upscaled
+    result, report, _ = upscale(source, segment_frames=10)
+    # then all of it is there, bit for bit, and said so
+    after = look(result)
+    assert [stream.type for stream in after.streams] == [stream.type for stream in before.streams]
+    for original, copy in zip(before.streams[1:], after.streams[1:], strict=True):
+        assert (copy.payload_md5, copy.times, copy.language) == (
+            original.payload_md5,
+            original.times,
+            original.language,
+        )
+    assert [stream.outcome for stream in report.streams] == ["upscaled"] + ["copied"] * 4
+    assert after.chapters == before.chapters
+    assert len(after.chapters) == 3
+    assert after.metadata["title"] == "A film"
+
+
+def test_subtitles_and_cover_of_an_mp4_are_copied(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
+    source = make_video("film.mp4", frames=30, audio_tracks=1, subtitle_codec="mov_text", cover=True)
+    before = look(source)
+    result, report, _ = upscale(source, segment_frames=10)
+    after = look(result)
+    assert [stream.payload_md5 for stream in after.streams[1:]] == [stream.payload_md5 for stream in before.streams[1:]]
+    assert {stream.outcome for stream in report.streams} == {"upscaled", "copied"}
+
+
+def test_a_cover_goes_into_an_mkv_as_an_attached_picture(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
+    source = make_video("film.mp4", frames=10, cover=True)
+    result, _, _ = upscale(source, JobOptions(container=Container.MKV, encoder_preset="ultrafast"))
+    assert look(result).streams[-1].payload_md5 == look(source).streams[-1].payload_md5
+
+
+def test_what_the_container_cannot_hold_is_named_with_a_hint(
+    make_video: MakeVideo, upscale: Upscale, look: Look
+) -> None:
+    # given an mkv with subtitles that mp4 cannot hold, and a font
+    source = make_video(
+        "film.mkv", time_base=Fraction(1, 1000), subtitle_codec="subrip", attachment=b"font", audio_tracks=1
+    )
+    # when the result shall be mp4
+    result, report, _ = upscale(source, JobOptions(container=Container.MP4, encoder_preset="ultrafast"))
+    # then both are dropped with reason and way out, and the sound is kept
+    outcomes = {stream.type: (stream.outcome, stream.why) for stream in report.streams}
+    assert outcomes["subtitle"] == ("dropped", "mp4 cannot hold subrip; mkv can")
+    assert outcomes["attachment"] == ("dropped", "mp4 cannot hold attachments; mkv can")
+    assert outcomes["audio"] == ("copied", None)
+    assert look(result).of_type("audio")[0].payload_md5 == look(source).of_type("audio")[0].payload_md5
+
+
+def test_a_transport_stream_keeps_its_sound_without_the_streams_framing(
+    make_video: MakeVideo, upscale: Upscale, look: Look
+) -> None:
+    source = make_video("recording.ts", frames=30, time_base=Fraction(1, 90000), audio_tracks=1)
+    result, report, plan = upscale(source, segment_frames=10)
+    sound = next(stream for stream in report.streams if stream.type == "audio")
+    assert plan.container is Container.MKV
+    assert sound.outcome == "copied"
+    assert sound.why is not None
+    assert len(look(result).of_type("audio")[0].times) == len(look(source).of_type("audio")[0].times)
+
+
+def test_packets_hidden_by_an_edit_list_stay_hidden(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
+    # given sound of which half a second lies before the picture, hidden by an edit list
+    source = make_video("cut.mp4", frames=10, audio_tracks=1, audio_start_seconds=Fraction(-1, 2))
+    before = look(source)
+    # when the result has no edit lists
+    result, report, _ = upscale(source, JobOptions(container=Container.MKV, encoder_preset="ultrafast"))
+    # then the hidden sound is left out, and said so
+    after = look(result)
+    sound = next(stream for stream in report.streams if stream.type == "audio")
+    assert "edit list" in (sound.why or "")
+    heard, recorded = after.of_type("audio")[0].times, before.of_type("audio")[0].times
+    assert len(heard) < len(recorded)
+    # and what is left still sounds with its picture
+    for time, original in zip(reversed(heard), reversed(recorded), strict=False):
+        assert abs((time - after.frame_times[0]) - (original - before.frame_times[0])) <= Fraction(1, 1000)
+
+
+def test_rotation_aspect_ratio_and_colour_tags_are_kept(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
+    source = make_video("sideways.mp4", rotation=90, sample_aspect_ratio=Fraction(4, 3), colour=(6, 1, 6, 6), frames=5)
+    result, _, _ = upscale(source)
+    before, after = look(source).frames[0], look(result).frames[0]
+    assert before.rotation != 0
+    for tag in ("rotation", "colorspace", "color_range", "color_primaries", "color_trc"):
+        assert getattr(after, tag) == getattr(before, tag), tag
+
+
+@pytest.mark.parametrize("codec", list(VideoCodec))
+def test_ten_bits_stay_ten_bits(make_video: MakeVideo, upscale: Upscale, look: Look, codec: VideoCodec) -> None:
+    source = make_video("deep.mkv", time_base=Fraction(1, 1000), pixel_format="yuv420p10le", colour=(9, 1, 9, 16))
+    result, _, _ = upscale(source, JobOptions(codec=codec, encoder_preset="ultrafast"))
+    frame = look(result).frames[0]
+    assert frame.format.name == "yuv420p10le"
+    assert (frame.colorspace, frame.color_primaries, frame.color_trc) == (9, 9, 16)
+
+
+@pytest.mark.parametrize("codec", list(VideoCodec))
+@pytest.mark.parametrize("container", [Container.MP4, Container.MKV])
+def test_every_codec_is_cut_and_joined_without_a_seam(
+    make_video: MakeVideo, upscale: Upscale, look: Look, codec: VideoCodec, container: Container
+) -> None:
+    source = make_video("long.mp4", frames=40, audio_tracks=1)
+    options = JobOptions(container=container, codec=codec, encoder_preset="veryfast")
+    result, report, plan = upscale(source, options, segment_frames=10)
+    assert len(plan.segments) == 4
+    assert len(look(result).frames) == 40
+    assert look(result).of_type("video")[0].codec == codec.value
+    assert report.frames == 40
+
+
+def test_webm_gets_av1_and_keeps_opus(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
+    source = make_video(
+        "clip.webm",
+        time_base=Fraction(1, 1000),
+        codec="libvpx",
+        options={},
+        frames=20,
+        audio_tracks=1,
+        audio_codec="libopus",
+    )
+    result, report, _ = upscale(source)
+    assert result.suffix == ".webm"
+    assert report.codec is VideoCodec.AV1
+    assert look(result).frame_times == look(source).frame_times
+    assert look(result).of_type("audio")[0].payload_md5 == look(source).of_type("audio")[0].payload_md5
+    assert look(result).of_type("audio")[0].times == look(source).of_type("audio")[0].times
+
+
+def test_the_same_source_gives_the_same_bytes_whatever_the_order_of_segments(
+    make_video: MakeVideo, render: Render, tmp_path: Path
+) -> None:
+    source = make_video("long.mp4", frames=40, audio_tracks=1)
+    results = []
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        plan, segments = render(source, segment_frames=10, only=order)
+        result = tmp_path / "result.mp4"
+        assemble(plan, source, segments, result)
+        results.append(result.read_bytes())
+        for segment in segments:
+            segment.unlink()
+    assert results[0] == results[1]
+
+
+def test_a_result_says_nothing_of_when_and_where_it_was_made(
+    make_video: MakeVideo, upscale: Upscale, tmp_path: Path
+) -> None:
+    source = make_video("clip.mkv", time_base=Fraction(1, 1000), audio_tracks=1)
+    for container in Container:
+        options = JobOptions(container=container, encoder_preset="ultrafast")
+        if container is Container.WEBM:
+            source = make_video("clip.webm", time_base=Fraction(1, 1000), codec="libvpx", options={})
+        result, _, _ = upscale(source, options)
+        content = result.read_bytes()
+        assert str(tmp_path).encode() not in content
+        assert b"Lavf6" not in content
+
+
+def test_a_segment_that_lacks_frames_fails_the_check(make_video: MakeVideo, render: Render, tmp_path: Path) -> None:
+    source = make_video("long.mp4", frames=40)
+    plan, segments = render(source, segment_frames=10)
+    shorter = make_video("shorter.mp4", frames=9, width=128, height=96)
+    segments[2].write_bytes(shorter.read_bytes())
+    with pytest.raises(JobFailureError, match="segment 2 holds 9 frames instead of 10") as failure:
+        assemble(plan, source, segments, tmp_path / "result.mp4")
+    assert failure.value.code is FailureCode.VERIFICATION_FAILED
+    assert not (tmp_path / "result.mp4").exists()
+
+
+def test_segments_of_different_networks_are_not_joined(
+    make_video: MakeVideo, render: Render, pixel_repeater: Upscaler, tmp_path: Path
+) -> None:
+    source = make_video("long.mp4", frames=40)
+    plan, segments = render(source, segment_frames=20)
+    pixel_repeater.fingerprint = "another-network"
+    render(source, segment_frames=20, only=[1], upscaler=pixel_repeater)
+    with pytest.raises(JobFailureError, match="different networks"):
+        assemble(plan, source, segments, tmp_path / "result.mp4")
+
+
+def test_only_the_published_result_is_left(make_video: MakeVideo, upscale: Upscale) -> None:
+    source = make_video("clip.mp4")
+    result, _, _ = upscale(source)
+    assert not list(Path(result).parent.glob("*.part"))
