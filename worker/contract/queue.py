@@ -52,7 +52,7 @@ class TaskQueue:
         self._enqueue(TaskKind.ASSEMBLE, job_id)
 
     def enqueue_again(self, kind: TaskKind, job_id: str, index: int | None = None) -> None:
-        """As if for the first time, whatever is left of an earlier run: for tasks that nobody has (worker.reconcile)."""
+        """As if for the first time, whatever is left of an earlier run: for tasks that nobody has."""
         if remains := Job.fetch_many([task_id(kind, job_id, index)], self.rq.connection, serializer=JSONSerializer)[0]:
             remains.delete()
         self._enqueue(kind, job_id, index)

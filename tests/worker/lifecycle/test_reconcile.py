@@ -1,0 +1,181 @@
+"""Storage knows what was accepted; one pass makes the queue know it too."""
+
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from tests.worker.conftest import write_video
+from tests.worker.lifecycle.conftest import make_worker, start_task
+from worker.contract.failure import FailureCode
+from worker.contract.job import JobOptions, JobRecord, JobStatus, new_job_id, now
+from worker.contract.queue import MAX_ATTEMPTS, TaskKind, TaskQueue, task_id
+from worker.contract.registry import JobRegistry
+from worker.contract.storage import JobStorage, write_atomically
+from worker.plan import Plan, make_plan
+from worker.reconcile import Reconciler
+from worker.settings import VideoLimits
+from worker.task_recovery import TaskRecovery
+
+
+class Desk:
+    """Everything a reconciler needs, and a way to bring jobs into any state."""
+
+    def __init__(self, redis: Redis, folder: Path) -> None:
+        self.storage = JobStorage(folder)
+        self.storage.prepare()
+        self.registry = JobRegistry(redis, self.storage)
+        self.queue = TaskQueue(redis, segments_in_flight=2)
+        self.recovery = TaskRecovery(redis, self.queue)
+        self.reconciler = Reconciler(self.registry, self.queue, self.storage, self.recovery)
+
+    def accept(self) -> str:
+        record = JobRecord(
+            id=new_job_id(),
+            created_at=now(),
+            options=JobOptions(),
+            source_name="clip.mp4",
+            source_size_bytes=3,
+            source_sha256="0" * 64,
+        )
+        self.registry.add(record)
+        return record.id
+
+    def start(self, plan: Plan, finished: tuple[int, ...] = ()) -> str:
+        """A running job of this plan with these segments published."""
+        job_id = self.accept()
+        folder = self.storage.folder(job_id)
+        write_atomically(folder.plan, plan.model_dump_json().encode())
+        for index in finished:
+            write_atomically(folder.segment(index), b"a segment")
+        self.registry.start(job_id, plan.source_info())
+        return job_id
+
+
+@pytest.fixture
+def desk(redis: Redis, tmp_path: Path) -> Desk:
+    return Desk(redis, tmp_path / "storage")
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Five segments of six frames."""
+    source = write_video(tmp_path_factory.mktemp("plan") / "clip.mp4", frames=30)
+    return make_plan(source, JobOptions(), VideoLimits(), segment_frames=6)
+
+
+def test_accepted_jobs_are_found_again_by_an_emptied_redis(desk: Desk, redis: Redis) -> None:
+    # Given two accepted jobs, and one that has ended
+    first, second, ended = desk.accept(), desk.accept(), desk.accept()
+    desk.registry.cancel(ended)
+
+    # When Redis is emptied, and storage is looked at twice
+    redis.flushall()
+    desk.reconciler.run()
+    desk.reconciler.run()
+
+    # Then both are queued, once, and all three are listed
+    assert sorted(desk.queue.rq.job_ids) == sorted(task_id(TaskKind.PLAN, job_id) for job_id in (first, second))
+    assert {job.id for job in desk.registry.newest(10)} == {first, second, ended}
+
+
+def test_a_running_job_goes_on_where_its_segments_end(desk: Desk, redis: Redis, plan: Plan) -> None:
+    # Given a job with segments 0, 1 and 2 of 5, two at a time, in an emptied Redis
+    job_id = desk.start(plan, finished=(0, 1, 2))
+    redis.flushall()
+
+    # When
+    desk.reconciler.run()
+
+    # Then each chain goes on, and the progress is what storage holds
+    assert desk.queue.rq.job_ids == [task_id(TaskKind.SEGMENT, job_id, index) for index in (4, 3)]
+    progress = desk.registry.progress(job_id)
+    assert (progress.segments_done, progress.segments_total, progress.frames_done) == (3, 5, 18)
+
+
+def test_a_job_with_all_its_segments_is_assembled(desk: Desk, plan: Plan) -> None:
+    job_id = desk.start(plan, finished=(0, 1, 2, 3, 4))
+    desk.reconciler.run()
+    assert desk.queue.rq.job_ids == [task_id(TaskKind.ASSEMBLE, job_id)]
+
+
+def test_a_job_whose_tasks_wait_or_run_is_left_alone(desk: Desk, plan: Plan) -> None:
+    # Given one chain waiting and one at work
+    job_id = desk.start(plan)
+    desk.queue.enqueue_first_segments(job_id, 5)
+    start_task(make_worker(desk.queue, "w1"), desk.queue)
+
+    # When
+    desk.reconciler.run()
+
+    # Then
+    assert desk.queue.rq.job_ids == [task_id(TaskKind.SEGMENT, job_id, 1)]
+
+
+def test_a_task_that_redis_believes_done_but_storage_does_not_is_done_again(desk: Desk, plan: Plan) -> None:
+    # Given a task of which Redis holds only the memory
+    job_id = desk.start(plan)
+    desk.queue.enqueue_first_segments(job_id, 5)
+    desk.queue.rq.connection.delete(desk.queue.rq.key)
+
+    # When
+    desk.reconciler.run()
+
+    # Then
+    assert sorted(desk.queue.rq.job_ids) == [task_id(TaskKind.SEGMENT, job_id, index) for index in (0, 1)]
+
+
+def test_a_job_is_failed_whose_task_rq_has_given_up(desk: Desk) -> None:
+    # Given workers that die even when they only have to say that all attempts are used
+    job_id = desk.accept()
+    desk.queue.enqueue_plan(job_id)
+    for number in range(MAX_ATTEMPTS + 1):
+        start_task(make_worker(desk.queue, f"w{number}"), desk.queue)
+        desk.recovery.reap(f"w{number}")
+
+    # When
+    desk.reconciler.run()
+
+    # Then
+    job = desk.registry.get(job_id)
+    assert job is not None
+    assert job.error is not None
+    assert job.error.code is FailureCode.WORKER_LOST
+    assert desk.queue.waiting() == 0
+
+
+def test_storage_wins_where_redis_lost_its_last_second(desk: Desk, redis: Redis, plan: Plan) -> None:
+    # Given a job that was canceled, and a Redis that does not remember it
+    job_id = desk.start(plan)
+    running = desk.registry.get(job_id)
+    assert running is not None
+    desk.registry.cancel(job_id)
+    desk.registry.index(running)
+
+    # When
+    desk.reconciler.run()
+
+    # Then
+    assert desk.registry.count(JobStatus.CANCELED) == 1
+    assert desk.registry.unfinished_ids() == []
+    assert desk.queue.waiting() == 0
+
+
+def test_a_deleted_job_is_forgotten_though_the_deletion_was_cut_short(desk: Desk) -> None:
+    job_id = desk.accept()
+    desk.storage.delete_job(job_id)
+    desk.reconciler.run()
+    assert desk.registry.newest(10) == []
+
+
+def test_two_supervisors_never_reconcile_at_the_same_time(desk: Desk, redis: Redis) -> None:
+    # Given another one at it
+    desk.accept()
+    with desk.recovery.lock():
+        # When
+        desk.reconciler.run()
+
+        # Then it was left to that one
+        assert desk.queue.waiting() == 0
+    desk.reconciler.run()
+    assert desk.queue.waiting() == 1
