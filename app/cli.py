@@ -59,7 +59,9 @@ JobArgument = Annotated[str, typer.Argument(help="The job's id.", show_default=F
 
 @cli.command(epilog="Example:  vsr upscale holiday.mov holiday_2x.mkv --codec hevc --crf 22")
 def upscale(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="The video.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="The video.", exists=True, dir_okay=False, show_default=False)
+    ],
     output: Annotated[
         Path | None, typer.Argument(metavar="[OUT]", help="Default: IN with _2x in its name.", show_default=False)
     ] = None,
@@ -78,34 +80,40 @@ def upscale(
     as_json: JsonOption = False,
 ) -> None:
     """Upscale one video on this machine, without a server. Interrupted, the same command goes on where it stopped."""
-    from worker.local import default_output, upscale_file
+    from worker.local import OutputExistsError, default_output, upscale_file
     from worker.settings import VideoLimits, WorkerSettings
 
     output = output or default_output(source)
     chosen = {"preset": preset, "device": device, "batch_frames": batch, "tile_px": tile, "weights_dir": weights_dir}
     settings = WorkerSettings.model_validate({name: value for name, value in chosen.items() if value is not None})
-    options = JobOptions(
-        preset=preset,
-        container=_container_of(output),
-        codec=codec,
-        crf=crf,
-        encoder_preset=encoder_preset,
-    )
+    options = JobOptions(preset=preset, codec=codec, crf=crf, encoder_preset=encoder_preset)
     kept = "interrupted: what is finished is kept, the same command goes on from there"
-    with _interruptible(kept), ProgressLine("reading", quiet=as_json) as line:
-        outcome = upscale_file(
-            source,
-            output,
-            options,
-            settings=settings,
-            limits=VideoLimits(),
-            overwrite=overwrite,
-            on_progress=lambda done, total: line.update(done, total, label="upscaling"),
-        )
-    if report:
+    try:
+        with _interruptible(kept), ProgressLine("reading", quiet=as_json) as line:
+            outcome = upscale_file(
+                source,
+                output,
+                options,
+                settings=settings,
+                limits=VideoLimits(),
+                overwrite=overwrite,
+                on_progress=lambda now: line.update(now.frames_done, now.frames_total, label="upscaling"),
+            )
+    except OutputExistsError as error:
+        raise JobFailureError(FailureCode.OUTPUT_EXISTS, f"{error} (--overwrite)") from error
+    if outcome.started_over:
+        print_note(f"started over: {outcome.started_over}")
+    if report and outcome.report:
         report.write_text(outcome.report.model_dump_json(indent=2) + "\n")
     if as_json:
-        print_json({"output": str(output), "already_done": outcome.already_done, **outcome.report.model_dump()})
+        print_json(
+            {
+                "output": str(output),
+                "already_done": outcome.already_done,
+                "resumed_segments": outcome.resumed_segments,
+                "report": outcome.report.model_dump(mode="json") if outcome.report else None,
+            }
+        )
     elif outcome.already_done:
         print_result(f"{output} is already finished: nothing to do")
     else:
@@ -513,6 +521,8 @@ def options_of_all(
     ] = False,
 ) -> None:
     """Options before the command's name."""
+    # The service's commands raise this to their own settings; all others only speak up when something is wrong.
+    configure_logging("console", "WARNING")
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ class ExitCode(IntEnum):
 
 _NOT_POSSIBLE = {
     FailureCode.UNSUPPORTED_OUTPUT,
+    FailureCode.OUTPUT_EXISTS,
     FailureCode.UNKNOWN_PRESET,
     FailureCode.WEIGHTS_MISSING,
     FailureCode.WEIGHTS_DAMAGED,

@@ -19,6 +19,7 @@ class FailureCode(StrEnum):
     LIMIT_EXCEEDED = "limit_exceeded"
     # What was asked for
     UNSUPPORTED_OUTPUT = "unsupported_output"
+    OUTPUT_EXISTS = "output_exists"
     UNKNOWN_PRESET = "unknown_preset"
     WEIGHTS_MISSING = "weights_missing"
     WEIGHTS_DAMAGED = "weights_damaged"
