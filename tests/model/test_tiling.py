@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from model.tiling import Region, tiles_of
 
 
-@given(width=st.integers(1, 130), height=st.integers(1, 130), tile_px=st.integers(1, 64), overlap_px=st.integers(0, 40))
+@given(width=st.integers(1, 130), height=st.integers(1, 130), tile_px=st.integers(8, 64), overlap_px=st.integers(0, 40))
 def test_the_cores_cover_every_pixel_once(width: int, height: int, tile_px: int, overlap_px: int) -> None:
     times_covered = torch.zeros(height, width, dtype=torch.int32)
 
