@@ -2,10 +2,10 @@
 
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Annotated, cast
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from app.errors import UnauthorizedError, translate
 from app.metrics import GatewayMetrics
-from app.settings import GatewaySettings
+from app.settings import GatewaySettings, is_loopback
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.storage import JobStorage
@@ -64,9 +64,9 @@ async def require_api_key(
     key: Annotated[str | None, Security(_key_header)],
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
 ) -> None:
-    """Runs before a byte of the body is read. Without configured keys, clients on this machine need none."""
+    """Runs before a byte of the body is read. Without configured keys, programs on this machine need none."""
     if not services.api_keys:
-        if services.settings.allow_anonymous or _is_local(request):
+        if services.settings.allow_anonymous or (_is_local(request) and not _is_foreign_page(request)):
             return
         raise UnauthorizedError("This service has no API keys and answers only on its own machine (see VSR_API_KEYS).")
     candidate = key or (bearer.credentials if bearer else None)
@@ -92,7 +92,13 @@ def _digest(key: str) -> bytes:
 
 
 def _is_local(request: Request) -> bool:
-    try:
-        return request.client is None or ipaddress.ip_address(request.client.host).is_loopback
-    except ValueError:  # a unix socket's client has no address
-        return True
+    # A unix socket's client has no address.
+    return request.client is None or is_loopback(request.client.host)
+
+
+def _is_foreign_page(request: Request) -> bool:
+    """A page of another site in this machine's browser, be it under a name that was made to point here."""
+    origin = request.headers.get("origin")
+    return not is_loopback(request.url.hostname or "") or (
+        origin is not None and urlsplit(origin).netloc != request.url.netloc
+    )

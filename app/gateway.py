@@ -7,9 +7,7 @@ from typing import TypedDict
 
 import structlog
 from asgi_correlation_id import CorrelationIdMiddleware
-from fastapi import FastAPI, Response
-from prometheus_client import generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from fastapi import FastAPI
 from prometheus_fastapi_instrumentator import Instrumentator
 from redis import Redis
 from redis.backoff import ConstantBackoff
@@ -20,7 +18,7 @@ from starlette.middleware import Middleware
 
 from app import documentation, health, jobs, models, results, submissions, uploads
 from app.acceptance import sweep_half_accepted
-from app.dependencies import ApiKeys, Services, ServicesDep
+from app.dependencies import ApiKeys, Services
 from app.documentation import DocumentedApi
 from app.errors import add_error_handlers
 from app.health import redis_warnings
@@ -89,11 +87,6 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
         app.include_router(module.router)
     add_error_handlers(app)
     Instrumentator(registry=services.metrics.prometheus).instrument(app)
-
-    @app.get("/metrics", tags=["health"], summary="Metrics for Prometheus", response_class=Response)
-    def get_metrics(services: ServicesDep) -> Response:
-        return Response(generate_latest(services.metrics.prometheus), media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
     return app
 
 

@@ -1,9 +1,12 @@
-"""Alive, and ready. Both are open to everyone: they tell what is missing, nothing about jobs."""
+"""Alive, ready, and the metrics. Open without a key: they tell what is missing and how much, nothing about a job."""
 
 import os
 from typing import cast
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
@@ -39,6 +42,11 @@ def get_readiness(services: ServicesDep, response: Response) -> Readiness:
     if missing:
         response.status_code = 503
     return Readiness(status="not_ready" if missing else "ready", missing=missing, warnings=warnings, workers=workers)
+
+
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
+def get_metrics(services: ServicesDep) -> Response:
+    return Response(generate_latest(services.metrics.prometheus), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def redis_warnings(redis: Redis) -> list[str]:

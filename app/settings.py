@@ -35,10 +35,7 @@ class GatewaySettings(BaseSettings):
 
     @property
     def is_loopback_only(self) -> bool:
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
 
 class ClientSettings(BaseSettings):
@@ -48,3 +45,11 @@ class ClientSettings(BaseSettings):
 
     url: str = Field("http://127.0.0.1:8000", description="Address of the service.")
     api_key: SecretStr | None = None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address means this machine and no other."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -76,10 +76,31 @@ def test_without_keys_another_machine_does_not_get_in_unless_it_is_allowed(
     )
 
     # When a client comes from that address
-    with TestClient(app, client=(address, 1234)) as http:
+    with TestClient(app, base_url="http://127.0.0.1:8000", client=(address, 1234)) as http:
         answer = http.get("/v1/jobs")
 
     # Then
+    assert answer.status_code == (200 if gets_in else 401)
+
+
+@pytest.mark.parametrize(
+    ("headers", "gets_in"),
+    [
+        ({"Host": "localhost:8000"}, True),
+        ({"Host": "[::1]:8000"}, True),
+        ({"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:8000"}, True),
+        ({"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:9999"}, False),
+        ({"Host": "127.0.0.1:8000", "Origin": "https://evil.example"}, False),
+        ({"Host": "127.0.0.1:8000", "Origin": "null"}, False),
+        ({"Host": "evil.example"}, False),
+        ({"Host": "127.0.0.1.evil.example"}, False),
+    ],
+)
+def test_without_keys_a_page_of_another_site_does_not_get_in_through_the_users_browser(
+    start_gateway: StartGateway, headers: dict[str, str], gets_in: bool
+) -> None:
+    answer = start_gateway().http.get("/v1/jobs", headers=headers)
+
     assert answer.status_code == (200 if gets_in else 401)
 
 

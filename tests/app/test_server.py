@@ -120,6 +120,6 @@ def test_a_kill_in_the_middle_of_an_upload_leaves_nothing_after_the_next_start(r
 def begin_upload(url: str, storage_dir: Path) -> socket.socket:
     address = urlsplit(url)
     client = socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=20)
-    client.sendall(b"PUT /v1/uploads/a HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nabc")
+    client.sendall(b"PUT /v1/uploads/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nabc")
     wait_until(lambda: list((storage_dir / "uploads").glob("*.part")))
     return client

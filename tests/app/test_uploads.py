@@ -67,7 +67,7 @@ def test_an_upload_over_the_limit_is_refused_before_its_body_is_read(start_gatew
     gateway = start_gateway(max_upload_bytes=1000)
     with _connection(gateway) as client:
         # When
-        client.sendall(b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n")
+        client.sendall(b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1001\r\n\r\n")
         status, problem = _answer(client)
 
     # Then it is told at once
@@ -101,7 +101,9 @@ def test_an_upload_of_exactly_the_limit_is_taken(start_gateway: StartGateway) ->
 def test_a_client_that_leaves_midway_leaves_nothing(gateway: RunningGateway) -> None:
     # Given an upload under way
     client = _connection(gateway)
-    client.sendall(b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 3 * MEBIBYTE)
+    client.sendall(
+        b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 3 * MEBIBYTE
+    )
     wait_until(lambda: any(name.endswith(".part") for name in gateway.files()))
 
     # When the client is gone
@@ -116,7 +118,7 @@ def test_an_upload_that_falls_silent_is_given_up(start_gateway: StartGateway) ->
     # Given a client that sends a little and then nothing
     gateway = start_gateway(upload_idle_timeout_seconds=0.2)
     with _connection(gateway) as client:
-        client.sendall(b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+        client.sendall(b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nabc")
 
         # When the patience is over
         status, problem = _answer(client)
@@ -131,7 +133,9 @@ def test_without_a_valid_key_not_a_byte_is_written(start_gateway: StartGateway) 
     gateway = start_gateway(api_keys="right-key")
     with _connection(gateway) as client:
         # When
-        client.sendall(b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: x\r\nX-API-Key: wrong\r\nContent-Length: 9999\r\n\r\n")
+        client.sendall(
+            b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: localhost\r\nX-API-Key: wrong\r\nContent-Length: 9999\r\n\r\n"
+        )
         status, problem = _answer(client)
 
     # Then it is refused before the body
@@ -156,7 +160,7 @@ def test_what_a_killed_gateway_half_received_is_swept_and_a_living_upload_is_not
 ) -> None:
     # Given an upload that is still coming in, and the rest of one whose gateway was killed
     client = _connection(gateway)
-    client.sendall(b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nab")
+    client.sendall(b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nab")
     wait_until(lambda: len(gateway.files()) == 1)
     (gateway.storage.uploads / "0123.part").write_bytes(b"half")
 
@@ -187,7 +191,7 @@ def test_a_finished_upload_that_nobody_made_a_job_of_expires(gateway: RunningGat
 def test_uploads_that_come_in_together_do_not_mix(gateway: RunningGateway) -> None:
     # Given two uploads, interleaved
     first, second = _connection(gateway), _connection(gateway)
-    head = b"PUT /v1/uploads/%s HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\n"
+    head = b"PUT /v1/uploads/%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n\r\n"
     first.sendall(head % b"first" + b"aaa")
     second.sendall(head % b"second" + b"bbb")
     wait_until(lambda: len(gateway.files()) == 2)
@@ -206,7 +210,9 @@ def test_uploads_that_come_in_together_do_not_mix(gateway: RunningGateway) -> No
 def test_a_large_upload_passes_through_a_client_that_waits_for_continue(gateway: RunningGateway) -> None:
     # Given curl's way of sending large bodies
     with _connection(gateway) as client:
-        client.sendall(b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+        client.sendall(
+            b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+        )
         assert client.recv(65536).startswith(b"HTTP/1.1 100 ")
 
         # When the service has asked for the body

@@ -1,0 +1,324 @@
+"""The client against a real gateway: submit, wait, download, and what it says when something is wrong."""
+
+import hashlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from app.client import (
+    Client,
+    DamagedDownloadError,
+    ForeignResponseError,
+    NoResultResponseError,
+    NotFoundResponseError,
+    ProblemResponseError,
+    ServiceUnreachableError,
+    TryLaterResponseError,
+    UnauthorizedResponseError,
+)
+from tests.app.conftest import SOURCE_INFO, RunningGateway, StartGateway
+from worker.contract.job import JobRecord, JobStatus
+
+CONTENT = bytes(range(256)) * 20_000  # several chunks
+
+
+@pytest.fixture
+def client(gateway: RunningGateway) -> Iterator[Client]:
+    with Client(gateway.url) as client:
+        yield client
+
+
+@pytest.fixture
+def job(gateway: RunningGateway) -> JobRecord:
+    """A finished job with `CONTENT` as its result."""
+    record = gateway.add_job()
+    gateway.finish_job(record.id, CONTENT, hashlib.sha256(CONTENT).hexdigest())
+    return record
+
+
+def test_a_submitted_file_arrives_with_its_options_and_name(
+    gateway: RunningGateway, client: Client, tmp_path: Path
+) -> None:
+    # Given
+    source = tmp_path / "my clip.mp4"
+    source.write_bytes(CONTENT)
+    progress: list[tuple[int, int]] = []
+
+    # When
+    job = client.submit(source, {"crf": 20, "codec": None}, lambda sent, total: progress.append((sent, total)))
+
+    # Then
+    assert gateway.storage.folder(job.id).source.read_bytes() == CONTENT
+    assert (job.status, job.source.name, job.options.crf, job.options.codec) == ("queued", "my clip.mp4", 20, None)
+    assert progress[-1] == (len(CONTENT), len(CONTENT))
+    assert progress == sorted(progress)
+    assert client.get(job.id) == job
+
+
+def test_waiting_shows_the_progress_until_the_end(gateway: RunningGateway, client: Client) -> None:
+    # Given a job that moves on each time it is looked at
+    job = gateway.add_job()
+    steps: list[Callable[[], object]] = [
+        lambda: gateway.registry.start(job.id, SOURCE_INFO),
+        lambda: gateway.finish_job(job.id, b"result"),
+    ]
+    seen: list[JobStatus] = []
+
+    def look(current: object) -> None:
+        seen.append(client.get(job.id).status)
+        if steps:
+            steps.pop(0)()
+
+    # When
+    finished = client.wait(job.id, look, poll_seconds=0.01)
+
+    # Then
+    assert seen == ["queued", "running", "succeeded"]
+    assert finished.status == JobStatus.SUCCEEDED
+
+
+def test_a_download_is_whole_and_checked(client: Client, job: JobRecord, tmp_path: Path) -> None:
+    # Given a place where something was before
+    target = tmp_path / "out.mp4"
+    target.write_bytes(b"before")
+    progress: list[tuple[int, int]] = []
+
+    # When
+    client.download(job.id, target, lambda received, total: progress.append((received, total)))
+
+    # Then
+    assert target.read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.glob("out*")] == ["out.mp4"]
+    assert progress[-1] == (len(CONTENT), len(CONTENT))
+
+
+def test_a_download_that_breaks_off_is_continued_where_it_stopped(
+    gateway: RunningGateway, job: JobRecord, tmp_path: Path
+) -> None:
+    # Given a line that breaks in the middle of the first transfer
+    target = tmp_path / "out.mp4"
+    received: list[int] = []
+    with breaking_line(gateway.url, break_after_bytes=2_000_000) as (url, transfers), Client(url) as client:
+        # When
+        client.download(job.id, target, lambda count, total: received.append(count))
+
+    # Then the rest came by a second transfer, which did not begin anew
+    assert target.read_bytes() == CONTENT
+    assert received == sorted(received)
+    assert sum(transfers) < len(CONTENT) + 500_000
+
+
+def test_a_later_call_continues_too(gateway: RunningGateway, client: Client, job: JobRecord, tmp_path: Path) -> None:
+    # Given what an interrupted run left
+    target = tmp_path / "out.mp4"
+    partial = tmp_path / f"out.mp4.{hashlib.sha256(CONTENT).hexdigest()[:12]}.part"
+    partial.write_bytes(CONTENT[:1_000_000])
+    received: list[int] = []
+
+    # When
+    client.download(job.id, target, lambda count, total: received.append(count))
+
+    # Then
+    assert target.read_bytes() == CONTENT
+    assert received[0] > 1_000_000
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("left_behind", [b"x" * 1000, b"x" * (len(CONTENT) + 1)])
+def test_a_download_that_does_not_match_its_checksum_is_not_kept(
+    client: Client, job: JobRecord, tmp_path: Path, left_behind: bytes
+) -> None:
+    # Given a partial file that something else wrote to
+    target = tmp_path / "out.mp4"
+    (tmp_path / f"out.mp4.{hashlib.sha256(CONTENT).hexdigest()[:12]}.part").write_bytes(left_behind)
+
+    # When
+    with pytest.raises(DamagedDownloadError):
+        client.download(job.id, target)
+
+    # Then nothing is there, and the next try starts afresh
+    assert list(tmp_path.glob("out*")) == []
+    client.download(job.id, target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_job_without_a_result_says_why(gateway: RunningGateway, client: Client, tmp_path: Path) -> None:
+    job = gateway.add_job()
+
+    with pytest.raises(NoResultResponseError, match="not finished") as error:
+        client.download(job.id, tmp_path / "out.mp4")
+
+    assert error.value.problem.code == "not_finished"
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_listing_canceling_and_deleting(gateway: RunningGateway, client: Client) -> None:
+    # Given
+    first, second = gateway.add_job(), gateway.add_job()
+
+    # When
+    canceled = client.cancel(first.id)
+    page = client.list(limit=1)
+    rest = client.list(cursor=page.next_cursor)
+    client.delete(second.id)
+
+    # Then
+    assert canceled.status == JobStatus.CANCELED
+    assert [[job.id for job in jobs] for jobs in (page.jobs, rest.jobs)] == [[second.id], [first.id]]
+    assert [job.id for job in client.list(status="canceled").jobs] == [first.id]
+    assert [job.id for job in client.list().jobs] == [first.id]
+    assert [model.preset for model in client.models().models] == ["compact", "paper"]
+
+
+def test_problems_are_typed_and_speak_the_words_of_the_service(start_gateway: StartGateway, tmp_path: Path) -> None:
+    # Given
+    gateway = start_gateway(api_keys="right-key", max_queued_jobs=1, max_upload_bytes=1000)
+    source, large = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    source.write_bytes(b"abc")
+    large.write_bytes(b"x" * 50_000_000)
+
+    with Client(gateway.url, "right-key") as client, Client(gateway.url, "wrong-key") as stranger:
+        # Then
+        with pytest.raises(UnauthorizedResponseError, match="API key"):
+            stranger.list()
+        with pytest.raises(UnauthorizedResponseError, match="API key"):
+            stranger.submit(large)
+        with pytest.raises(ProblemResponseError, match="largest accepted file has 1000 bytes") as too_large:
+            client.submit(large)
+        with pytest.raises(ProblemResponseError, match="not one of: compact, paper"):
+            client.submit(source, {"preset": "best"})
+        with pytest.raises(NotFoundResponseError, match="no job"):
+            client.get("0" * 20)
+        client.submit(source)
+        with pytest.raises(TryLaterResponseError, match="waiting already"):
+            client.submit(source)
+    assert too_large.value.problem.code == "upload_too_large"
+
+
+def test_a_service_that_is_not_there_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+    with Client(f"http://127.0.0.1:{port}") as client, pytest.raises(ServiceUnreachableError) as error:
+        client.list()
+
+    assert f"no service answers at http://127.0.0.1:{port}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["ftp://host", "nonsense", "http://[", "http://host.invalid"])
+def test_an_address_that_cannot_be_right_is_one_clear_line(url: str) -> None:
+    with pytest.raises(ServiceUnreachableError, match="VSR_URL"), Client(url) as client:
+        client.list()
+
+
+@pytest.mark.parametrize("status", [200, 404, 502])
+def test_another_server_is_told_from_ours(status: int) -> None:
+    with page_server(status) as url, Client(url) as client, pytest.raises(ForeignResponseError):
+        client.list()
+
+
+def test_waiting_outlasts_a_restart_of_the_service(gateway: RunningGateway) -> None:
+    # Given a service that is away for the first questions
+    job = gateway.add_job()
+    gateway.registry.cancel(job.id)
+    with breaking_line(gateway.url, break_after_bytes=0) as (url, transfers), Client(url) as client:
+        # When, Then
+        assert client.wait(job.id, poll_seconds=0.01).status == JobStatus.CANCELED
+    assert transfers[0] == 0
+
+
+@contextmanager
+def breaking_line(url: str, break_after_bytes: int) -> Iterator[tuple[str, list[int]]]:
+    """A line to the service whose first connection breaks after so many bytes; and the bytes that each one carried."""
+    target = urlsplit(url)
+    transfers: list[int] = []
+
+    def carry(client: socket.socket, is_first: bool) -> None:
+        service = socket.create_connection((str(target.hostname), int(target.port or 0)))
+        index = len(transfers)
+        transfers.append(0)
+        up = threading.Thread(target=_pump, args=(client, service, None))
+        up.start()
+
+        def count(sent: int) -> bool:
+            transfers[index] += sent
+            return is_first and transfers[index] >= break_after_bytes
+
+        if not (is_first and break_after_bytes == 0):
+            _pump(service, client, count)
+        for end in (client, service):
+            _shut(end)
+        up.join()
+        client.close()
+        service.close()
+
+    threads: list[threading.Thread] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                threads.append(threading.Thread(target=carry, args=(client, not threads)))
+                threads[-1].start()
+
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", transfers
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            accepting.join()
+            for thread in threads:
+                thread.join()
+
+
+def _pump(source: socket.socket, sink: socket.socket, should_break: Callable[[int], bool] | None) -> None:
+    try:
+        while content := source.recv(65536):
+            sink.sendall(content)
+            if should_break and should_break(len(content)):
+                return
+    except OSError:
+        return
+    if should_break is None:
+        _shut(sink)
+
+
+def _shut(end: socket.socket) -> None:
+    try:
+        end.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return
+
+
+@contextmanager
+def page_server(status: int) -> Iterator[str]:
+    """Some other web server."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"<html>hello</html>")
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silent."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
