@@ -31,7 +31,7 @@ def test_redis_keeps_every_task_on_disk_and_forgets_none(compose: dict[str, Any]
 def test_redis_and_the_workers_are_on_a_network_with_no_way_out(compose: dict[str, Any]) -> None:
     assert compose["networks"]["back"]["internal"] is True
     for service in ("redis", "worker", "worker-gpu"):
-        assert compose["services"][service]["networks"] == ["back"]
+        assert list(compose["services"][service]["networks"]) == ["back"]
 
 
 def test_gateway_and_workers_share_the_storage(compose: dict[str, Any]) -> None:
