@@ -6,16 +6,16 @@ with its split, source and licence.
 
 import csv
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 
-import av
-import av.filter
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.data import FRAMES_PER_SEQUENCE, SCALE, DatasetError, DecodedSequence, SequenceEntry, write_dataset
+from worker.settings import VideoLimits
+from worker.video.decode import decode_frames
+from worker.video.survey import survey
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".mpg", ".wmv", ".ts"}
 INDEX = "index.csv"
@@ -24,6 +24,7 @@ INDEX = "index.csv"
 def prepare(
     sources: list[Path],
     folder: Path,
+    limits: VideoLimits,
     *,
     seed: int = 0,
     sequences_per_video: int = 1,
@@ -31,13 +32,14 @@ def prepare(
 ) -> list[SequenceEntry]:
     """Decode `sources`, write the data set into `folder` and return its manifest's entries.
 
-    `on_progress(done, name)` is called after each sequence. Raises DatasetError for a source that holds no sequence.
+    `on_progress(done, name)` is called after each sequence. Raises DatasetError for a source that holds no sequence, and
+    JobFailureError for a video that cannot be decoded or is over the limits.
     """
 
     def counted() -> Iterator[DecodedSequence]:
         done = 0
         for source in sources:
-            for sequence in sequences_of(source, sequences_per_video):
+            for sequence in sequences_of(source, sequences_per_video, limits):
                 yield sequence
                 done += 1
                 if on_progress is not None:
@@ -46,68 +48,48 @@ def prepare(
     return write_dataset(counted(), folder, seed)
 
 
-def sequences_of(source: Path, sequences_per_video: int) -> Iterator[DecodedSequence]:
-    """The sequences of one source, in a fixed order."""
+def sequences_of(source: Path, sequences_per_video: int, limits: VideoLimits) -> Iterator[DecodedSequence]:
+    """Yield the sequences of one source, in a fixed order. Of a video, its first runs of 25 frames."""
     if (source / INDEX).is_file():
-        yield from _indexed_sequences(source)
-    elif source.is_dir():
-        videos = sorted(path for path in source.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-        if not videos:
-            raise DatasetError(f"no video and no {INDEX} in {source}")
-        for video in videos:
-            yield from _video_sequences(video, sequences_per_video)
-    elif source.is_file():
-        yield from _video_sequences(source, sequences_per_video)
-    else:
+        yield from _indexed_sequences(source, limits)
+        return
+    if not source.exists():
         raise DatasetError(f"{source} does not exist")
+    videos = (
+        [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    )
+    if not videos:
+        raise DatasetError(f"no video and no {INDEX} in {source}")
+    for video in videos:
+        for number, hr in enumerate(decode_sequences(video, sequences_per_video, limits)):
+            yield DecodedSequence(f"{video.name}#{number}", video.name, "unknown", None, hr)
 
 
-def _indexed_sequences(folder: Path) -> Iterator[DecodedSequence]:
+def _indexed_sequences(folder: Path, limits: VideoLimits) -> Iterator[DecodedSequence]:
     with (folder / INDEX).open(newline="") as lines:
         for row in csv.DictReader(lines):
-            frames = next(decode_sequences(folder / row["file"], FRAMES_PER_SEQUENCE), None)
-            if frames is None:
+            runs = list(decode_sequences(folder / row["file"], 1, limits))
+            if not runs:
                 raise DatasetError(f"{row['file']} has fewer than {FRAMES_PER_SEQUENCE} frames")
-            yield DecodedSequence(row["file"], row["source"], row["licence"], row["split"], frames)
+            yield DecodedSequence(row["file"], row["source"], row["licence"], row["split"], runs[0])
 
 
-def _video_sequences(video: Path, limit: int) -> Iterator[DecodedSequence]:
-    """The first `limit` runs of 25 frames. A video too short for one gives none."""
-    for number, frames in zip(range(limit), decode_sequences(video, FRAMES_PER_SEQUENCE), strict=False):
-        yield DecodedSequence(f"{video.name}#{number}", video.name, "unknown", None, frames)
-
-
-def decode_sequences(path: Path, length: int) -> Iterator[Tensor]:
-    """Runs of `length` consecutive frames, (length, 3, H, W) uint8 RGB, sides made even; a shorter rest is dropped."""
-    try:
-        with av.open(str(path), format=None, options={"protocol_whitelist": "file"}) as container:
-            if not container.streams.video:
-                raise DatasetError(f"{path} has no video stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            run: list[Tensor] = []
-            graph: av.filter.Graph | None = None
-            for frame in container.decode(stream):
-                if graph is None:
-                    graph = _accurate_rgb(frame)
-                graph.push(frame)
-                rgb = torch.from_numpy(np.ascontiguousarray(graph.vpull().to_ndarray(format="rgb24"))).permute(2, 0, 1)
-                run.append(rgb[:, : rgb.shape[1] // SCALE * SCALE, : rgb.shape[2] // SCALE * SCALE])
-                if len(run) == length:
-                    yield torch.stack(run)
-                    run = []
-    except av.FFmpegError as error:
-        raise DatasetError(f"{path} cannot be decoded: {error}") from error
-
-
-def _accurate_rgb(frame: av.VideoFrame) -> av.filter.Graph:
-    """A filter graph to RGB without the fast chroma interpolation of `to_ndarray`, off by about a grey level."""
-    graph = av.filter.Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1)
+def decode_sequences(video: Path, limit: int, limits: VideoLimits) -> Iterator[Tensor]:
+    """Yield up to `limit` runs of 25 consecutive frames, (25, 3, H, W) uint8 RGB with even sides; a rest is dropped."""
+    found = survey(video, limits)
+    runs = min(limit, len(found.frames) // FRAMES_PER_SEQUENCE)
+    frames = decode_frames(
+        video,
+        found.stream_index,
+        found.picture,
+        found.frames,
+        0,
+        runs * FRAMES_PER_SEQUENCE,
+        max_pixels=limits.max_pixels,
     )
-    scale = graph.add("scale", "flags=lanczos+accurate_rnd+full_chroma_int+full_chroma_inp")
-    rgb = graph.add("format", "rgb24")
-    sink = graph.add("buffersink")
-    graph.link_nodes(source, scale, rgb, sink).configure()
-    return graph
+    for _ in range(runs):
+        run = np.stack([next(frames) for _ in range(FRAMES_PER_SEQUENCE)])
+        if run.dtype == np.uint16:
+            run = (run >> 8).astype(np.uint8)
+        rgb = torch.from_numpy(run).permute(0, 3, 1, 2)
+        yield rgb[..., : rgb.shape[-2] // SCALE * SCALE, : rgb.shape[-1] // SCALE * SCALE].contiguous()
