@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.data import FRAMES_PER_SEQUENCE, SCALE, DatasetError, DecodedSequence, SequenceEntry, write_dataset
 from worker.settings import VideoLimits
+from worker.video.colour import RgbFrame
 from worker.video.decode import decode_frames
 from worker.video.survey import survey
 
@@ -24,22 +25,23 @@ INDEX = "index.csv"
 def prepare(
     sources: list[Path],
     folder: Path,
-    limits: VideoLimits,
     *,
     seed: int = 0,
     sequences_per_video: int = 1,
+    limits: VideoLimits | None = None,
     on_progress: Callable[[int, str], None] | None = None,
 ) -> list[SequenceEntry]:
     """Decode `sources`, write the data set into `folder` and return its manifest's entries.
 
-    `on_progress(done, name)` is called after each sequence. Raises DatasetError for a source that holds no sequence, and
-    JobFailureError for a video that cannot be decoded or is over the limits.
+    `on_progress(done, name)` is called after each sequence. Raises DatasetError for a source that holds no sequence,
+    and JobFailureError for a video that cannot be decoded or is over the limits, by default those of the worker.
     """
+    video_limits = limits or VideoLimits()
 
     def counted() -> Iterator[DecodedSequence]:
         done = 0
         for source in sources:
-            for sequence in sequences_of(source, sequences_per_video, limits):
+            for sequence in sequences_of(source, sequences_per_video, video_limits):
                 yield sequence
                 done += 1
                 if on_progress is not None:
@@ -55,9 +57,8 @@ def sequences_of(source: Path, sequences_per_video: int, limits: VideoLimits) ->
         return
     if not source.exists():
         raise DatasetError(f"{source} does not exist")
-    videos = (
-        [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
-    )
+    inside = sorted(path for path in source.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    videos = [source] if source.is_file() else inside
     if not videos:
         raise DatasetError(f"no video and no {INDEX} in {source}")
     for video in videos:
@@ -88,8 +89,10 @@ def decode_sequences(video: Path, limit: int, limits: VideoLimits) -> Iterator[T
         max_pixels=limits.max_pixels,
     )
     for _ in range(runs):
-        run = np.stack([next(frames) for _ in range(FRAMES_PER_SEQUENCE)])
-        if run.dtype == np.uint16:
-            run = (run >> 8).astype(np.uint8)
-        rgb = torch.from_numpy(run).permute(0, 3, 1, 2)
+        rgb = torch.stack([_eight_bits(next(frames)) for _ in range(FRAMES_PER_SEQUENCE)]).permute(0, 3, 1, 2)
         yield rgb[..., : rgb.shape[-2] // SCALE * SCALE, : rgb.shape[-1] // SCALE * SCALE].contiguous()
+
+
+def _eight_bits(frame: RgbFrame) -> Tensor:
+    """Deeper video comes as 16 bits, of which the upper eight are kept."""
+    return torch.from_numpy((frame >> 8).astype(np.uint8) if frame.dtype == np.uint16 else frame)

@@ -11,7 +11,6 @@ import torch
 from model.data import DatasetError, read_manifest, read_sequence
 from worker.contract.failure import JobFailureError
 from worker.dataset import prepare
-from worker.settings import VideoLimits
 
 MakeVideo = Callable[..., Path]
 
@@ -25,7 +24,7 @@ def test_a_video_becomes_runs_of_25_consecutive_frames(make_video: MakeVideo, tm
     video = make_video("numbered.mp4", frames=55, picture=grey_of_its_number)
 
     # when two runs are asked for
-    prepare([video], tmp_path / "data", VideoLimits(), sequences_per_video=5)
+    prepare([video], tmp_path / "data", sequences_per_video=5)
 
     # then they are frames 0 to 24 and 25 to 49, low and high resolution alike
     runs = [read_sequence(tmp_path / "data", entry) for entry in read_manifest(tmp_path / "data")]
@@ -41,13 +40,14 @@ def test_a_video_becomes_runs_of_25_consecutive_frames(make_video: MakeVideo, tm
 def test_odd_sides_lose_their_last_pixels(make_video: MakeVideo, tmp_path: Path) -> None:
     video = make_video("odd.mkv", frames=25, width=65, height=49, pixel_format="yuv444p")
 
-    (entry,) = prepare([video], tmp_path / "data", VideoLimits())
+    (entry,) = prepare([video], tmp_path / "data")
 
     assert (entry.width, entry.height) == (64, 48)
 
 
 def test_an_index_decides_split_source_and_licence(make_video: MakeVideo, tmp_path: Path) -> None:
     # given a folder of two sequences and its index
+    (tmp_path / "material").mkdir()
     for name in ("a.mp4", "b.mp4"):
         make_video(f"material/{name}", frames=25)
     folder = tmp_path / "material"
@@ -55,12 +55,13 @@ def test_an_index_decides_split_source_and_licence(make_video: MakeVideo, tmp_pa
     with (folder / "index.csv").open("w", newline="") as lines:
         csv.writer(lines).writerows([("file", "split", "source", "licence"), *rows])
 
-    entries = prepare([folder], tmp_path / "data", VideoLimits())
+    entries = prepare([folder], tmp_path / "data")
 
     assert [(entry.name, entry.split, entry.source, entry.licence) for entry in entries] == rows
 
 
 def test_a_folder_of_videos_is_split_by_video_and_progress_is_reported(make_video: MakeVideo, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
     for number in range(3):
         make_video(f"videos/{number}.mp4", frames=50)
     seen: list[tuple[int, str]] = []
@@ -68,7 +69,6 @@ def test_a_folder_of_videos_is_split_by_video_and_progress_is_reported(make_vide
     entries = prepare(
         [tmp_path / "videos"],
         tmp_path / "data",
-        VideoLimits(),
         sequences_per_video=2,
         on_progress=lambda done, name: seen.append((done, name)),
     )
@@ -80,21 +80,21 @@ def test_a_folder_of_videos_is_split_by_video_and_progress_is_reported(make_vide
 def test_a_source_without_video_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 
-    with pytest.raises(DatasetError, match="no video and no index.csv"):
-        prepare([tmp_path / "empty"], tmp_path / "data", VideoLimits())
+    with pytest.raises(DatasetError, match="no video and no"):
+        prepare([tmp_path / "empty"], tmp_path / "data")
     with pytest.raises(DatasetError, match="does not exist"):
-        prepare([tmp_path / "nothing"], tmp_path / "data", VideoLimits())
+        prepare([tmp_path / "nothing"], tmp_path / "data")
 
 
 def test_a_video_too_short_for_a_run_gives_no_data_set(make_video: MakeVideo, tmp_path: Path) -> None:
     video = make_video("short.mp4", frames=24)
 
     with pytest.raises(DatasetError, match="no sequence of enough frames"):
-        prepare([video], tmp_path / "data", VideoLimits())
+        prepare([video], tmp_path / "data")
 
 
 def test_a_file_that_is_no_video_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video")
 
     with pytest.raises(JobFailureError):
-        prepare([tmp_path / "text.mp4"], tmp_path / "data", VideoLimits())
+        prepare([tmp_path / "text.mp4"], tmp_path / "data")
