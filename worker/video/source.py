@@ -87,7 +87,8 @@ def decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Video
     done, seconds = 0, 0.0
     try:
         for packet in container.demux(stream):
-            if packet.is_corrupt:
+            # Transport streams mark every break in their counters, as at joints; there the decoder knows better.
+            if packet.is_corrupt and container.format.name != "mpegts":
                 raise _corrupt(done, seconds, "the file is cut off or damaged")
             for frame in packet.decode():
                 if frame.is_corrupt:
@@ -137,6 +138,8 @@ def _refusal(source: Path, error: Exception) -> JobFailureError:
         return JobFailureError(
             FailureCode.PLAYLIST_REFUSED, "the file is a playlist that points at other files: send the video itself"
         )
+    if isinstance(error, av.error.EOFError):
+        return JobFailureError(FailureCode.NO_FRAMES, "the file ends behind its header: it holds no frames")
     if head[4:8] == b"ftyp":
         return JobFailureError(
             FailureCode.NOT_A_VIDEO, "the file begins like an mp4 but its index is missing: it is cut off or damaged"

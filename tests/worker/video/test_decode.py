@@ -1,0 +1,69 @@
+"""Decoding from any point gives the frames that the survey saw, or says that it cannot."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.settings import VideoLimits
+from worker.video.decode import decode_frames
+from worker.video.survey import survey
+from worker.video.values import Survey
+
+MakeVideo = Callable[..., Path]
+LIMITS = VideoLimits()
+
+SOURCES: dict[str, dict[str, object]] = {
+    "closed.mp4": {"options": {"preset": "ultrafast", "g": "10"}},
+    "deep-b-frames.mp4": {"options": {"preset": "medium", "bf": "8", "b-pyramid": "normal", "g": "20"}},
+    "open-gop.mkv": {
+        "time_base": Fraction(1, 1000),
+        "options": {"preset": "medium", "bf": "4", "g": "8", "x264-params": "open-gop=1:scenecut=0"},
+    },
+    "one-key-frame.mp4": {"options": {"preset": "ultrafast", "g": "1000"}},
+    "late-start.mov": {"pts": [5000 + 512 * number for number in range(60)]},
+    "broadcast.ts": {"time_base": Fraction(1, 90000), "options": {"preset": "medium", "g": "12"}},
+    "old.avi": {"time_base": Fraction(1, 25), "codec": "mpeg4", "options": {"bf": "2", "g": "12"}},
+    "web.webm": {"time_base": Fraction(1, 1000), "codec": "libvpx", "options": {"g": "10"}},
+}
+
+
+def decode(source: Path, facts: Survey, first: int, stop: int) -> list[object]:
+    return list(
+        decode_frames(
+            source, facts.stream_index, facts.picture, facts.frames, first, stop, max_pixels=LIMITS.max_pixels
+        )
+    )
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_range_is_the_same_as_in_one_run(make_video: MakeVideo, name: str) -> None:
+    # given all frames, decoded from start to end
+    source = make_video(name, frames=60, **SOURCES[name])
+    facts = survey(source, LIMITS)
+    everything = decode(source, facts, 0, len(facts.frames))
+    assert len(everything) == len(facts.frames) == 60
+    # then any range, reached by seeking, is a part of them
+    for first in range(0, 60, 7):
+        part = decode(source, facts, first, min(first + 9, 60))
+        for number, frame in enumerate(part, start=first):
+            assert np.array_equal(frame, everything[number]), number
+
+
+def test_a_source_that_has_changed_is_noticed(make_video: MakeVideo) -> None:
+    facts = survey(make_video("video.mp4", frames=60), LIMITS)
+    changed = make_video("video.mp4", frames=60, picture=lambda n, w, h: np.full((h, w, 3), n, np.uint8))
+    with pytest.raises(JobFailureError, match="no longer decode") as failure:
+        decode(changed, facts, 30, 40)
+    assert failure.value.code is FailureCode.CORRUPT_FRAME
+
+
+def test_a_source_that_has_become_shorter_is_noticed(make_video: MakeVideo) -> None:
+    facts = survey(make_video("video.mp4", frames=60), LIMITS)
+    shorter = make_video("video.mp4", frames=50)
+    with pytest.raises(JobFailureError) as failure:
+        decode(shorter, facts, 45, 60)
+    assert failure.value.code is FailureCode.CORRUPT_FRAME
