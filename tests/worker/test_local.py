@@ -1,0 +1,218 @@
+"""`vsr upscale` without the command line: resume, recognise, refuse, clean up."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import JobOptions, Progress
+from worker.local import Outcome, OutputExistsError, default_output, upscale_file
+from worker.settings import VideoLimits, WorkerSettings
+from worker.upscaler import FrameBatch, Upscaler
+
+MakeVideo = Callable[..., Path]
+FAST = JobOptions(encoder_preset="ultrafast")
+
+
+class InterruptedUpscaler:
+    """Repeats pixels until it has seen so many batches; then the user presses Ctrl-C."""
+
+    def __init__(self, batches: int, fingerprint: str = "pixel-repeater") -> None:
+        self.batches = batches
+        self.fingerprint = fingerprint
+
+    def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
+        if self.batches == 0:
+            raise KeyboardInterrupt
+        self.batches -= 1
+        return center_lr.repeat(2, axis=1).repeat(2, axis=2)
+
+
+@pytest.fixture
+def run(pixel_repeater: Upscaler) -> Callable[..., Outcome]:
+    """Upscale a file with the pixel repeater or another upscaler."""
+
+    def upscale(
+        source: Path,
+        output: Path,
+        options: JobOptions = FAST,
+        *,
+        upscaler: Upscaler = pixel_repeater,
+        overwrite: bool = False,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> Outcome:
+        return upscale_file(
+            source,
+            output,
+            options,
+            settings=WorkerSettings(),
+            limits=VideoLimits(),
+            load_upscaler=lambda preset: upscaler,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+
+    return upscale
+
+
+@pytest.fixture
+def long_video(make_video: MakeVideo) -> Path:
+    """Four segments of 24 frames, at 6 frames per second."""
+    return make_video("long.mp4", frames=96, pts=[number * 2133 for number in range(96)], audio_tracks=1)
+
+
+def test_the_output_is_named_after_the_source() -> None:
+    assert default_output(Path("a/clip.mp4")) == Path("a/clip_2x.mp4")
+    assert default_output(Path("a/clip.MOV")) == Path("a/clip_2x.MOV")
+    assert default_output(Path("a/clip.wmv")) == Path("a/clip_2x.mkv")
+
+
+def test_a_finished_run_leaves_the_result_alone(long_video: Path, run: Callable[..., Outcome], tmp_path: Path) -> None:
+    output = tmp_path / "out" / "result.mp4"
+    output.parent.mkdir()
+    outcome = run(long_video, output)
+    assert not outcome.already_done
+    assert outcome.report is not None
+    assert outcome.report.frames == 96
+    assert set(outcome.report.stage_seconds or {}) == {"decode", "infer", "encode"}
+    assert list(output.parent.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "webm"])
+def test_a_second_run_finds_the_result_finished(
+    make_video: MakeVideo, run: Callable[..., Outcome], tmp_path: Path, suffix: str
+) -> None:
+    output = tmp_path / f"result.{suffix}"
+    source = make_video("clip.mp4")
+    run(source, output)
+    before = (output.stat().st_mtime_ns, output.read_bytes())
+    outcome = run(source, output)
+    assert outcome.already_done
+    assert outcome.report is None
+    assert (output.stat().st_mtime_ns, output.read_bytes()) == before
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped_and_gives_the_same_bytes(
+    long_video: Path, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    # given an undisturbed result, and a run that Ctrl-C ends in its third segment
+    undisturbed = tmp_path / "undisturbed.mp4"
+    run(long_video, undisturbed)
+    output = tmp_path / "result.mp4"
+    with pytest.raises(KeyboardInterrupt):
+        run(long_video, output, upscaler=InterruptedUpscaler(batches=14))
+    assert not output.exists()
+    assert len(list((tmp_path / "result.mp4.vsr-work" / "segments").iterdir())) == 2
+    # when the same command runs again
+    told: list[Progress] = []
+    outcome = run(long_video, output, on_progress=told.append)
+    # then it starts behind the two finished segments
+    assert outcome.resumed_segments == 2
+    assert (told[0].frames_done, told[0].segments_done) == (48, 2)
+    assert (told[-1].frames_done, told[-1].segments_done) == (96, 4)
+    # and the result is the same, byte for byte
+    assert output.read_bytes() == undisturbed.read_bytes()
+    assert not (tmp_path / "result.mp4.vsr-work").exists()
+
+
+@pytest.mark.parametrize("change", ["source", "options", "weights", "version"])
+def test_work_of_an_earlier_run_that_does_not_fit_is_started_over(
+    long_video: Path, make_video: MakeVideo, run: Callable[..., Outcome], tmp_path: Path, change: str
+) -> None:
+    # given an interrupted run
+    output = tmp_path / "result.mp4"
+    with pytest.raises(KeyboardInterrupt):
+        run(long_video, output, upscaler=InterruptedUpscaler(batches=14))
+    # when something has changed before it is run again
+    options, upscaler = FAST, InterruptedUpscaler(batches=1000)
+    if change == "source":
+        make_video("long.mp4", frames=48, picture=lambda n, w, h: np.full((h, w, 3), n, np.uint8))
+    elif change == "options":
+        options = FAST.model_copy(update={"crf": 30})
+    elif change == "weights":
+        upscaler = InterruptedUpscaler(batches=1000, fingerprint="other-weights")
+    else:
+        (tmp_path / "result.mp4.vsr-work" / "plan.json").write_text('{"version": 0}')
+    outcome = run(long_video, output, options, upscaler=upscaler)
+    # then nothing of the earlier run is used, and said so
+    assert outcome.resumed_segments == 0
+    assert outcome.started_over is not None
+    assert change in outcome.started_over
+
+
+def test_a_stranger_s_file_is_not_overwritten_unless_asked(
+    make_video: MakeVideo, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    source = make_video("clip.mp4")
+    output = make_video("mine.mp4")
+    treasured = output.read_bytes()
+    with pytest.raises(OutputExistsError, match="was not made by vsr"):
+        run(source, output)
+    assert output.read_bytes() == treasured
+    assert not run(source, output, overwrite=True).already_done
+    assert output.read_bytes() != treasured
+
+
+@pytest.mark.parametrize("change", ["source", "options", "weights"])
+def test_a_result_of_something_else_is_not_taken_for_this_one(
+    make_video: MakeVideo, run: Callable[..., Outcome], tmp_path: Path, change: str
+) -> None:
+    output = tmp_path / "result.mp4"
+    run(make_video("clip.mp4"), output)
+    source = make_video("clip.mp4", frames=13 if change == "source" else 12)
+    options = FAST.model_copy(update={"crf": 30}) if change == "options" else FAST
+    upscaler = InterruptedUpscaler(1000, "other-weights" if change == "weights" else "pixel-repeater")
+    with pytest.raises(OutputExistsError, match="another source, or with other options or weights"):
+        run(source, output, options, upscaler=upscaler)
+
+
+def test_a_source_is_never_its_own_output(make_video: MakeVideo, run: Callable[..., Outcome]) -> None:
+    source = make_video("clip.mp4")
+    with pytest.raises(OutputExistsError, match="the source itself"):
+        run(source, source, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["result.avi", "result"])
+def test_a_container_that_we_do_not_write_is_refused(
+    make_video: MakeVideo, run: Callable[..., Outcome], tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(JobFailureError, match=r"use \.mp4, \.mkv, \.mov, \.webm") as failure:
+        run(make_video("clip.mp4"), tmp_path / name)
+    assert failure.value.code is FailureCode.UNSUPPORTED_OUTPUT
+
+
+def test_a_refused_source_leaves_nothing_behind(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    source = tmp_path / "clip.mp4"
+    source.write_bytes(b"nothing like a video")
+    with pytest.raises(JobFailureError):
+        run(source, tmp_path / "result.mp4")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_real_networks_upscale_a_deep_and_a_plain_video(make_video: MakeVideo, tmp_path: Path) -> None:
+    for pixel_format in ("yuv420p", "yuv420p10le"):
+        source = make_video("clip.mkv", time_base=Fraction(1, 1000), frames=5, pixel_format=pixel_format)
+        outcome = upscale_file(
+            source,
+            tmp_path / f"{pixel_format}.mkv",
+            FAST.model_copy(update={"preset": "tiny-random"}),
+            settings=WorkerSettings(device="cpu"),
+            limits=VideoLimits(),
+        )
+        assert outcome.report is not None
+        assert (outcome.report.width, outcome.report.height, outcome.report.frames) == (128, 96, 5)
+
+
+def test_an_unknown_preset_is_refused(make_video: MakeVideo, tmp_path: Path) -> None:
+    with pytest.raises(JobFailureError, match="no preset 'nonsense'") as failure:
+        upscale_file(
+            make_video("clip.mp4"),
+            tmp_path / "result.mp4",
+            FAST.model_copy(update={"preset": "nonsense"}),
+            settings=WorkerSettings(device="cpu"),
+            limits=VideoLimits(),
+        )
+    assert failure.value.code is FailureCode.UNKNOWN_PRESET

@@ -1,0 +1,112 @@
+"""The plan: what is cut where, and what the options come to."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import Container, JobOptions, VideoCodec
+from worker.plan import MAX_SEGMENT_FRAMES, MIN_SEGMENT_FRAMES, Plan, lay_out_segments, make_plan
+from worker.settings import VideoLimits
+
+MakeVideo = Callable[..., Path]
+LIMITS = VideoLimits()
+MKV = {"time_base": Fraction(1, 1000)}
+
+
+@given(frames=st.integers(1, 5000), target=st.integers(MIN_SEGMENT_FRAMES, MAX_SEGMENT_FRAMES))
+def test_segments_cover_every_frame_once_and_keep_their_limits(frames: int, target: int) -> None:
+    segments = lay_out_segments(frames, target)
+    covered = [frame for segment in segments for frame in range(segment.first, segment.stop)]
+    assert covered == list(range(frames))
+    assert [segment.index for segment in segments] == list(range(len(segments)))
+    assert all(segment.frames <= MAX_SEGMENT_FRAMES for segment in segments)
+    assert len(segments) == 1 or all(segment.frames >= MIN_SEGMENT_FRAMES for segment in segments)
+
+
+def test_segments_last_about_four_seconds(make_video: MakeVideo) -> None:
+    plan = make_plan(make_video("long.mp4", frames=300), JobOptions(), LIMITS)
+    assert [segment.frames for segment in plan.segments] == [100, 100, 100]
+
+
+def test_a_plan_survives_being_written_down(make_video: MakeVideo) -> None:
+    source = make_video("film.mkv", frames=30, audio_tracks=2, subtitle_codec="subrip", **MKV)
+    plan = make_plan(source, JobOptions(container=Container.MP4, crf=20), LIMITS, segment_frames=10)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_the_plan_tells_what_clients_are_told_of_the_source(make_video: MakeVideo) -> None:
+    source = make_video("film.mkv", frames=30, audio_tracks=2, **MKV)
+    info = make_plan(source, JobOptions(), LIMITS).source_info()
+    assert (info.width, info.height, info.frames, info.pixel_format) == (64, 48, 30, "yuv420p")
+    assert info.duration_seconds == pytest.approx(1.2)
+    assert info.frame_rate == "25/1"
+    assert [(stream.type, stream.codec, stream.language) for stream in info.streams] == [
+        ("video", "h264", None),
+        ("audio", "aac", "eng"),
+        ("audio", "aac", "deu"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "properties", "suffix", "expected"),
+    [
+        ("a.mp4", {}, ".mp4", Container.MP4),
+        ("a.mov", {}, ".mov", Container.MOV),
+        ("a.mov", {}, "", Container.MOV),
+        ("a.mp4", {}, ".mov", Container.MOV),
+        ("a.mp4", {}, "", Container.MP4),
+        ("a.mkv", MKV, ".mkv", Container.MKV),
+        ("a.mkv", MKV, "", Container.MKV),
+        ("a.webm", MKV | {"codec": "libvpx", "options": {}}, "", Container.WEBM),
+        ("a.mkv", MKV, ".webm", Container.WEBM),
+        ("a.avi", {"time_base": Fraction(1, 25), "codec": "mpeg4", "options": {}}, ".avi", Container.MKV),
+        ("a.ts", {"time_base": Fraction(1, 90000)}, ".mp4", Container.MKV),
+    ],
+)
+def test_the_container_is_the_sources_own_where_we_write_it(
+    make_video: MakeVideo, name: str, properties: dict[str, Any], suffix: str, expected: Container
+) -> None:
+    assert make_plan(make_video(name, **properties), JobOptions(), LIMITS, suffix).container is expected
+
+
+def test_a_codec_that_the_own_container_cannot_hold_leads_to_mkv(make_video: MakeVideo) -> None:
+    source = make_video("a.webm", codec="libvpx", options={}, **MKV)
+    assert make_plan(source, JobOptions(codec=VideoCodec.HEVC), LIMITS, ".webm").container is Container.MKV
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (JobOptions(container=Container.WEBM, codec=VideoCodec.H264), "webm cannot hold h264"),
+        (JobOptions(codec=VideoCodec.H264, crf=60), "0 to 51"),
+    ],
+)
+def test_options_that_cannot_be_met_are_refused(make_video: MakeVideo, options: JobOptions, named: str) -> None:
+    with pytest.raises(JobFailureError, match=named) as failure:
+        make_plan(make_video("a.mp4"), options, LIMITS)
+    assert failure.value.code is FailureCode.UNSUPPORTED_OUTPUT
+
+
+@pytest.mark.parametrize(("codec", "crf"), [(VideoCodec.H264, 18), (VideoCodec.HEVC, 20), (VideoCodec.AV1, 28)])
+def test_the_default_quality_fits_the_codec(make_video: MakeVideo, codec: VideoCodec, crf: int) -> None:
+    assert make_plan(make_video("a.mp4"), JobOptions(codec=codec), LIMITS).encoding.crf == crf
+
+
+def test_what_changes_is_noted_for_the_report(make_video: MakeVideo) -> None:
+    source = make_video("a.mkv", codec="ffv1", options={}, pixel_format="yuva444p", **MKV)
+    notes = make_plan(source, JobOptions(), LIMITS).survey.notes
+    assert any("transparency" in note for note in notes)
+    assert any("4:2:0" in note for note in notes)
+
+
+def test_planning_needs_no_torch() -> None:
+    check = "import sys, worker.plan, worker.assemble, worker.pipeline; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
