@@ -5,6 +5,7 @@ is used: the wheel's own configuration turns persistence off, ours keeps every a
 """
 
 import shutil
+import signal
 import subprocess
 import time
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
+
+from worker.contract.processes import ending_with_parent
 
 _START_TIMEOUT_SECONDS = 10.0
 # sun_path of a unix socket holds 108 bytes, the last one a zero.
@@ -65,6 +68,7 @@ class EmbeddedRedis:
                 stderr=log,
                 # Ctrl-C in the terminal is for us: we stop the server last, after the workers.
                 start_new_session=True,
+                preexec_fn=ending_with_parent(signal.SIGTERM),
             )
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
         while not self._answers():

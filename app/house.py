@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from app.embedded_redis import EmbeddedRedis
 from app.server import serve_gateway
 from app.settings import GatewaySettings
+from worker.contract.processes import ending_with_parent
 from worker.contract.settings import RedisSettings, StorageSettings
 from worker.contract.storage import JobStorage
 
@@ -93,7 +94,10 @@ def _workers(redis: RedisSettings, storage: StorageSettings, arguments: list[str
     }
     # A session of its own, so that Ctrl-C reaches this process alone, which then stops the others in order.
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "worker", *arguments], env=environment, start_new_session=True
+        [sys.executable, "-m", "app.cli", "worker", *arguments],
+        env=environment,
+        start_new_session=True,
+        preexec_fn=ending_with_parent(signal.SIGTERM),
     )
     workers = _Workers(process)
     try:

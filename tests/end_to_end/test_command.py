@@ -1,0 +1,115 @@
+"""The `vsr` command as people type it: its answers, its exit codes, and what it leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.exit_codes import ExitCode
+from tests.end_to_end.conftest import write_moving_video
+
+VSR = [sys.executable, "-m", "app.cli"]
+
+
+def vsr(*arguments: str | Path, folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*VSR, *map(str, arguments)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_video_is_upscaled_once_and_the_second_run_says_so(tmp_path: Path) -> None:
+    # Given a video
+    write_moving_video(tmp_path / "clip.mp4", frames=5)
+
+    # When it is upscaled twice, and once more with other options
+    command = ("upscale", "clip.mp4", "--preset", "tiny-random", "--encoder-preset", "ultrafast")
+    first = vsr(*command, folder=tmp_path)
+    made_at = (tmp_path / "clip_2x.mp4").stat().st_mtime_ns
+    second = vsr(*command, folder=tmp_path)
+    other = vsr(*command, "--crf", "30", folder=tmp_path)
+
+    # Then
+    assert (first.returncode, first.stdout.strip()) == (ExitCode.OK, "clip_2x.mp4")
+    assert (second.returncode, second.stdout.strip()) == (
+        ExitCode.OK,
+        "clip_2x.mp4 is already finished: nothing to do",
+    )
+    assert other.returncode == ExitCode.NOT_POSSIBLE
+    assert "with other options" in other.stderr
+    assert (tmp_path / "clip_2x.mp4").stat().st_mtime_ns == made_at
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "clip_2x.mp4"]
+
+
+def test_json_is_all_that_is_printed_when_asked_for(tmp_path: Path) -> None:
+    write_moving_video(tmp_path / "clip.mp4", frames=3)
+    done = vsr("upscale", "clip.mp4", "--preset", "tiny-random", "--json", folder=tmp_path)
+    answer = json.loads(done.stdout)
+    assert done.stderr == ""
+    assert (answer["output"], answer["already_done"], answer["report"]["frames"]) == ("clip_2x.mp4", False, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("empty.mp4", b"", "empty"),
+        ("text.mp4", b"a letter to a friend, not a film\n" * 99, "not a video"),
+        ("list.mp4", b"ffconcat version 1.0\nfile secret.mp4\n", "playlist"),
+        ("stream.mkv", b"#EXTM3U\n#EXTINF:4,\nsecret.ts\n", "playlist"),
+    ],
+)
+def test_what_is_not_a_video_is_one_line_and_leaves_nothing(
+    tmp_path: Path, name: str, content: bytes, problem: str
+) -> None:
+    # Given
+    (tmp_path / name).write_bytes(content)
+
+    # When
+    done = vsr("upscale", name, "--preset", "tiny-random", folder=tmp_path)
+
+    # Then
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert done.stdout == ""
+    assert problem in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_gpu_that_is_asked_for_and_missing_is_an_error_not_a_cpu_run(tmp_path: Path) -> None:
+    write_moving_video(tmp_path / "clip.mp4", frames=2)
+    # An empty list hides every GPU, so that this holds on a machine that has one.
+    done = vsr(
+        *("upscale", "clip.mp4", "--preset", "tiny-random", "--device", "cuda"),
+        folder=tmp_path,
+        CUDA_VISIBLE_DEVICES="",
+    )
+    assert done.returncode == ExitCode.NOT_POSSIBLE
+    assert "cuda was asked for" in done.stderr
+    assert not (tmp_path / "clip_2x.mp4").exists()
+
+
+def test_an_output_that_no_container_of_ours_fits_is_refused_with_the_choices(tmp_path: Path) -> None:
+    write_moving_video(tmp_path / "clip.mp4", frames=2)
+    done = vsr("upscale", "clip.mp4", "clip.avi", "--preset", "tiny-random", folder=tmp_path)
+    assert done.returncode == ExitCode.NOT_POSSIBLE
+    assert ".mp4, .mkv, .mov, .webm" in done.stderr
+
+
+def test_a_service_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    # Port 9 of loopback: nothing listens there.
+    done = vsr("list", "--url", "http://127.0.0.1:9", folder=tmp_path)
+    assert done.returncode == ExitCode.SERVICE
+    assert done.stderr.startswith("vsr: no service answers at http://127.0.0.1:9")
+
+
+def test_a_worker_without_redis_says_what_to_set(tmp_path: Path) -> None:
+    done = vsr("gateway", folder=tmp_path)
+    assert done.returncode == ExitCode.SYSTEM
+    assert "VSR_REDIS_URL" in done.stderr
