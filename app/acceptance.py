@@ -88,13 +88,21 @@ def refuse_unknown_preset(options: JobOptions, settings: GatewaySettings) -> Non
         raise UnknownPresetError(f"{options.preset!r} is not one of: {', '.join(known)}.", known_presets=known)
 
 
-def sweep_half_accepted(storage: JobStorage) -> None:
-    """Remove job folders without a record: their gateway was killed between the steps 1 and 2, or while deleting."""
+def sweep_remains(storage: JobStorage) -> None:
+    """Remove what killed gateways left: half deleted jobs, and folders from between the steps 1 and 2."""
+    for folder in storage.deleted.iterdir():
+        _remove(folder)
     for folder in storage.jobs.iterdir():
-        if (folder / "job.json").exists() or time.time() - folder.stat().st_mtime < _HALF_ACCEPTED_SECONDS:
-            continue
-        shutil.rmtree(folder)
-        log.info("removed a half accepted job", job_id=folder.name)
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            is_old = time.time() - folder.stat().st_mtime > _HALF_ACCEPTED_SECONDS
+            if is_old and not (folder / "job.json").exists():
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    # Another gateway may be at it too.
+    shutil.rmtree(folder, ignore_errors=True)
+    log.info("removed what a killed gateway left", folder=folder.name)
 
 
 def _accept_as(services: Services, submission: Submission, job_id: str) -> JobRecord:

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
 from app import documentation, health, jobs, models, results, submissions, uploads
-from app.acceptance import sweep_half_accepted
+from app.acceptance import sweep_remains
 from app.dependencies import ApiKeys, Services
 from app.documentation import DocumentedApi
 from app.errors import add_error_handlers
@@ -110,7 +110,7 @@ def open_redis(settings: RedisSettings) -> Redis:
 def _prepare(services: Services) -> None:
     services.storage.prepare()
     uploads.sweep_uploads(services.storage, services.settings.upload_retention_seconds)
-    sweep_half_accepted(services.storage)
+    sweep_remains(services.storage)
     try:
         for warning in redis_warnings(services.redis):
             log.warning(warning)

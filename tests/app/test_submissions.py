@@ -10,7 +10,7 @@ from redis import Redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from app.acceptance import sweep_half_accepted
+from app.acceptance import sweep_remains
 from app.embedded_redis import EmbeddedRedis
 from tests.app.conftest import RunningGateway, StartGateway
 from worker.contract.failure import FailureCode
@@ -353,8 +353,8 @@ def test_a_worker_that_starts_the_job_before_it_is_indexed_has_the_last_word(
     assert record.status == JobStatus.FAILED
 
 
-def test_a_folder_whose_gateway_died_before_the_record_is_swept_when_it_is_old(gateway: RunningGateway) -> None:
-    # Given a job, the remains of a killed acceptance, and an acceptance under way
+def test_what_a_killed_gateway_left_is_swept(gateway: RunningGateway) -> None:
+    # Given a job, the remains of a killed acceptance, an acceptance under way, and a half deleted job
     job = submit(gateway).json()
     for name, age_seconds in (("0" * 20, 7200), ("1" * 20, 1)):
         folder = gateway.storage.make_folder(name)
@@ -362,10 +362,14 @@ def test_a_folder_whose_gateway_died_before_the_record_is_swept_when_it_is_old(g
         moment = folder.path.stat().st_mtime - age_seconds
         os.utime(folder.path, (moment, moment))
 
+    (gateway.storage.deleted / "2").mkdir()
+    (gateway.storage.deleted / "2" / "source").write_bytes(b"abc")
+
     # When
-    sweep_half_accepted(gateway.storage)
+    sweep_remains(gateway.storage)
 
     # Then
+    assert list(gateway.storage.deleted.iterdir()) == []
     assert sorted(path.name for path in gateway.storage.jobs.iterdir()) == sorted(["1" * 20, job["id"]])
 
 

@@ -11,7 +11,8 @@ vsr:jobs, vsr:jobs:{status}     sorted sets of ids by time of creation
 import fcntl
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 from redis import Redis
@@ -32,6 +33,11 @@ redis.call('HSETNX', KEYS[1], 'rendered_until', ARGV[4])
 return 1
 """
 
+# A worker that has not yet heard that its job was deleted must not leave a key behind.
+_NOTE_PROGRESS = """
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
+"""
+
 
 class JobRegistry:
     """Reads and changes jobs. Every change of status goes through `change`, which decides races once."""
@@ -40,6 +46,7 @@ class JobRegistry:
         self._redis = redis
         self._storage = storage
         self._finish_segment = redis.register_script(_FINISH_SEGMENT)
+        self._note_progress = redis.register_script(_NOTE_PROGRESS)
 
     # --- the record ---------------------------------------------------------------------------------------------
 
@@ -88,12 +95,13 @@ class JobRegistry:
 
     def remove(self, job_id: str) -> None:
         """Forget the job: storage first, so that nothing can rebuild it from there."""
-        self._storage.delete_job(job_id)
-        with self._redis.pipeline() as pipe:
-            pipe.delete(_job_key(job_id), _progress_key(job_id), _segments_key(job_id))
-            for key in _ALL_INDEXES:
-                pipe.zrem(key, job_id)
-            pipe.execute()
+        with self._locked(job_id):
+            self._storage.delete_job(job_id)
+            with self._redis.pipeline() as pipe:
+                pipe.delete(_job_key(job_id), _progress_key(job_id), _segments_key(job_id))
+                for key in _ALL_INDEXES:
+                    pipe.zrem(key, job_id)
+                pipe.execute()
 
     # --- its life -----------------------------------------------------------------------------------------------
 
@@ -191,7 +199,8 @@ class JobRegistry:
             pipe.execute()
 
     def note_segment_progress(self, job_id: str, index: int, frames_done: int) -> None:
-        self._redis.hset(_progress_key(job_id), f"segment:{index}", frames_done)
+        """Live figures of a segment under way; nothing for a job that is not being rendered (any more)."""
+        self._note_progress(keys=[_progress_key(job_id)], args=[f"segment:{index}", frames_done])
 
     def finish_segment(self, job_id: str, index: int, frames: int, segments_total: int) -> bool:
         """Count a segment as done, once. True when all are: the caller then enqueues `assemble`, whose id is unique."""
@@ -229,17 +238,23 @@ class JobRegistry:
                 pipe.zrem(key, record.id)
 
     def _write_current_record(self, job_id: str) -> None:
-        """Write what Redis has now, one writer at a time, so that the last change is also the last write."""
-        folder = self._storage.folder(job_id).path
+        """Write what Redis has now, so that the last change is also the last write."""
+        with self._locked(job_id) as is_there:
+            content = cast(bytes | None, self._redis.hget(_job_key(job_id), "record"))
+            if is_there and content:  # else it was removed meanwhile
+                self._storage.write_record(JobRecord.model_validate_json(content))
+
+    @contextmanager
+    def _locked(self, job_id: str) -> Iterator[bool]:
+        """One writer of a job's storage at a time, also among processes. False: the job has no storage (any more)."""
         try:
-            descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # deleted meanwhile
+            descriptor = os.open(self._storage.folder(job_id).path, os.O_RDONLY)
+        except FileNotFoundError:
+            yield False
             return
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            content = cast(bytes | None, self._redis.hget(_job_key(job_id), "record"))
-            if content:
-                self._storage.write_record(JobRecord.model_validate_json(content))
+            yield True
         finally:
             os.close(descriptor)
 

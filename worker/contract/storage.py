@@ -7,6 +7,7 @@
                  segments/      00000.mp4 ...: finished segments, each published atomically
                  result.mp4     the finished file (the suffix is the container's)
                  report.json    what was kept and what was changed
+{root}/deleted/                 job folders on their way out
 """
 
 import errno
@@ -64,10 +65,11 @@ class JobStorage:
         self.root = root
         self.jobs = root / "jobs"
         self.uploads = root / "uploads"
+        self.deleted = root / "deleted"
 
     def prepare(self) -> None:
         """Make the folders, readable by this user alone."""
-        for folder in (self.root, self.jobs, self.uploads):
+        for folder in (self.root, self.jobs, self.uploads, self.deleted):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def folder(self, job_id: str) -> JobFolder:
@@ -100,11 +102,16 @@ class JobStorage:
         return sorted(path.parent.name for path in self.jobs.glob("*/job.json"))
 
     def delete_job(self, job_id: str) -> None:
-        """Remove the job and all its media. The record goes first, so that a half-deleted job is no job."""
-        folder = self.folder(job_id)
-        folder.record.unlink(missing_ok=True)
-        if folder.path.exists():
-            shutil.rmtree(folder.path)
+        """Remove the job and all its media; nothing if there is none.
+
+        Moved away first: so it is gone at once, and a worker that still writes cannot get in the way of the removal.
+        """
+        moved = self.deleted / f"{job_id}.{os.urandom(4).hex()}"
+        try:
+            self.folder(job_id).path.rename(moved)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(moved)
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.root).free

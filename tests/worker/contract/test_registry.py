@@ -1,6 +1,7 @@
 """The registry decides races once, and storage can always rebuild what Redis forgets."""
 
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from redis import Redis
@@ -132,13 +133,40 @@ def test_a_removed_job_leaves_nothing(registry: JobRegistry, storage: JobStorage
     registry.add(record)
     storage.folder(record.id).source.write_bytes(b"abc")
 
-    # When it is removed
+    # When it is removed, and a worker has not heard of it yet
     registry.remove(record.id)
+    registry.note_segment_progress(record.id, 0, 5)
 
     # Then
     assert registry.get(record.id) is None
+    assert [path for path in storage.root.rglob("*") if path.is_file()] == []
     assert list(storage.jobs.iterdir()) == []
     assert redis.keys() == []
+
+
+def test_a_job_that_is_removed_while_it_changes_stays_removed(
+    registry: JobRegistry, storage: JobStorage, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a job whose removal begins just when a change of it is about to be written
+    record = make_record()
+    registry.add(record)
+    removal = Thread(target=lambda: JobRegistry(redis, storage).remove(record.id))
+    write_record = storage.write_record
+
+    def write_late(changed: JobRecord) -> None:
+        removal.start()
+        removal.join(timeout=0.5)  # it may be done by then, or must wait for us
+        write_record(changed)
+
+    monkeypatch.setattr(storage, "write_record", write_late)
+
+    # When
+    registry.cancel(record.id)
+    removal.join()
+
+    # Then
+    assert list(storage.jobs.iterdir()) == []
+    assert registry.get(record.id) is None
 
 
 def test_ids_sort_by_time_and_never_reach_outside_the_storage(storage: JobStorage) -> None:
