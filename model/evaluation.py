@@ -17,12 +17,9 @@ from model.data import SCALE, Batch, DatasetError, read_manifest, read_sequence
 from model.hat import HAT
 from model.metrics import psnr, psnr_y, ssim_y
 from model.unet import ConditionalUNet
-from model.upscaler import TwoStepUpscaler
 
 # High-resolution pixels left out at each edge, as in most tables of the field: twice the scale.
 BORDER_PX = 2 * SCALE
-
-Method = Callable[[Batch], Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def evaluate(
     frames_per_sequence: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Scores]:
-    """Score all methods on a split, per group and over "all"; a group is the first folder in a sequence's name.
+    """Score all methods in float32 on a split, per group and over "all"; a group is the first folder of a name.
 
     Every frame with two neighbours counts, or `frames_per_sequence` of them evenly spread. `on_progress(done, total)`
     counts sequences.
@@ -54,19 +51,17 @@ def evaluate(
     entries = [entry for entry in read_manifest(data_folder) if entry.split == split]
     if not entries:
         raise DatasetError(f"{data_folder} has no sequence in the split {split!r}")
-    methods = all_methods(hat, unet)
     # Per method and group, one row of three numbers per frame.
-    measured: dict[str, dict[str, list[Tensor]]] = {name: {} for name in methods}
+    measured: dict[str, dict[str, list[Tensor]]] = {}
     for done, entry in enumerate(entries, start=1):
         lr, hr = read_sequence(data_folder, entry)
-        centers = spread(range(1, lr.shape[0] - 1), frames_per_sequence)
-        batch = triplets(lr, hr, centers)
-        for name, method in methods.items():
-            with torch.inference_mode():
-                result = (method(batch).clamp(0, 1) * 255).round() / 255
-            numbers = [metric(result, batch.target, border_px=BORDER_PX) for metric in (psnr_y, psnr, ssim_y)]
+        batch = triplets(lr, hr, spread(range(1, lr.shape[0] - 1), frames_per_sequence))
+        for name, output in outputs(hat, unet, batch).items():
+            seen = (output.clamp(0, 1) * 255).round() / 255
+            numbers = [metric(seen, batch.target, border_px=BORDER_PX) for metric in (psnr_y, psnr, ssim_y)]
+            groups = measured.setdefault(name, {})
             for group in ("all", entry.name.split("/")[0]):
-                measured[name].setdefault(group, []).append(torch.stack(numbers, dim=1))
+                groups.setdefault(group, []).append(torch.stack(numbers, dim=1))
         if on_progress is not None:
             on_progress(done, len(entries))
     return [
@@ -76,22 +71,17 @@ def evaluate(
     ]
 
 
-def all_methods(hat: HAT, unet: ConditionalUNet | None) -> dict[str, Method]:
-    """Plain enlargement, HAT alone, and with a U-Net the two steps with and without the neighbours."""
-    hat.eval()
-    methods: dict[str, Method] = {
-        "bicubic": lambda batch: bicubic(batch.center_lr),
-        "Lanczos": lambda batch: lanczos(batch.center_lr),
-    }
-    if unet is None:
-        return methods | {"HAT alone": lambda batch: hat(batch.center_lr)}
-    upscaler = TwoStepUpscaler(hat, unet)
-    return methods | {
-        "HAT alone": lambda batch: upscaler.enlarge(batch.center_lr),
-        "two steps": lambda batch: upscaler(batch.previous_lr, batch.center_lr, batch.next_lr),
-        # The control: both neighbours are the current frame itself.
-        "two steps, no neighbours": lambda batch: upscaler(batch.center_lr, batch.center_lr, batch.center_lr),
-    }
+def outputs(hat: HAT, unet: ConditionalUNet | None, batch: Batch) -> dict[str, Tensor]:
+    """The centres of a batch by every method: plain enlargement, HAT alone, two steps with and without neighbours."""
+    with torch.inference_mode():
+        center_sr = hat.eval()(batch.center_lr)
+        results = {"bicubic": bicubic(batch.center_lr), "Lanczos": lanczos(batch.center_lr), "HAT alone": center_sr}
+        if unet is not None:
+            unet.eval()
+            results["two steps"] = unet(center_sr, batch.previous_lr, batch.next_lr)
+            # The control: both neighbours are the current frame itself.
+            results["two steps, no neighbours"] = unet(center_sr, batch.center_lr, batch.center_lr)
+    return results
 
 
 def bicubic(lr: Tensor) -> Tensor:
