@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from app.schemas import Job, JobPage, ModelList, Problem, Upload
+from app.schemas import Job, JobPage, JobResult, ModelList, Problem, Upload
 from worker.contract.storage import PARTIAL_SUFFIX, fsync_folder
 
 _CHUNK_BYTES = 256 * 1024
@@ -153,14 +153,14 @@ class Client:
 
         A transfer that breaks off is continued where it stopped, also by a later call.
         """
-        job = self.get(job_id)
-        if job.result is None:
+        result = self.get(job_id).result
+        if result is None:
             self._request("GET", f"/v1/jobs/{job_id}/result")  # answers with the reason
             raise ForeignResponseError(f"job {job_id} has a result that its description does not mention")
-        partial = path.with_name(f"{path.name}.{job.result.sha256[:12]}{PARTIAL_SUFFIX}")
+        partial = path.with_name(f"{path.name}.{result.sha256[:12]}{PARTIAL_SUFFIX}")
         for attempt in range(1, _DOWNLOAD_ATTEMPTS + 1):
             try:
-                self._continue_download(job, partial, on_progress or (lambda received, total: None))
+                self._continue_download(result, partial, on_progress or (lambda received, total: None))
                 break
             except ServiceUnreachableError:
                 if attempt == _DOWNLOAD_ATTEMPTS:
@@ -168,7 +168,7 @@ class Client:
         with partial.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        if sha256 != job.result.sha256:
+        if sha256 != result.sha256:
             partial.unlink()
             raise DamagedDownloadError(f"the download of job {job_id} arrived damaged: try again")
         partial.replace(path)
@@ -193,17 +193,14 @@ class Client:
             headers={"Content-Length": str(total_bytes), "Content-Type": "application/octet-stream"},
         )
 
-    def _continue_download(self, job: Job, partial: Path, on_progress: Callable[[int, int], None]) -> None:
-        assert job.result is not None  # noqa: S101 - for the type checker; `download` has looked
+    def _continue_download(self, result: JobResult, partial: Path, on_progress: Callable[[int, int], None]) -> None:
         with partial.open("ab") as file:
             received_bytes = file.tell()
-            if received_bytes >= job.result.size_bytes:
+            if received_bytes >= result.size_bytes:
                 return
-            headers = (
-                {"Range": f"bytes={received_bytes}-", "If-Range": f'"{job.result.sha256}"'} if received_bytes else {}
-            )
+            headers = {"Range": f"bytes={received_bytes}-", "If-Range": f'"{result.sha256}"'} if received_bytes else {}
             try:
-                with self._http.stream("GET", job.result.url, headers=headers) as response:
+                with self._http.stream("GET", result.url, headers=headers) as response:
                     if response.is_error:
                         response.read()
                     _raise_problem(response)
@@ -213,7 +210,7 @@ class Client:
                     for chunk in response.iter_raw(_CHUNK_BYTES):
                         file.write(chunk)
                         received_bytes += len(chunk)
-                        on_progress(received_bytes, job.result.size_bytes)
+                        on_progress(received_bytes, result.size_bytes)
             except httpx2.RequestError as error:
                 raise self._unreachable(error) from error
 

@@ -139,13 +139,15 @@ def public_job(record: JobRecord, progress: Progress, queue_position: int | None
         # Also after Redis has forgotten the figures, a finished job is whole.
         frames = record.result.frames
         progress = progress.model_copy(update={"frames_done": frames, "frames_total": frames})
+    eta_seconds = progress.eta_seconds if record.status == JobStatus.RUNNING else None
     return Job(
         id=record.id,
         status=record.status,
         progress=JobProgress(
-            **progress.model_dump(),
-            fraction=min(progress.fraction, 1.0),
-            eta_seconds=progress.eta_seconds if record.status == JobStatus.RUNNING else None,
+            **progress.model_dump(exclude={"fps"}),
+            fraction=round(min(progress.fraction, 1.0), 4),
+            fps=None if progress.fps is None else round(progress.fps, 3),
+            eta_seconds=None if eta_seconds is None else round(eta_seconds, 1),
         ),
         queue_position=queue_position,
         created_at=record.created_at,

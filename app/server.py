@@ -62,9 +62,8 @@ def serve_gateway(
         )
         url = _url(listener)
         if not settings.api_keys:
-            log.warning(
-                "no API keys are configured (VSR_API_KEYS): everyone who can reach this address may use it", url=url
-            )
+            who = "everyone who reaches this address" if settings.allow_anonymous else "programs on this machine only"
+            log.warning("no API keys are configured (VSR_API_KEYS)", url=url, answers=who)
         with _returning_on_signals():
             _Server(config, lambda: on_listening(url) if on_listening else None).run(sockets=[listener])
 
