@@ -23,7 +23,7 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)
 # Added to the attention logits of pixel pairs that a cyclic shift made neighbours (Swin Transformer, section 3.2).
 MASKED_LOGIT = -100.0
 
-# Pixels that pass through attention or an MLP at a time on a CPU; measured, see `benchmarks/`.
+# About as many pixels pass through attention at a time on a CPU: what they need stays in its cache.
 CPU_BAND_PIXELS = 8192
 
 
