@@ -13,9 +13,17 @@ from worker.plan import SCALE, Plan, StreamPlan
 from worker.video.containers import has_edit_lists
 from worker.video.mux import read_order, write_result
 from worker.video.packets import StreamContents, read_contents
+from worker.video.sound import Conversion
 from worker.video.source import open_source, stream_at
 from worker.video.tag import tag_text
 from worker.video.verify import Check, check_result
+
+_OUTCOMES: dict[str, Literal["copied", "converted", "rewritten", "dropped"]] = {
+    "copy": "copied",
+    "convert": "converted",
+    "rewrite": "rewritten",
+    "drop": "dropped",
+}
 
 PIPELINE_VERSION = 1
 """Raise it whenever the same source, options and weights give other bytes than before."""
@@ -31,7 +39,7 @@ class StreamReport(_Frozen):
     index: int
     type: str
     codec: str | None
-    outcome: Literal["upscaled", "copied", "rewritten", "dropped"]
+    outcome: Literal["upscaled", "copied", "converted", "rewritten", "dropped"]
     why: str | None = None
     packets: int | None = Field(None, description="Of a copied stream: as many in the source as in the result.")
     sha256: str | None = Field(None, description="Of a copied stream's payload: the same in source and result.")
@@ -64,6 +72,11 @@ def assemble(plan: Plan, source: Path, segments: Sequence[Path], target: Path) -
         copied = [opened.streams[stream.stream.index] for stream in plan.streams if stream.action == "copy"]
         contents = read_contents(opened, copied, hidden_too=has_edit_lists(plan.container))
         copies = {stream.index: facts for stream, facts in zip(copied, contents, strict=True)}
+    conversions = {
+        stream.stream.index: Conversion(source, plan.max_pixels, stream.stream.index, plan.container)
+        for stream in plan.streams
+        if stream.action == "convert"
+    }
     with open_source(source, plan.max_pixels) as opened, publishing(target) as partial:
         video = stream_at(opened, plan.survey.stream_index)
         write_result(
@@ -72,6 +85,7 @@ def assemble(plan: Plan, source: Path, segments: Sequence[Path], target: Path) -
             opened,
             video,
             copies,
+            conversions,
             segments,
             order,
             table,
@@ -79,7 +93,7 @@ def assemble(plan: Plan, source: Path, segments: Sequence[Path], target: Path) -
             plan.encoding,
             tag,
         )
-        check = check_result(partial, plan.container, opened, video, copies, table, plan.picture)
+        check = check_result(partial, plan.container, opened, video, copies, set(conversions), table, plan.picture)
     return _report(plan, copies, check, tag)
 
 
@@ -128,7 +142,7 @@ def _stream_report(plan: StreamPlan, copies: Mapping[int, StreamContents], conta
         index=stream.index,
         type=stream.type,
         codec=stream.codec,
-        outcome={"copy": "copied", "rewrite": "rewritten", "drop": "dropped"}[plan.action],
+        outcome=_OUTCOMES[plan.action],
         why=why,
         packets=len(facts.pts) if facts is not None else None,
         sha256=facts.sha256 if facts is not None else None,

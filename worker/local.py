@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from worker.assemble import Report, assemble, result_tag
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, Progress
-from worker.contract.storage import JobFolder, write_atomically
+from worker.contract.storage import JobFolder, fsync_folder, write_atomically
 from worker.loaded_models import LoadedModels, usable_device
 from worker.pipeline import StageTimes, render_segment
 from worker.plan import SCALE, Plan, make_plan, sha256_of_file
@@ -104,7 +104,10 @@ def upscale_file(
             times=times,
         )
         progress.segment_done(segment.frames)
-    report = assemble(plan, source, [workspace.segment(segment.index) for segment in plan.segments], output)
+    result = workspace.result(container)
+    report = assemble(plan, source, [workspace.segment(segment.index) for segment in plan.segments], result)
+    result.replace(output)
+    fsync_folder(output.parent)
     shutil.rmtree(workspace.path)
     return Outcome(
         output,

@@ -10,7 +10,8 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, SourceInfo, StreamInfo, VideoCodec, fraction_text
 from worker.settings import VideoLimits
 from worker.video.colour import encoded_picture
-from worker.video.containers import copy_problems, holds_codec, own_container
+from worker.video.containers import copy_problems, has_edit_lists, holds_codec, own_container
+from worker.video.sound import SUBSTITUTES, can_be_converted
 from worker.video.survey import survey
 from worker.video.values import Encoding, OtherStream, Picture, Survey
 
@@ -43,7 +44,7 @@ class StreamPlan(_Frozen):
     """What becomes of a stream of the source that is not upscaled."""
 
     stream: OtherStream
-    action: Literal["copy", "rewrite", "drop"]
+    action: Literal["copy", "convert", "rewrite", "drop"]
     why: str | None = Field(None, description="For the report, where the stream is not simply copied.")
 
 
@@ -109,8 +110,6 @@ def make_plan(
         raise JobFailureError(
             FailureCode.UNSUPPORTED_OUTPUT, f"crf {crf} is out of range: {codec} takes 0 to {_MAX_CRF[codec]}"
         )
-    problems = copy_problems(source, facts, container, limits.max_pixels)
-    kept_by_mkv = copy_problems(source, facts, Container.MKV, limits.max_pixels)
     return Plan(
         source_sha256=source_sha256 or sha256_of_file(source),
         source_size_bytes=source.stat().st_size,
@@ -126,9 +125,7 @@ def make_plan(
             time_base=facts.frames.time_base,
         ),
         segments=lay_out_segments(len(facts.frames), segment_frames or _usual_segment_frames(facts)),
-        streams=tuple(
-            _stream_plan(other, container, problems[other.index], kept_by_mkv[other.index]) for other in facts.others
-        ),
+        streams=_stream_plans(source, facts, container, limits.max_pixels),
         max_pixels=limits.max_pixels,
     )
 
@@ -163,14 +160,25 @@ def _container_and_codec(options: JobOptions, facts: Survey, source_suffix: str)
     return container, codec
 
 
-def _stream_plan(stream: OtherStream, container: Container, problem: str | None, mkv_problem: str | None) -> StreamPlan:
-    rewritten = _REWRITTEN_DATA.get(stream.codec or "")
-    if stream.type == "data" and rewritten and container in (Container.MP4, Container.MOV):
-        return StreamPlan(stream=stream, action="rewrite", why=rewritten)
-    if problem is None:
-        return StreamPlan(stream=stream, action="copy")
-    hint = "; mkv can" if mkv_problem is None and container is not Container.MKV else ""
-    return StreamPlan(stream=stream, action="drop", why=problem + hint)
+def _stream_plans(source: Path, facts: Survey, container: Container, max_pixels: int) -> tuple[StreamPlan, ...]:
+    """Decide for every stream that is not upscaled: copied if the container holds it, sound else converted."""
+    problems = copy_problems(source, facts, container, max_pixels)
+    mkv_problems = copy_problems(source, facts, Container.MKV, max_pixels)
+    plans = []
+    for stream in facts.others:
+        problem = problems[stream.index]
+        only_mkv = container is not Container.MKV and mkv_problems[stream.index] is None
+        rewritten = _REWRITTEN_DATA.get(stream.codec or "") if stream.type == "data" else None
+        if rewritten and has_edit_lists(container):
+            plans.append(StreamPlan(stream=stream, action="rewrite", why=rewritten))
+        elif problem is None:
+            plans.append(StreamPlan(stream=stream, action="copy"))
+        elif stream.type == "audio" and can_be_converted(source, max_pixels, stream.index, container):
+            why = f"{problem}: as {SUBSTITUTES[container]}" + ("; mkv keeps it as it is" if only_mkv else "")
+            plans.append(StreamPlan(stream=stream, action="convert", why=why))
+        else:
+            plans.append(StreamPlan(stream=stream, action="drop", why=problem + ("; mkv can" if only_mkv else "")))
+    return tuple(plans)
 
 
 def sha256_of_file(path: Path) -> str:

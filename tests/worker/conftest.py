@@ -148,6 +148,7 @@ def _add_video(container: av.container.OutputContainer, spec: VideoSpec) -> av.V
 
 def _add_sound(container: av.container.OutputContainer, spec: VideoSpec, number: int) -> av.AudioStream:
     sound = container.add_stream(spec.audio_codec, rate=48000)
+    sound.bit_rate = 128_000
     sound.metadata["language"] = ("eng", "deu", "fra")[number]
     return sound
 

@@ -23,7 +23,7 @@ def has_edit_lists(container: Container) -> bool:
 
 
 def holds_codec(container: Container, codec: VideoCodec) -> bool:
-    with _in_memory(container) as output:
+    with in_memory(container) as output:
         return codec.value in output.supported_codecs
 
 
@@ -59,7 +59,7 @@ def _copy_problem(source: InputContainer, stream: Stream, container: Container) 
     if stream.type == "data" and container in (Container.MKV, Container.WEBM):
         return f"{container} cannot hold data streams"
     try:
-        with _in_memory(container) as output:
+        with in_memory(container) as output:
             output.add_stream_from_template(stream)
             output.start_encoding()
     except (av.FFmpegError, ValueError):
@@ -67,5 +67,6 @@ def _copy_problem(source: InputContainer, stream: Stream, container: Container) 
     return None
 
 
-def _in_memory(container: Container) -> OutputContainer:
+def in_memory(container: Container) -> OutputContainer:
+    """Open a file that is written nowhere, to try what its muxer takes."""
     return av.open(io.BytesIO(), "w", format=FORMATS[container])

@@ -17,6 +17,7 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, VideoCodec
 from worker.video.containers import FORMATS, has_edit_lists
 from worker.video.packets import StreamContents, is_end_mark
+from worker.video.sound import Conversion
 from worker.video.tag import tag_metadata
 from worker.video.values import Encoding, FrameTable, Picture
 
@@ -88,6 +89,7 @@ def write_result(
     source: InputContainer,
     video: VideoStream,
     copies: Mapping[int, StreamContents],
+    conversions: Mapping[int, Conversion],
     segments: Sequence[Path],
     order: SegmentOrder,
     table: FrameTable,
@@ -95,7 +97,7 @@ def write_result(
     encoding: Encoding,
     tag: str,
 ) -> None:
-    """Write `target`: the segments in place of `video`, and the source's streams in `copies` bit for bit.
+    """Write `target`: the segments in place of `video`, streams in `copies` bit for bit, and those in `conversions`.
 
     `source` must be just opened: it is read from its beginning, lead-in included.
     """
@@ -115,6 +117,8 @@ def write_result(
                 )
             elif stream.index in copies:
                 outputs[stream.index] = _add_copy(output, container, stream, copies[stream.index])
+            elif stream.index in conversions:
+                outputs[stream.index] = conversions[stream.index].add_to(output, stream)
         output.set_chapters(source.chapters())
         output.start_encoding()
         copied = [
@@ -125,6 +129,7 @@ def write_result(
         for packet in heapq.merge(
             _video_packets(segments, order, table, outputs[video.index]),
             _copied_packets(source, copied, outputs, hidden_too=has_edit_lists(container)),
+            *(conversion.packets() for conversion in conversions.values()),
             key=_decoded_at,
         ):
             output.mux_one(packet)

@@ -1,6 +1,6 @@
 """Reading the finished file back: every frame and packet must be there, when it should be, as it was."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -38,12 +38,14 @@ def check_result(
     source: InputContainer,
     video: VideoStream,
     copies: Mapping[int, StreamContents],
+    converted: Set[int],
     table: FrameTable,
     picture: Picture,
 ) -> Check:
     """Compare `target` with what it was made from. Raises `JobFailureError(VERIFICATION_FAILED)` for any difference."""
     with av.open(str(target), "r", format=FORMATS[container].replace("webm", "matroska")) as result:
-        expected = [stream for stream in source.streams if stream.index == video.index or stream.index in copies]
+        present = {video.index, *copies, *converted}
+        expected = [stream for stream in source.streams if stream.index in present]
         pairs = _pairs(expected, result)
         upscaled = _check_video(pairs[video.index], picture)
         lost = _lost(source, result, upscaled, picture)
@@ -51,6 +53,9 @@ def check_result(
     timing = _check_video_times(contents[video.index], table, container)
     for index, original in copies.items():
         _check_copy(index, original, contents[index], source.streams[index], timing, container)
+    for index in converted:
+        if not contents[index].pts:
+            raise _failure(f"the converted stream {index} is empty")
     return replace(timing, lost=lost)
 
 
