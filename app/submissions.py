@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from asgi_correlation_id import correlation_id
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -48,8 +48,13 @@ def _schema(model: type[BaseModel]) -> dict[str, object]:
 
 
 def _form_schema() -> dict[str, object]:
-    options = _schema(JobOptions)
-    properties = {FILE_FIELD: {"type": "string", "format": "binary"}, **cast(dict[str, object], options["properties"])}
+    """The options as text fields: one that is not wanted is left out, as a form knows no null."""
+    properties: dict[str, object] = {FILE_FIELD: {"type": "string", "format": "binary", "minLength": 1}}
+    for name, option in cast(dict[str, dict[str, Any]], _schema(JobOptions)["properties"]).items():
+        kinds = [kind for kind in option.pop("anyOf", []) if kind != {"type": "null"}]
+        if kinds:
+            option.pop("default")
+        properties[name] = option | (kinds[0] if kinds else {})
     return {"type": "object", "properties": properties, "required": [FILE_FIELD]}
 
 

@@ -58,7 +58,7 @@ router = APIRouter(tags=["uploads"], dependencies=[Depends(count_rejections), De
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary", "minLength": 1}}},
         }
     },
 )

@@ -3,6 +3,7 @@
 import re
 
 from tests.app.conftest import RunningGateway
+from worker.contract.job import JobOptions
 
 PROMISED = {
     ("post", "/v1/jobs"),
@@ -56,3 +57,12 @@ def test_the_description_declares_every_call_and_its_problems(gateway: RunningGa
     # And nothing refers to what is not there
     references = set(re.findall(r'"#/components/schemas/(\w+)"', gateway.http.get("/openapi.json").text))
     assert references <= set(document["components"]["schemas"])
+
+
+def test_the_form_offers_every_option_and_no_null(gateway: RunningGateway) -> None:
+    document = gateway.http.get("/openapi.json").json()
+
+    form = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+
+    assert set(form["properties"]) == {"file", *JobOptions.model_fields}
+    assert "null" not in str(form)
