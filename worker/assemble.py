@@ -11,7 +11,7 @@ from worker.contract.job import Container, JobOptions, VideoCodec
 from worker.contract.storage import publishing
 from worker.plan import SCALE, Plan, StreamPlan
 from worker.video.containers import has_edit_lists
-from worker.video.mux import read_order, write_result
+from worker.video.mux import UpscaledVideo, read_order, trouble_named, write_result
 from worker.video.packets import StreamContents, read_contents
 from worker.video.sound import Conversion
 from worker.video.source import open_source, stream_at
@@ -66,34 +66,22 @@ def assemble(plan: Plan, source: Path, segments: Sequence[Path], target: Path) -
     Raises `JobFailureError(VERIFICATION_FAILED)` if it is not, or if the segments do not fit together.
     """
     order = read_order(segments, [segment.frames for segment in plan.segments])
+    upscaled = UpscaledVideo(segments, order, plan.survey.frames, plan.picture, plan.encoding)
     tag = result_tag(plan.source_sha256, plan.options, plan.container, order.made_by)
-    table = plan.survey.frames
-    with open_source(source, plan.max_pixels) as opened:
-        copied = [opened.streams[stream.stream.index] for stream in plan.streams if stream.action == "copy"]
-        contents = read_contents(opened, copied, hidden_too=has_edit_lists(plan.container))
-        copies = {stream.index: facts for stream, facts in zip(copied, contents, strict=True)}
     conversions = {
         stream.stream.index: Conversion(source, plan.max_pixels, stream.stream.index, plan.container)
         for stream in plan.streams
         if stream.action == "convert"
     }
-    with open_source(source, plan.max_pixels) as opened, publishing(target) as partial:
-        video = stream_at(opened, plan.survey.stream_index)
-        write_result(
-            partial,
-            plan.container,
-            opened,
-            video,
-            copies,
-            conversions,
-            segments,
-            order,
-            table,
-            plan.picture,
-            plan.encoding,
-            tag,
-        )
-        check = check_result(partial, plan.container, opened, video, copies, set(conversions), table, plan.picture)
+    with publishing(target) as partial, trouble_named(plan.container):
+        with open_source(source, plan.max_pixels) as opened:
+            copied = [opened.streams[stream.stream.index] for stream in plan.streams if stream.action == "copy"]
+            contents = read_contents(opened, copied, hidden_too=has_edit_lists(plan.container))
+            copies = {stream.index: facts for stream, facts in zip(copied, contents, strict=True)}
+        with open_source(source, plan.max_pixels) as opened:
+            replaced = stream_at(opened, plan.survey.stream_index)
+            write_result(partial, plan.container, opened, replaced, upscaled, copies, conversions, tag)
+            check = check_result(partial, plan.container, opened, replaced, upscaled, copies, set(conversions))
     return _report(plan, copies, check, tag)
 
 

@@ -377,3 +377,68 @@ def test_only_the_published_result_is_left(make_video: MakeVideo, upscale: Upsca
     source = make_video("clip.mp4")
     result, _, _ = upscale(source)
     assert not list(Path(result).parent.glob("*.part"))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts"])
+def test_damage_anywhere_in_a_file_gives_a_result_or_a_named_failure(
+    make_video: MakeVideo, upscale: Upscale, suffix: str, seed: int
+) -> None:
+    # given a file with sound, and random bytes of it changed
+    time_base = {"mkv": Fraction(1, 1000), "avi": Fraction(1, 25), "ts": Fraction(1, 90000)}
+    source = make_video(
+        f"damaged.{suffix}",
+        frames=10,
+        time_base=time_base.get(suffix, Fraction(1, 12800)),
+        audio_tracks=1,
+        audio_codec="mp2" if suffix == "avi" else "aac",
+    )
+    chance = np.random.default_rng(seed)
+    content = bytearray(source.read_bytes())
+    for place in chance.integers(0, len(content), size=6):
+        content[place] ^= int(chance.integers(1, 256))
+    source.write_bytes(content)
+    # then it becomes a checked result, or a failure with a name: never another error
+    try:
+        result, report, _ = upscale(source)
+    except JobFailureError:
+        return
+    assert report.frames > 0
+    assert result.exists()
+
+
+def test_chapters_of_an_mp4_are_kept(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
+    source = make_video("film.mp4", frames=30, chapters=3, audio_tracks=1)
+    result, report, _ = upscale(source, segment_frames=10)
+    assert look(result).chapters == look(source).chapters
+    assert len(look(result).chapters) == 3
+    assert "dropped" not in {stream.outcome for stream in report.streams}
+
+
+def test_the_timecode_of_a_mov_is_kept(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
+    source = make_video("camera.mov", frames=30, metadata={"timecode": "01:02:03:04"})
+    result, report, _ = upscale(source, segment_frames=10)
+    assert [stream.outcome for stream in report.streams] == ["upscaled", "rewritten"]
+    with av.open(str(result)) as after:
+        assert after.streams.video[0].metadata["timecode"] == "01:02:03:04"
+
+
+def test_an_ntsc_avi_becomes_an_mp4_with_its_exact_times(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
+    ntsc = Fraction(1001, 30000)
+    source = make_video("old.avi", frames=30, pts=list(range(30)), time_base=ntsc, codec="mpeg4", options={})
+    result, _, _ = upscale(source, JobOptions(container=Container.MP4, encoder_preset="medium"), segment_frames=10)
+    assert look(result).frame_times == [number * ntsc for number in range(30)]
+
+
+def test_own_metadata_are_kept_and_those_of_the_old_encoding_are_not(
+    make_video: MakeVideo, upscale: Upscale, look: Look
+) -> None:
+    source = make_video("film.mp4", metadata={"title": "A film", "artist": "Someone", "comment": "Nice"})
+    result, _, _ = upscale(source)
+    metadata = look(result).metadata
+    assert {key: metadata[key] for key in ("title", "artist", "comment")} == {
+        "title": "A film",
+        "artist": "Someone",
+        "comment": "Nice",
+    }
+    assert metadata["encoder"].startswith("twostep-vsr ")

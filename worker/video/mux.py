@@ -3,6 +3,7 @@
 import heapq
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +25,7 @@ from worker.video.values import Encoding, FrameTable, Picture
 # Said by the container itself, or true of the source's encoding only.
 _STALE_METADATA = {"major_brand", "minor_version", "compatible_brands", "encoder", "encoding_tool", "duration"}
 _STALE_MKV_STATISTICS = ("BPS", "DURATION", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES", "_STATISTICS_")
+_ANY_BYTES = "application/octet-stream"
 _MAX_MOVIE_TIMESCALE = 2**31 - 1
 _USUAL_MOVIE_TIMESCALE = 1000
 
@@ -38,6 +40,32 @@ class SegmentOrder:
     """The most that a packet lies later in the file than in the order of display."""
     made_by: str
     """What `encode_frames` was told; the same in all segments."""
+
+
+@dataclass(frozen=True)
+class UpscaledVideo:
+    """The video of the result: its segments, and when their frames are shown."""
+
+    segments: Sequence[Path]
+    order: SegmentOrder
+    table: FrameTable
+    picture: Picture
+    encoding: Encoding
+
+
+@contextmanager
+def trouble_named(container: Container) -> Iterator[None]:
+    """Turn what FFmpeg raises over a stranger's streams into a failure that says what to do."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise  # of the disk, not of the streams
+        raise JobFailureError(
+            FailureCode.UNSUPPORTED_SOURCE,
+            f"the source's streams cannot be put together as {container} ({error.strerror}): "
+            "remux the source, or choose another container",
+        ) from error
 
 
 def read_order(segments: Sequence[Path], expected_frames: Sequence[int]) -> SegmentOrder:
@@ -87,33 +115,29 @@ def write_result(
     target: Path,
     container: Container,
     source: InputContainer,
-    video: VideoStream,
+    replaced: VideoStream,
+    upscaled: UpscaledVideo,
     copies: Mapping[int, StreamContents],
     conversions: Mapping[int, Conversion],
-    segments: Sequence[Path],
-    order: SegmentOrder,
-    table: FrameTable,
-    picture: Picture,
-    encoding: Encoding,
     tag: str,
 ) -> None:
-    """Write `target`: the segments in place of `video`, streams in `copies` bit for bit, and those in `conversions`.
+    """Write `target`: `upscaled` in place of `replaced`, streams in `copies` bit for bit, and those in `conversions`.
 
     `source` must be just opened: it is read from its beginning, lead-in included.
     """
     options = {"fflags": "+bitexact"}
     if has_edit_lists(container):
-        options |= _mp4_options(container, source, copies, table)
+        options |= _mp4_options(container, source, copies, upscaled.table)
     with (
-        av.open(str(segments[0]), "r", format="mp4") as first_segment,
+        av.open(str(upscaled.segments[0]), "r", format="mp4") as first_segment,
         av.open(str(target), "w", format=FORMATS[container], container_options=options) as output,
     ):
         output.metadata.update(kept_metadata(source.metadata) | tag_metadata(container, tag))
         outputs: dict[int, Stream] = {}
         for stream in source.streams:
-            if stream.index == video.index:
+            if stream.index == replaced.index:
                 outputs[stream.index] = _add_video(
-                    output, container, first_segment.streams.video[0], video, table, picture, encoding
+                    output, container, first_segment.streams.video[0], replaced, upscaled
                 )
             elif stream.index in copies:
                 outputs[stream.index] = _add_copy(output, container, stream, copies[stream.index])
@@ -127,7 +151,7 @@ def write_result(
             if not isinstance(outputs[index], AttachmentStream)  # written with the header
         ]
         for packet in heapq.merge(
-            _video_packets(segments, order, table, outputs[video.index]),
+            _video_packets(upscaled, outputs[replaced.index]),
             _copied_packets(source, copied, outputs, hidden_too=has_edit_lists(container)),
             *(conversion.packets() for conversion in conversions.values()),
             key=_decoded_at,
@@ -140,24 +164,23 @@ def _add_video(
     container: Container,
     encoded: VideoStream,
     original: VideoStream,
-    table: FrameTable,
-    picture: Picture,
-    encoding: Encoding,
+    upscaled: UpscaledVideo,
 ) -> VideoStream:
     stream = output.add_stream_from_template(encoded, opaque=True)
-    stream.time_base = Fraction(1, table.time_base.denominator)
-    stream.codec_context.framerate = encoding.average_rate
-    if encoding.codec is VideoCodec.HEVC and has_edit_lists(container):
+    # A muxer's time base is one over something: exact for every time of the source.
+    stream.time_base = Fraction(1, upscaled.table.time_base.denominator)
+    stream.codec_context.framerate = upscaled.encoding.average_rate
+    if upscaled.encoding.codec is VideoCodec.HEVC and has_edit_lists(container):
         stream.codec_context.codec_tag = "hvc1"  # Apple's players take no other
     stream.disposition = original.disposition
     stream.metadata.update(kept_metadata(original.metadata))
-    stream.set_display_matrix(picture.display_matrix)
+    stream.set_display_matrix(upscaled.picture.display_matrix)
     return stream
 
 
 def _add_copy(output: OutputContainer, container: Container, original: Stream, contents: StreamContents) -> Stream:
     if isinstance(original, AttachmentStream):
-        return output.add_attachment(original.name or "attachment", original.mimetype or "", original.data)
+        return output.add_attachment(original.name or "attachment", original.mimetype or _ANY_BYTES, original.data)
     if original.disposition & Disposition.attached_pic and container is Container.MKV:
         kind = {"mjpeg": "jpeg"}.get(original.codec_context.name, original.codec_context.name)
         name = original.metadata.get("filename", f"cover.{kind}")
@@ -168,13 +191,12 @@ def _add_copy(output: OutputContainer, container: Container, original: Stream, c
     return stream
 
 
-def _video_packets(
-    segments: Sequence[Path], order: SegmentOrder, table: FrameTable, output: Stream
-) -> Iterator["Packet[Stream]"]:
+def _video_packets(upscaled: UpscaledVideo, output: Stream) -> Iterator["Packet[Stream]"]:
+    table, order = upscaled.table, upscaled.order
     dts = iter(decoding_times(table, order.reorder_depth))
     ends = [*table.pts[1:], table.pts[-1] + table.last_duration]
     first = 0
-    for path, ranks in zip(segments, order.display_ranks, strict=True):
+    for path, ranks in zip(upscaled.segments, order.display_ranks, strict=True):
         with av.open(str(path), "r", format="mp4") as container:
             packets = (packet for packet in container.demux(0) if not is_end_mark(packet))
             for packet, rank in zip(packets, ranks, strict=True):

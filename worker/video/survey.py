@@ -228,7 +228,10 @@ def _average_rate(stream: VideoStream, table: FrameTable) -> Fraction:
 
 def _other(stream: Stream) -> OtherStream:
     context = cast("CodecContext | None", stream.codec_context)  # None where FFmpeg has no decoder
-    codec = context.codec.canonical_name if context is not None else stream.name if stream.type == "data" else None
+    codec = context.codec.canonical_name if context is not None else None
+    if stream.type == "data":
+        # QuickTime's timecode track has no codec in FFmpeg's eyes.
+        codec = "tmcd" if "timecode" in stream.metadata else stream.name
     return OtherStream(
         index=stream.index,
         type=stream.type,

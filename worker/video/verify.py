@@ -13,7 +13,7 @@ from av.video.stream import VideoStream
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container
 from worker.video.containers import FORMATS, has_edit_lists
-from worker.video.mux import kept_metadata
+from worker.video.mux import UpscaledVideo, kept_metadata
 from worker.video.packets import StreamContents, read_contents
 from worker.video.values import FrameTable, Picture
 
@@ -36,21 +36,20 @@ def check_result(
     target: Path,
     container: Container,
     source: InputContainer,
-    video: VideoStream,
+    replaced: VideoStream,
+    upscaled: UpscaledVideo,
     copies: Mapping[int, StreamContents],
     converted: Set[int],
-    table: FrameTable,
-    picture: Picture,
 ) -> Check:
     """Compare `target` with what it was made from. Raises `JobFailureError(VERIFICATION_FAILED)` for any difference."""
     with av.open(str(target), "r", format=FORMATS[container].replace("webm", "matroska")) as result:
-        present = {video.index, *copies, *converted}
+        present = {replaced.index, *copies, *converted}
         expected = [stream for stream in source.streams if stream.index in present]
         pairs = _pairs(expected, result)
-        upscaled = _check_video(pairs[video.index], picture)
-        lost = _lost(source, result, upscaled, picture)
+        video = _check_video(pairs[replaced.index], upscaled.picture)
+        lost = _lost(source, result, video, upscaled.picture)
         contents = dict(zip(pairs, read_contents(result, list(pairs.values())), strict=True))
-    timing = _check_video_times(contents[video.index], table, container)
+    timing = _check_video_times(contents[replaced.index], upscaled.table, container)
     for index, original in copies.items():
         _check_copy(index, original, contents[index], source.streams[index], timing, container)
     for index in converted:
