@@ -442,3 +442,50 @@ def test_own_metadata_are_kept_and_those_of_the_old_encoding_are_not(
         "comment": "Nice",
     }
     assert metadata["encoder"].startswith("twostep-vsr ")
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixel_format"),
+    [
+        ("ffv1", "gray"),
+        ("ffv1", "gray16le"),
+        ("ffv1", "yuv410p"),
+        ("ffv1", "yuv411p"),
+        ("ffv1", "yuv422p"),
+        ("ffv1", "yuv422p10le"),
+        ("ffv1", "yuv444p12le"),
+        ("ffv1", "yuva420p"),
+        ("ffv1", "bgr0"),
+        ("ffv1", "gbrp10le"),
+        ("rawvideo", "yuyv422"),
+        ("rawvideo", "rgb24"),
+        ("mjpeg", "yuvj420p"),
+        ("mpeg2video", "yuv422p"),
+        ("prores_ks", "yuv422p10le"),
+    ],
+)
+def test_every_common_pixel_format_looks_as_before(
+    make_video: MakeVideo, upscale: Upscale, look: Look, codec: str, pixel_format: str
+) -> None:
+    # given a smooth picture in some pixel format
+    def smooth(number: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        rows, columns = np.mgrid[0:height, 0:width]
+        levels = [60 + rows, 60 + columns, 120 + (rows + columns) // 2]
+        return np.stack(levels, axis=-1).astype(np.uint8)
+
+    source = make_video(
+        "video.mov" if codec == "prores_ks" else "video.nut",
+        frames=3,
+        time_base=Fraction(1, 25),
+        codec=codec,
+        options={},
+        pixel_format=pixel_format,
+        picture=smooth,
+    )
+    # when it is upscaled
+    result, _, plan = upscale(source, JobOptions(crf=8, encoder_preset="ultrafast"))
+    # then it shows what the source shows, in 4:2:0 of 8 or 10 bits
+    assert plan.picture.pixel_format in ("yuv420p", "yuv420p10le")
+    before = look(source).frames[0].to_ndarray(format="rgb24").astype(int)
+    after = look(result).frames[0].to_ndarray(format="rgb24")[::2, ::2].astype(int)
+    assert np.abs(before - after).mean() < 3
