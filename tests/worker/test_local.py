@@ -1,5 +1,8 @@
 """`vsr upscale` without the command line: resume, recognise, refuse, clean up."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -116,6 +119,47 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_gives_the_same_bytes(
     # and the result is the same, byte for byte
     assert output.read_bytes() == undisturbed.read_bytes()
     assert not (tmp_path / "result.mp4.vsr-work").exists()
+
+
+_RUN_SLOWLY = """
+import sys, time
+from pathlib import Path
+from worker.contract.job import JobOptions
+from worker.local import upscale_file
+from worker.settings import VideoLimits, WorkerSettings
+
+class SlowRepeater:
+    fingerprint = "pixel-repeater"
+    def __call__(self, previous_lr, center_lr, next_lr):
+        time.sleep(0.02)
+        return center_lr.repeat(2, axis=1).repeat(2, axis=2)
+
+upscale_file(Path(sys.argv[1]), Path(sys.argv[2]), JobOptions(encoder_preset="ultrafast"),
+             settings=WorkerSettings(), limits=VideoLimits(), load_upscaler=lambda preset: SlowRepeater())
+"""
+
+
+def test_a_killed_run_is_resumed_to_the_same_bytes_and_leaves_nothing(
+    long_video: Path, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    # given an undisturbed result, and a process that SIGKILL ends once its first segment is finished
+    undisturbed = tmp_path / "undisturbed.mp4"
+    run(long_video, undisturbed)
+    output = tmp_path / "result.mp4"
+    first_segment = tmp_path / "result.mp4.vsr-work" / "segments" / "00000.mp4"
+    with subprocess.Popen([sys.executable, "-c", _RUN_SLOWLY, long_video, output]) as process:
+        deadline = time.monotonic() + 60
+        while not first_segment.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.kill()
+    assert first_segment.exists()
+    assert not output.exists()
+    # when the same is run again
+    outcome = run(long_video, output)
+    # then the finished segments are used, the result is the same, and no trace of the killed run is left
+    assert outcome.resumed_segments >= 1
+    assert output.read_bytes() == undisturbed.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long.mp4", "result.mp4", "undisturbed.mp4"]
 
 
 @pytest.mark.parametrize("change", ["source", "options", "weights", "version"])
