@@ -24,7 +24,7 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)
 MASKED_LOGIT = -100.0
 
 # About as many pixels pass through attention at a time on a CPU: what they need stays in its cache.
-CPU_BAND_PIXELS = 8192
+CPU_BAND_PIXELS = 4096
 
 
 @dataclass(frozen=True)

@@ -118,11 +118,5 @@ def random_upscaler(preset: Preset) -> TwoStepUpscaler:
         torch.manual_seed(0)
         hat, unet = HAT(preset.hat), ConditionalUNet(preset.unet)
         start_as_bilinear(hat)
-        for layer in unet.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        for encoder in (unet.phi_left, unet.phi_right):
-            for weight in encoder.blocks[-1].parameters():
-                nn.init.normal_(weight, std=0.5)  # The neighbours as loud as the centre and its skips.
-        nn.init.normal_(unet.head.weight, std=0.1)
+        nn.init.normal_(unet.head.weight, std=0.03)
     return TwoStepUpscaler(hat, unet)

@@ -80,9 +80,11 @@ class ConditionalUNet(nn.Module):
         self.psi_encoder = Encoder(inputs, channels, config.batch_norm)
         self.psi_decoder = Decoder(channels, config.batch_norm)
         self.head = nn.Conv2d(channels[0], inputs, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                initialise(layer)
         if config.output == "residual":
-            for parameter in self.head.parameters():
-                nn.init.zeros_(parameter)
+            nn.init.zeros_(self.head.weight)
 
     def forward(self, center_sr: Tensor, previous_lr: Tensor, next_lr: Tensor) -> Tensor:
         height, width = center_sr.shape[-2:]
@@ -98,8 +100,8 @@ class ConditionalUNet(nn.Module):
         return center_sr + drawn if self.config.output == "residual" else drawn
 
     def fold(self, frames: Tensor, multiple: int) -> Tensor:
-        """Pad to a whole number of the deepest pixels, and unshuffle."""
-        folded = F.pixel_unshuffle(pad_to_multiple(frames, multiple), self.config.pixel_unshuffle)
+        """Pad to a whole number of the deepest pixels, unshuffle, and centre on zero, as convolutions pad with zero."""
+        folded = F.pixel_unshuffle(pad_to_multiple(frames, multiple) - 0.5, self.config.pixel_unshuffle)
         return folded.contiguous(memory_format=torch.channels_last)
 
 
@@ -142,3 +144,12 @@ def double_convolution(inputs: int, outputs: int, batch_norm: bool) -> nn.Sequen
             layers.append(nn.BatchNorm2d(outputs))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
+
+
+def initialise(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """He et al. (2015). Without it, and without normalisation, the signal fades on its way and little is learnt."""
+    # A transposed convolution of kernel and stride 2 makes each output pixel from one pixel of every input channel.
+    inputs = layer.in_channels if isinstance(layer, nn.ConvTranspose2d) else layer.weight[0].numel()
+    nn.init.normal_(layer.weight, std=(2 / inputs) ** 0.5)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
