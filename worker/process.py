@@ -1,18 +1,16 @@
 """One worker process: loads its model once, then takes tasks from the queue until it is told to stop.
 
-Started by the supervisor as `python -m worker.process --name NAME --parent-pid PID`, with its settings in the
-environment. It ends with one of `worker.exit_codes.ExitCode`.
+Started by the supervisor as `python -m worker.process NAME`, with its settings in the environment. It ends with one of
+`worker.exit_codes.ExitCode`.
 """
 
 import argparse
-import ctypes
 import logging
-import os
-import signal
 import sys
 from types import FrameType
 
 import structlog
+from redis.client import Pipeline
 from rq import SimpleWorker
 from rq.exceptions import StopRequested
 from rq.executions import Execution
@@ -40,12 +38,10 @@ log = structlog.get_logger(__name__)
 _WORKER_TTL_SECONDS = 35
 # A few beats of the lease may be missed before the gateway forgets what this process has loaded.
 _BEATS_BEFORE_FORGOTTEN = 4
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    _die_with(options.parent_pid)
     settings, redis_settings, storage_settings = WorkerSettings(), RedisSettings(), StorageSettings()
     log_settings = LogSettings()
     configure_logging(log_settings.log_format, log_settings.log_level)
@@ -108,6 +104,10 @@ class VideoWorker(SimpleWorker):
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return round(self._lease_seconds)
 
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """Only a task's lease is short. What names its worker must outlive it, or nobody could tell who lost it."""
+        super().heartbeat(None, pipeline)
+
     def renew(self) -> None:
         for execution in self._current_executions():
             self.maintain_heartbeats(execution.job, execution)
@@ -146,17 +146,8 @@ class VideoWorker(SimpleWorker):
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m worker.process", description=__doc__)
-    parser.add_argument("--name", required=True, help="of this worker in Redis; its supervisor must know it")
-    parser.add_argument("--parent-pid", type=int, required=True, help="the supervisor, without which this process ends")
+    parser.add_argument("name", help="of this worker in Redis; its supervisor must know it")
     return parser.parse_args(arguments)
-
-
-def _die_with(parent_pid: int) -> None:
-    """Never outlive the supervisor: nobody would give our task back, and a new one would start a second worker."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before the line above
-        sys.exit(ExitCode.BUG)
 
 
 if __name__ == "__main__":

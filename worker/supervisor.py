@@ -27,6 +27,7 @@ from redis.exceptions import LockError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.contract.logs import configure_logging
+from worker.contract.processes import ending_with_parent
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
@@ -202,11 +203,13 @@ class Supervisor:
         slot.name = f"{socket.gethostname()}.{uuid4().hex[:12]}"
         slot.started_at = time.monotonic()
         slot.process = subprocess.Popen(
-            [sys.executable, "-m", "worker.process", "--name", slot.name, "--parent-pid", str(os.getpid())],
+            [sys.executable, "-m", "worker.process", slot.name],
             env=slot.environment,
             stdin=subprocess.DEVNULL,
             # Ctrl-C in a terminal is for the supervisor, which stops its processes in order.
             start_new_session=True,
+            # A process without its supervisor would have nobody to give its task back, and a twin with the next one.
+            preexec_fn=ending_with_parent(signal.SIGKILL),
         )
         log.info("worker_process_started", worker=slot.name, pid=slot.process.pid)
 
@@ -263,7 +266,7 @@ class Supervisor:
             log.warning("redis_unreachable", reason=str(error))
 
     def _note_redis_answered(self) -> None:
-        if time.monotonic() - self._redis_answered_at > self._settings.lease_seconds / 3:
+        if time.monotonic() - self._redis_answered_at > _LOOK_SECONDS + self._settings.lease_seconds / 3:
             self._redis_back_at = time.monotonic()
         self._redis_answered_at = time.monotonic()
 

@@ -17,6 +17,7 @@ from urllib.request import urlopen
 import av
 import numpy as np
 import pytest
+import torch
 from redis import Redis
 
 from app.embedded_redis import EmbeddedRedis
@@ -166,8 +167,11 @@ class Workers:
     def kill_process(self) -> None:
         """SIGKILL the only worker process, and wait until the supervisor has seen it."""
         [name], [pid] = self.names(), self.pids()
-        os.kill(pid, signal.SIGKILL)
+        self.signal_process(pid, signal.SIGKILL)
         wait_for("the burial", lambda: name not in self.names())
+
+    def signal_process(self, pid: int, number: signal.Signals) -> None:
+        os.kill(pid, number)
 
     def metrics(self) -> dict[str, float]:
         """What Prometheus would read: series to value."""
@@ -175,20 +179,34 @@ class Workers:
             lines = answer.read().decode().splitlines()
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
-    def deaths(self) -> int:
-        return int(sum(value for name, value in self.metrics().items() if name.startswith("vsr_worker_deaths_total")))
-
     def stop(self) -> int:
         self.supervisor.terminate()
         return self.supervisor.wait(30)
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    with EmbeddedRedis(tmp_path / "redis") as server:
-        house = House(tmp_path / "storage", server.url)
-        yield house
+@pytest.fixture(scope="module")
+def running_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[House, "Workers"]]:
+    """One for all tests of a file that leave it as it was: a process with torch takes seconds to start."""
+    folder = tmp_path_factory.mktemp("house")
+    with EmbeddedRedis(folder / "redis") as server:
+        house = House(folder / "storage", server.url)
+        with house.workers() as workers:
+            yield house, workers
         house.redis.close()
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    """A server of this test's own, which it may stop."""
+    with EmbeddedRedis(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def house(tmp_path: Path, redis_server: EmbeddedRedis) -> Iterator[House]:
+    house = House(tmp_path / "storage", redis_server.url)
+    yield house
+    house.redis.close()
 
 
 @pytest.fixture(scope="session")
@@ -202,5 +220,8 @@ def undisturbed(video: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """What `vsr upscale` makes of the video."""
     output = tmp_path_factory.mktemp("undisturbed") / "result.mp4"
     settings = WorkerSettings(preset=PRESET, device="cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as for the workers below
     upscale_file(video, output, OPTIONS, settings=settings, limits=VideoLimits())
+    torch.set_num_threads(threads)
     return output.read_bytes()
