@@ -241,11 +241,12 @@ class Supervisor:
                     tasks = self._recovery.reap(dead.name, count_attempt=dead.count_attempt)
             except _REDIS_AWAY:
                 return
-            for task in tasks:
+            for task, requeued in tasks.items():
                 remove_partial_files(self._storage, task, dead.pid)
-                log.info("task_requeued", task=task, worker=dead.name)
-                self._metrics.requeued.inc()
-                self._metrics.recovery_seconds.observe(time.monotonic() - dead.died_at)
+                if requeued:
+                    log.info("task_requeued", task=task, worker=dead.name)
+                    self._metrics.requeued.inc()
+                    self._metrics.recovery_seconds.observe(time.monotonic() - dead.died_at)
             self._dead.pop(0)
 
     def _look_after_tasks(self) -> None:

@@ -44,15 +44,17 @@ class TaskRecovery:
         """Whether this worker ever got as far as waiting for tasks."""
         return bool(self._redis.exists(_worker_key(worker_name)))
 
-    def reap(self, worker_name: str, *, count_attempt: bool = True) -> list[str]:
-        """Give the dead worker's task back to the front of the queue; return its id, if it had one.
+    def reap(self, worker_name: str, *, count_attempt: bool = True) -> dict[str, bool]:
+        """Give the dead worker's task back to the front of the queue.
 
+        Returns the id of the task it was at, if any, and whether it went back now (else it had before, by its lease).
         `count_attempt`: False when we killed it ourselves for taking too long to stop, which is not the task's fault.
         """
-        executions = self._executions_of(worker_name)
-        tasks = [_task_of(execution) for execution in executions]
-        for execution, task in zip(executions, tasks, strict=True):
-            if not count_attempt:
+        tasks = {}
+        for execution in self._executions_of(worker_name):
+            task = _task_of(execution)
+            tasks[task] = self._redis.zscore(self._wip.key, execution) is not None
+            if tasks[task] and not count_attempt:
                 self._redis.hincrby(Job.key_for(task), "retries_left", 1)
             # RQ retries every execution whose lease ended before a given time; those with score 1 are exactly ours.
             self._redis.zadd(self._wip.key, {execution: 1}, xx=True)

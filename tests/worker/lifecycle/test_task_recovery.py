@@ -42,7 +42,7 @@ def test_a_dead_workers_task_returns_to_the_front_and_has_one_attempt_less(
 
     # Then
     first = task_id(TaskKind.SEGMENT, job_id, 0)
-    assert reaped == [[first], []]
+    assert reaped == [{first: True}, {}]
     assert queue.rq.job_ids == [task_id(TaskKind.SEGMENT, job_id, index) for index in (0, 1, 2)]
     assert retries_left(queue, first) == MAX_ATTEMPTS - 1
     assert not recovery.is_registered("w1")
@@ -133,6 +133,10 @@ def test_a_lease_that_ran_out_gives_the_task_to_others_and_its_old_owner_is_told
     # Then
     assert queue.rq.job_ids == [task_id(TaskKind.PLAN, job_id)]
     assert recovery.has_lost_its_task("w1")
+
+    # And when it is buried, its task is not enqueued once more
+    assert recovery.reap("w1") == {task_id(TaskKind.PLAN, job_id): False}
+    assert queue.waiting() == 1
 
 
 def test_rq_says_that_a_task_without_attempts_left_has_failed(queue: TaskQueue, recovery: TaskRecovery) -> None:
