@@ -4,7 +4,11 @@ Not by an emptied Redis, not by a process that died between two steps, not by a 
 at any time: it enqueues only what storage shows to be missing and nobody has, under ids that Redis holds once.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import structlog
+from pydantic import ValidationError
 
 from worker.contract.failure import FailureCode
 from worker.contract.job import JobError, JobRecord, JobStatus
@@ -41,8 +45,9 @@ class Reconciler:
             self._recovery.forget_expired()
             self._rebuild_index()
             for job_id in self._registry.unfinished_ids():
-                if record := self._storage.read_record(job_id):
-                    self._reconcile(record)
+                with _unreadable_files_logged(job_id):
+                    if record := self._storage.read_record(job_id):
+                        self._reconcile(record)
         finally:
             lock.release()
 
@@ -51,9 +56,12 @@ class Reconciler:
         indexed = self._registry.indexed_ids()
         stored = self._storage.job_ids()
         for job_id in stored:
-            if job_id not in indexed and (record := self._storage.read_record(job_id)):
-                log.warning("job_indexed_again", job_id=job_id, status=record.status)
-                self._registry.index(record)
+            if job_id in indexed:
+                continue
+            with _unreadable_files_logged(job_id):
+                if record := self._storage.read_record(job_id):
+                    log.warning("job_indexed_again", job_id=job_id, status=record.status)
+                    self._registry.index(record)
         for job_id in indexed.difference(stored):
             self._registry.remove(job_id)
 
@@ -93,3 +101,12 @@ class Reconciler:
             (TaskKind.SEGMENT, index) for index in first_missing if index is not None
         ]
         return expected or [(TaskKind.ASSEMBLE, None)]
+
+
+@contextmanager
+def _unreadable_files_logged(job_id: str) -> Iterator[None]:
+    """One damaged file, or one of another version, must not keep the other jobs from their turn."""
+    try:
+        yield
+    except ValidationError as error:
+        log.error("job_files_unreadable", job_id=job_id, reason=str(error))

@@ -23,7 +23,7 @@ from uuid import uuid4
 import structlog
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import LockError
+from redis.exceptions import LockError, OutOfMemoryError, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.contract.logs import configure_logging
@@ -47,7 +47,8 @@ _POLL_SECONDS = 0.05
 # A process that dies before it ever took a task waits before it is started again; one that did work does not.
 _RESPAWN_DELAYS_SECONDS = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0)
 _LOOK_SECONDS = 1.0
-_REDIS_AWAY = (RedisConnectionError, RedisTimeoutError, LockError)
+# No answer; or one that will pass: it is full, or a copy of another, or somebody else holds our lock.
+_REDIS_AWAY = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError, LockError)
 
 
 def run_worker(
@@ -161,6 +162,7 @@ class Supervisor:
         self._look_at = 0.0
         self._reconcile_at = 0.0
         self._redis_answered_at = self._redis_back_at = time.monotonic()
+        self._redis_is_away = False
 
     def run(self) -> int:
         signal.signal(signal.SIGTERM, self._ask_to_stop)
@@ -264,9 +266,14 @@ class Supervisor:
                 self._reconcile_at = time.monotonic() + self._settings.reconcile_seconds
                 self._reconciler.run(reap_expired_leases=self._redis_was_there_all_along())
         except _REDIS_AWAY as error:
-            log.warning("redis_unreachable", reason=str(error))
+            if not self._redis_is_away:
+                log.warning("redis_unreachable", reason=str(error))
+            self._redis_is_away = True
 
     def _note_redis_answered(self) -> None:
+        if self._redis_is_away:
+            log.info("redis_answers_again")
+        self._redis_is_away = False
         if time.monotonic() - self._redis_answered_at > _LOOK_SECONDS + self._settings.lease_seconds / 3:
             self._redis_back_at = time.monotonic()
         self._redis_answered_at = time.monotonic()

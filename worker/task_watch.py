@@ -115,7 +115,7 @@ class TaskWatch:
                     if task:
                         self._renew(task)
                 time.sleep(_TICK_SECONDS)
-        except BaseException:
+        except Exception:
             # Without this thread the lease would run out under a task that goes on: better to end both.
             log.exception("watch_crashed")
             _exit(ExitCode.REDIS_LOST, "the thread that renews the lease ended")

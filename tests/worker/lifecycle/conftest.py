@@ -1,11 +1,21 @@
-"""Workers that can be stopped in their tracks anywhere."""
+"""Jobs in any state, and workers that can be stopped in their tracks anywhere."""
 
+from pathlib import Path
+
+import pytest
+from redis import Redis
 from rq import SimpleWorker
 from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from worker.contract.job import JobOptions, JobRecord, new_job_id, now
 from worker.contract.queue import TaskQueue
+from worker.contract.registry import JobRegistry
+from worker.contract.storage import JobStorage, write_atomically
+from worker.plan import Plan
+from worker.reconcile import Reconciler
+from worker.task_recovery import TaskRecovery
 
 
 def make_worker(queue: TaskQueue, name: str) -> SimpleWorker:
@@ -28,3 +38,42 @@ def start_task(worker: SimpleWorker, queue: TaskQueue) -> Execution:
     execution = worker.prepare_execution(task)
     worker.prepare_job_execution(task, remove_from_intermediate_queue=True)
     return execution
+
+
+class Desk:
+    """Everything a reconciler needs, and a way to bring jobs into any state."""
+
+    def __init__(self, redis: Redis, folder: Path) -> None:
+        self.storage = JobStorage(folder)
+        self.storage.prepare()
+        self.registry = JobRegistry(redis, self.storage)
+        self.queue = TaskQueue(redis, segments_in_flight=2)
+        self.recovery = TaskRecovery(redis, self.queue)
+        self.reconciler = Reconciler(self.registry, self.queue, self.storage, self.recovery)
+
+    def accept(self) -> str:
+        record = JobRecord(
+            id=new_job_id(),
+            created_at=now(),
+            options=JobOptions(),
+            source_name="clip.mp4",
+            source_size_bytes=3,
+            source_sha256="0" * 64,
+        )
+        self.registry.add(record)
+        return record.id
+
+    def start(self, plan: Plan, finished: tuple[int, ...] = ()) -> str:
+        """A running job of this plan with these segments published."""
+        job_id = self.accept()
+        folder = self.storage.folder(job_id)
+        write_atomically(folder.plan, plan.model_dump_json().encode())
+        for index in finished:
+            write_atomically(folder.segment(index), b"a segment")
+        self.registry.start(job_id, plan.source_info())
+        return job_id
+
+
+@pytest.fixture
+def desk(redis: Redis, tmp_path: Path) -> Desk:
+    return Desk(redis, tmp_path / "storage")

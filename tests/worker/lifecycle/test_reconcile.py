@@ -1,60 +1,15 @@
 """Storage knows what was accepted; one pass makes the queue know it too."""
 
-from pathlib import Path
-
 import pytest
 from redis import Redis
 
 from tests.worker.conftest import write_video
-from tests.worker.lifecycle.conftest import make_worker, start_task
+from tests.worker.lifecycle.conftest import Desk, make_worker, start_task
 from worker.contract.failure import FailureCode
-from worker.contract.job import JobOptions, JobRecord, JobStatus, new_job_id, now
-from worker.contract.queue import MAX_ATTEMPTS, TaskKind, TaskQueue, task_id
-from worker.contract.registry import JobRegistry
-from worker.contract.storage import JobStorage, write_atomically
+from worker.contract.job import JobOptions, JobStatus
+from worker.contract.queue import MAX_ATTEMPTS, TaskKind, task_id
 from worker.plan import Plan, make_plan
-from worker.reconcile import Reconciler
 from worker.settings import VideoLimits
-from worker.task_recovery import TaskRecovery
-
-
-class Desk:
-    """Everything a reconciler needs, and a way to bring jobs into any state."""
-
-    def __init__(self, redis: Redis, folder: Path) -> None:
-        self.storage = JobStorage(folder)
-        self.storage.prepare()
-        self.registry = JobRegistry(redis, self.storage)
-        self.queue = TaskQueue(redis, segments_in_flight=2)
-        self.recovery = TaskRecovery(redis, self.queue)
-        self.reconciler = Reconciler(self.registry, self.queue, self.storage, self.recovery)
-
-    def accept(self) -> str:
-        record = JobRecord(
-            id=new_job_id(),
-            created_at=now(),
-            options=JobOptions(),
-            source_name="clip.mp4",
-            source_size_bytes=3,
-            source_sha256="0" * 64,
-        )
-        self.registry.add(record)
-        return record.id
-
-    def start(self, plan: Plan, finished: tuple[int, ...] = ()) -> str:
-        """A running job of this plan with these segments published."""
-        job_id = self.accept()
-        folder = self.storage.folder(job_id)
-        write_atomically(folder.plan, plan.model_dump_json().encode())
-        for index in finished:
-            write_atomically(folder.segment(index), b"a segment")
-        self.registry.start(job_id, plan.source_info())
-        return job_id
-
-
-@pytest.fixture
-def desk(redis: Redis, tmp_path: Path) -> Desk:
-    return Desk(redis, tmp_path / "storage")
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +121,19 @@ def test_a_deleted_job_is_forgotten_though_the_deletion_was_cut_short(desk: Desk
     desk.storage.delete_job(job_id)
     desk.reconciler.run()
     assert desk.registry.newest(10) == []
+
+
+def test_a_damaged_record_does_not_keep_the_other_jobs_from_their_turn(desk: Desk, redis: Redis) -> None:
+    # Given two jobs in an emptied Redis, the record of the first damaged
+    damaged, sound = desk.accept(), desk.accept()
+    desk.storage.folder(damaged).record.write_bytes(b"{")
+    redis.flushall()
+
+    # When
+    desk.reconciler.run()
+
+    # Then
+    assert desk.queue.rq.job_ids == [task_id(TaskKind.PLAN, sound)]
 
 
 def test_two_supervisors_never_reconcile_at_the_same_time(desk: Desk, redis: Redis) -> None:
