@@ -1,5 +1,6 @@
 """The NVIDIA GPUs of this machine, asked from the driver: the supervisor must know them without importing torch."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pynvml
@@ -19,14 +20,13 @@ def gpu_uuids() -> list[str]:
 
 
 def gpu_figures() -> list[GpuFigures]:
+    """Memory and load of each GPU; without those that do not tell, as a GPU cut into slices (MIG) may not."""
     figures = []
     for index, handle in enumerate(_handles()):
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        try:
+        with suppress(pynvml.NVMLError):
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
             busy_percent = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
-        except pynvml.NVMLError_NotSupported:  # a slice of a GPU (MIG) has no figure of its own
-            busy_percent = 0
-        figures.append(GpuFigures(index, memory.used, memory.total, busy_percent / 100))
+            figures.append(GpuFigures(index, memory.used, memory.total, busy_percent / 100))
     return figures
 
 

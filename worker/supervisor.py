@@ -105,12 +105,17 @@ def _shares(settings: WorkerSettings, workers: int) -> list[dict[str, str]]:
     gpus = [] if settings.device == "cpu" else _gpus(settings)
     count = workers or max(1, len(gpus))
     # The same fixed number for all: left alone, each process would start one thread per core and wait for the others'.
-    threads = str(settings.cpu_threads or max(1, len(os.sched_getaffinity(0)) // count))
+    threads = str(settings.cpu_threads or max(1, _cores() // count))
     shares = [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(count)]
     if len(gpus) > 1:
         for number, share in enumerate(shares):
             share["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     return shares
+
+
+def _cores() -> int:
+    """Those that this process may use: fewer than the machine's in a container with a CPU set."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _gpus(settings: WorkerSettings) -> list[str]:

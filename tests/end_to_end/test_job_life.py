@@ -184,6 +184,26 @@ def test_a_stopped_worker_gives_its_task_back_and_two_others_finish_the_job(
         assert house.result(job_id) == undisturbed
 
 
+def test_a_worker_that_is_too_slow_to_stop_is_killed_and_its_task_loses_no_attempt(
+    house: House, tmp_path: Path
+) -> None:
+    # Given a batch that takes longer than a stopping worker may
+    source = write_moving_video(tmp_path / "large.mp4", 24, width=320, height=240)
+    with house.workers(VSR_BATCH_FRAMES="24", VSR_DRAIN_SECONDS="0.5") as workers:
+        job_id = house.submit(source)
+        wait_for("the segment", lambda: "segment" in workers.tasks())
+
+        # When the worker is asked to stop
+        code = workers.stop()
+
+        # Then
+        assert code == 0
+        [task] = house.queue.rq.jobs
+        assert task.retries_left == 3
+        assert house.job(job_id).status is JobStatus.RUNNING
+        assert not list(house.folder(job_id).segments.glob("*.part"))
+
+
 def test_an_emptied_redis_loses_no_job(house: House, video: Path, undisturbed: bytes) -> None:
     # Given a job under way, and one that waits
     with house.workers():

@@ -1,0 +1,53 @@
+"""A preset is loaded once, and what cannot be loaded is a failure with a name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from redis import Redis
+
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.presets import loaded_models
+from worker.loaded_models import LoadedModels, usable_device
+
+CPU = torch.device("cpu")
+
+
+def test_a_preset_is_loaded_once_and_told_to_those_who_ask(redis: Redis, tmp_path: Path) -> None:
+    # Given
+    models = LoadedModels(CPU, tmp_path, None)
+
+    # When
+    first, second = models.get("tiny-random"), models.get("tiny-random")
+    models.announce(redis, ttl_seconds=20)
+
+    # Then
+    assert first is second
+    [told] = loaded_models(redis).values()
+    assert (told.preset, told.scale, told.device) == ("tiny-random", 2, "cpu")
+
+
+def test_weights_that_nobody_imported_are_named(tmp_path: Path) -> None:
+    with pytest.raises(JobFailureError, match="vsr weights import") as caught:
+        LoadedModels(CPU, tmp_path, None).get("paper")
+    assert caught.value.code is FailureCode.WEIGHTS_MISSING
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    (tmp_path / "paper.safetensors").write_bytes(b"not weights at all")
+    with pytest.raises(JobFailureError, match=r"paper\.safetensors") as caught:
+        LoadedModels(CPU, tmp_path, None).get("paper")
+    assert caught.value.code is FailureCode.WEIGHTS_DAMAGED
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(JobFailureError, match="compact") as caught:
+        LoadedModels(CPU, tmp_path, None).get("enormous")
+    assert caught.value.code is FailureCode.UNKNOWN_PRESET
+
+
+def test_a_gpu_that_cannot_be_used_is_never_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(JobFailureError, match="cuda") as caught:
+        usable_device("cuda")
+    assert caught.value.code is FailureCode.DEVICE_UNAVAILABLE
