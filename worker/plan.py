@@ -11,6 +11,7 @@ from worker.contract.job import Container, JobOptions, SourceInfo, StreamInfo, V
 from worker.settings import VideoLimits
 from worker.video.colour import encoded_picture
 from worker.video.containers import copy_problems, has_edit_lists, holds_codec, own_container
+from worker.video.encode import check_encoder
 from worker.video.sound import SUBSTITUTES, can_be_converted
 from worker.video.survey import survey
 from worker.video.values import Encoding, OtherStream, Picture, Survey
@@ -110,20 +111,23 @@ def make_plan(
         raise JobFailureError(
             FailureCode.UNSUPPORTED_OUTPUT, f"crf {crf} is out of range: {codec} takes 0 to {_MAX_CRF[codec]}"
         )
+    picture = encoded_picture(facts.picture, SCALE)
+    encoding = Encoding(
+        codec=codec,
+        crf=crf,
+        encoder_preset=options.encoder_preset,
+        average_rate=facts.average_rate,
+        time_base=facts.frames.time_base,
+    )
+    check_encoder(picture, encoding)
     return Plan(
         source_sha256=source_sha256 or sha256_of_file(source),
         source_size_bytes=source.stat().st_size,
         options=options,
         container=container,
         survey=facts,
-        picture=encoded_picture(facts.picture, SCALE),
-        encoding=Encoding(
-            codec=codec,
-            crf=crf,
-            encoder_preset=options.encoder_preset,
-            average_rate=facts.average_rate,
-            time_base=facts.frames.time_base,
-        ),
+        picture=picture,
+        encoding=encoding,
         segments=lay_out_segments(len(facts.frames), segment_frames or _usual_segment_frames(facts)),
         streams=_stream_plans(source, facts, container, limits.max_pixels),
         max_pixels=limits.max_pixels,

@@ -95,6 +95,14 @@ def test_options_that_cannot_be_met_are_refused(make_video: MakeVideo, options: 
     assert failure.value.code is FailureCode.UNSUPPORTED_OUTPUT
 
 
+@pytest.mark.parametrize("codec", [VideoCodec.HEVC, VideoCodec.AV1])
+def test_a_picture_too_small_for_the_encoder_is_refused(make_video: MakeVideo, codec: VideoCodec) -> None:
+    source = make_video("strip.mp4", width=64, height=2)
+    with pytest.raises(JobFailureError, match="does not take 128x4: choose another codec") as failure:
+        make_plan(source, JobOptions(codec=codec), LIMITS)
+    assert failure.value.code is FailureCode.UNSUPPORTED_OUTPUT
+
+
 @pytest.mark.parametrize(("codec", "crf"), [(VideoCodec.H264, 18), (VideoCodec.HEVC, 20), (VideoCodec.AV1, 28)])
 def test_the_default_quality_fits_the_codec(make_video: MakeVideo, codec: VideoCodec, crf: int) -> None:
     assert make_plan(make_video("a.mp4"), JobOptions(codec=codec), LIMITS).encoding.crf == crf

@@ -1,5 +1,6 @@
 """RGB frames into one segment file. The same frames give the same bytes, with any number of cores."""
 
+import io
 import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ import av
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
+from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import VideoCodec
 from worker.video.colour import FromRgb, RgbFrame
 from worker.video.values import Encoding, Picture
@@ -23,6 +25,7 @@ _SVT_PRESETS = {"ultrafast": 12, "veryfast": 11, "faster": 10, "fast": 9, "mediu
 # with AVX-512 one x264 run in six gave other bytes for the same frames.
 _SAME_CODE_EVERYWHERE = ["asm=avx2"] if platform.machine() in ("x86_64", "AMD64") else []
 _MAX_GOP_FRAMES = 240
+_MIN_AV1_SIDE = 32  # SVT-AV1 accepts less, then waits for ever on 16x128 and the like
 
 
 def encode_frames(
@@ -45,6 +48,22 @@ def encode_frames(
             container.mux(stream.encode(frame))
             yield number + 1
         container.mux(stream.encode(None))
+
+
+def check_encoder(picture: Picture, encoding: Encoding) -> None:
+    """Raise `JobFailureError(UNSUPPORTED_OUTPUT)` if the encoder does not take this picture; tried in memory."""
+    refusal = JobFailureError(
+        FailureCode.UNSUPPORTED_OUTPUT,
+        f"the {encoding.codec} encoder does not take {picture.width}x{picture.height}: choose another codec",
+    )
+    if encoding.codec is VideoCodec.AV1 and min(picture.width, picture.height) < _MIN_AV1_SIDE:
+        raise refusal
+    try:
+        with av.open(io.BytesIO(), "w", format="mp4") as container:
+            _add_stream(container, picture, encoding)
+            container.start_encoding()
+    except (av.FFmpegError, ValueError) as error:
+        raise refusal from error
 
 
 def _add_stream(container: OutputContainer, picture: Picture, encoding: Encoding) -> VideoStream:

@@ -29,9 +29,9 @@ def survey(source: Path, limits: VideoLimits) -> Survey:
     """Decode every frame once. Raises `JobFailureError` for anything that cannot be upscaled whole and in order."""
     with open_source(source, limits.max_pixels) as container:
         stream = main_video_stream(container, limits.max_pixels)
-        _check_size(stream, limits)
+        _check_size(stream.width, stream.height, limits)
         table, first = _read_frames(container, stream, limits)
-        _check_not_truncated(source, container, stream, table)
+        _check_not_truncated(source, container, table)
         # Known to the decoder only now, after it has seen frames.
         picture = _picture(container, stream, first)
         return Survey(
@@ -48,8 +48,7 @@ def survey(source: Path, limits: VideoLimits) -> Survey:
         )
 
 
-def _check_size(stream: VideoStream, limits: VideoLimits) -> None:
-    width, height = stream.width, stream.height
+def _check_size(width: int, height: int, limits: VideoLimits) -> None:
     if width > limits.max_width or height > limits.max_height or width * height > limits.max_pixels:
         raise JobFailureError(
             FailureCode.LIMIT_EXCEEDED,
@@ -68,7 +67,9 @@ def _read_frames(container: InputContainer, stream: VideoStream, limits: VideoLi
         raise JobFailureError(FailureCode.BAD_TIMESTAMPS, "the video stream has no time base")
     last_duration = 0
     for frame in decode_all(container, stream):
-        first = first or frame
+        if first is None:
+            first = frame
+            _check_size(first.width, first.height, limits)  # the header need not have told the truth
         _check_unchanged(frame, first, len(stamps), time_base)
         stamp = frame_stamp(frame)
         if stamp is None:
@@ -135,30 +136,45 @@ def _check_length(stamps: list[int], time_base: Fraction, limits: VideoLimits) -
         )
 
 
-def _check_not_truncated(source: Path, container: InputContainer, stream: VideoStream, table: FrameTable) -> None:
+def _check_not_truncated(source: Path, container: InputContainer, table: FrameTable) -> None:
     """Containers say how much they hold. FFmpeg ends a file that was cut off as if nothing were missing."""
     end_seconds = table.seconds(len(table) - 1)
-    if "mp4" in container.format.name.split(","):
-        # Counted from what the index lists, as an edit list may hide frames on purpose.
-        missing = _unreadable_samples(stream, container.size)
-        if missing:
-            raise JobFailureError(
-                FailureCode.CORRUPT_FRAME,
-                f"the file is cut off: {missing} of {stream.frames} frames are missing, after {end_seconds:.3f} s",
-            )
-    if "matroska" in container.format.name.split(",") and container.duration is not None:
+    names = container.format.name.split(",")
+    missing: str | None = None
+    if "mp4" in names:
+        missing = _missing_samples(container)
+    elif "matroska" in names and container.duration is not None:
         declared_seconds = container.duration / av.time_base
-        reached_seconds = max(end_seconds, _end_of_any_stream(source))
-        if declared_seconds - reached_seconds > _MATROSKA_DURATION_SLACK_SECONDS:
-            raise JobFailureError(
-                FailureCode.CORRUPT_FRAME,
-                f"the file is cut off at {reached_seconds:.3f} s of {declared_seconds:.3f} s "
-                f"(after video frame {len(table) - 1})",
-            )
+        end_seconds = max(end_seconds, _end_of_any_stream(source))
+        if declared_seconds - end_seconds > _MATROSKA_DURATION_SLACK_SECONDS:
+            missing = f"{declared_seconds:.3f} s were announced"
+    elif "avi" in names:
+        missing_bytes = _riff_bytes(source) - source.stat().st_size
+        if missing_bytes > 1:  # one may be padding
+            missing = f"{missing_bytes} bytes are missing"
+    if missing is not None:
+        raise JobFailureError(
+            FailureCode.CORRUPT_FRAME,
+            f"the file is cut off after video frame {len(table) - 1} ({end_seconds:.3f} s): {missing}",
+        )
 
 
-def _unreadable_samples(stream: VideoStream, file_bytes: int) -> int:
-    return sum(entry.pos + entry.size > file_bytes for entry in stream.index_entries)
+def _missing_samples(container: InputContainer) -> str | None:
+    """Count what the index of an mp4 lists beyond the end of the file, in any stream."""
+    for stream in container.streams:
+        entries = list(stream.index_entries)
+        missing = sum(entry.pos + entry.size > container.size for entry in entries)
+        if missing:
+            return f"{missing} of {len(entries)} samples of the {stream.type} stream {stream.index} are missing"
+    return None
+
+
+def _riff_bytes(source: Path) -> int:
+    """Return how long the file's first RIFF chunk says that it is; 0 where the recorder never wrote it."""
+    with source.open("rb") as file:
+        head = file.read(8)
+    size = int.from_bytes(head[4:8], "little")
+    return size + 8 if size else 0
 
 
 def _end_of_any_stream(source: Path) -> float:
