@@ -106,7 +106,10 @@ def _shares(settings: WorkerSettings, workers: int) -> list[dict[str, str]]:
     count = workers or max(1, len(gpus))
     # The same fixed number for all: left alone, each process would start one thread per core and wait for the others'.
     threads = str(settings.cpu_threads or max(1, _cores() // count))
-    shares = [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(count)]
+    # PASSIVE: a thread that waits for the others sleeps. Spinning, it takes the core from the very thread it waits for
+    # as soon as anything else runs here (measured: three to nine times slower).
+    share = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    shares = [dict(share) for _ in range(count)]
     if len(gpus) > 1:
         for number, share in enumerate(shares):
             share["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
