@@ -50,8 +50,10 @@ RUN --mount=type=cache,target=/var/cache/pip \
 FROM gateway-dependencies AS gateway
 
 COPY . .
+# Readable by the image's user also where the checkout was made by someone who keeps files private (umask 077).
 RUN --mount=type=cache,target=/var/cache/pip \
-    pip install --no-deps --editable .
+    chmod -R a+rX . \
+ && pip install --no-deps --editable .
 
 ENV VSR_HOST=0.0.0.0 \
     VSR_PORT=8000
@@ -70,7 +72,8 @@ FROM worker-dependencies AS worker
 
 COPY . .
 RUN --mount=type=cache,target=/var/cache/pip \
-    pip install --no-deps --editable .
+    chmod -R a+rX . \
+ && pip install --no-deps --editable .
 
 # Read by NVIDIA's container runtime, ignored without it: `video` brings NVDEC and NVENC, which are not in `compute`.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility,video \
