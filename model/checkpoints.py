@@ -103,6 +103,7 @@ def save_checkpoint(path: Path, hat: HAT, unet: ConditionalUNet | None, notes: M
     }
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata=passport)
+    partial.chmod(0o644)  # safetensors lets only the owner read, but a container's user is another.
     partial.replace(path)
     return read_passport(path)
 

@@ -1,0 +1,69 @@
+"""The checkpoint in the repository: whole, small, documented, and better than plain enlargement."""
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from torch import Tensor
+
+from model.checkpoints import SHIPPED_WEIGHTS_DIR, list_checkpoints, verify_checkpoint
+from model.data import shrink
+from model.evaluation import outputs, triplets
+from model.metrics import psnr_y
+from model.presets import PRESETS, load_upscaler
+
+MAX_BYTES = 20_000_000
+
+
+def moving_cat(frames: int) -> Tensor:
+    """(T, 3, 112, 160) uint8: scikit-image's cat, which no training material shows, panned by one pixel a frame.
+
+    Halved first, as the training material is, so that the camera's own blur and compression vanish.
+    """
+    cat = torch.from_numpy(np.array(skimage.data.chelsea())).permute(2, 0, 1).unsqueeze(0)
+    small = shrink(cat)[0]
+    return torch.stack([small[:, 20:132, 20 + t : 180 + t] for t in range(frames)])
+
+
+def test_every_shipped_checkpoint_is_whole_small_and_has_a_card() -> None:
+    shipped = list_checkpoints(None)
+
+    assert [info.name for info in shipped] == ["compact"]
+    for info in shipped:
+        assert verify_checkpoint(info.path) == info
+        assert info.size_bytes <= MAX_BYTES
+        assert info.sha256 in (SHIPPED_WEIGHTS_DIR / f"{info.name}.md").read_text()
+
+
+def test_the_compact_preset_is_the_shipped_checkpoint() -> None:
+    (info,) = list_checkpoints(None)
+
+    upscaler = load_upscaler("compact", torch.device("cpu"), None)
+
+    assert (info.hat, info.unet) == (PRESETS["compact"].hat, PRESETS["compact"].unet)
+    assert not any(module.training for module in upscaler.modules())
+
+
+def test_the_two_steps_beat_plain_enlargement_and_hat_alone() -> None:
+    # given frames of a picture that was never trained on
+    hr = moving_cat(frames=5)
+    batch = triplets(shrink(hr), hr, [1, 2, 3])
+    upscaler = load_upscaler("compact", torch.device("cpu"), None)
+
+    # when every method enlarges them
+    results = outputs(upscaler.hat, upscaler.unet, batch)
+    db = {name: float(psnr_y(output.clamp(0, 1), batch.target, border_px=4).mean()) for name, output in results.items()}
+
+    # then the order is as promised
+    assert db["two steps"] > db["HAT alone"] > db["Lanczos"] > db["bicubic"]
+
+
+@pytest.mark.parametrize("shade", [0.0, 0.5, 1.0])
+def test_a_plain_surface_stays_plain(shade: float) -> None:
+    upscaler = load_upscaler("compact", torch.device("cpu"), None)
+    frame = torch.full((1, 3, 24, 32), shade)
+
+    with torch.inference_mode():
+        output = upscaler(frame, frame, frame)
+
+    assert float((output - shade).abs().max()) < 4 / 255
