@@ -21,6 +21,7 @@ from worker.video.mux import segment_maker
 from worker.video.tag import read_tag
 
 WORKSPACE_SUFFIX = ".vsr-work"
+_OTHER_NAMES = {".m4v": ".mp4", ".3gp": ".mp4", ".qt": ".mov"}
 
 
 class OutputExistsError(Exception):
@@ -43,8 +44,13 @@ class Outcome:
 
 
 def default_output(source: Path) -> Path:
-    """Return `clip_2x.mp4` for `clip.mp4`, and `clip_2x.mkv` for a container that we do not write."""
-    suffix = source.suffix if _container_named(source) is not None else ".mkv"
+    """Return `clip_2x.mp4` for `clip.mp4`, and `clip_2x.mkv` for a container that we do not write.
+
+    A job of the service whose source has such a name comes to the same container.
+    """
+    suffix = _OTHER_NAMES.get(source.suffix.lower(), source.suffix)
+    if _container_named(Path(f"_{suffix}")) is None:
+        suffix = ".mkv"
     return source.with_name(f"{source.stem}_{SCALE}x{suffix}")
 
 

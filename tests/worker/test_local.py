@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from worker.assemble import Report
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobOptions, Progress
 from worker.local import Outcome, OutputExistsError, default_output, upscale_file
+from worker.plan import Plan
 from worker.settings import VideoLimits, WorkerSettings
 from worker.upscaler import FrameBatch, Upscaler
 
@@ -71,6 +73,8 @@ def test_the_output_is_named_after_the_source() -> None:
     assert default_output(Path("a/clip.mp4")) == Path("a/clip_2x.mp4")
     assert default_output(Path("a/clip.MOV")) == Path("a/clip_2x.MOV")
     assert default_output(Path("a/clip.wmv")) == Path("a/clip_2x.mkv")
+    assert default_output(Path("a/clip.m4v")) == Path("a/clip_2x.mp4")
+    assert default_output(Path("a/clip")) == Path("a/clip_2x.mkv")
 
 
 def test_a_finished_run_leaves_the_result_alone(long_video: Path, run: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -82,6 +86,25 @@ def test_a_finished_run_leaves_the_result_alone(long_video: Path, run: Callable[
     assert outcome.report.frames == 96
     assert set(outcome.report.stage_seconds or {}) == {"decode", "infer", "encode"}
     assert list(output.parent.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mov", "clip.mkv", "clip.avi"])
+def test_a_local_run_gives_the_same_bytes_as_a_job_of_the_service(
+    make_video: MakeVideo,
+    run: Callable[..., Outcome],
+    upscale: Callable[..., tuple[Path, Report, Plan]],
+    tmp_path: Path,
+    name: str,
+) -> None:
+    # given a source, and the result of a job whose options leave the container open
+    codec = {"codec": "mpeg4", "options": {}} if name.endswith("avi") else {}
+    source = make_video(name, time_base=Fraction(1, 25) if codec else Fraction(1, 1000), **codec)
+    of_the_service, _, _ = upscale(source, FAST)
+    # when the same is done here, with an output name
+    outcome = run(source, default_output(source))
+    # then the files are the same
+    assert outcome.output.read_bytes() == of_the_service.read_bytes()
+    assert outcome.output.suffix == of_the_service.suffix
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "webm"])
