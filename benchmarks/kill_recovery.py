@@ -37,6 +37,7 @@ from worker.contract.storage import JobStorage
 # At 6 frames per second a segment has 24 frames.
 FRAMES_PER_SECOND, SEGMENT_FRAMES = 6, 24
 KILLS_PER_SEGMENT = 2
+THREADS = 1
 GIVE_UP_SECONDS = 120.0
 
 
@@ -101,7 +102,7 @@ class Run:
             "VSR_METRICS_PORT": str(self.port),
             "VSR_LOG_LEVEL": "ERROR",
             # Threads that share a core with somebody else's wait for each other most of the time.
-            "VSR_CPU_THREADS": "1",
+            "VSR_CPU_THREADS": str(THREADS),
         }
         self.supervisor = subprocess.Popen([sys.executable, "-m", "worker.supervisor", str(workers)], env=environment)
 
@@ -193,7 +194,8 @@ def upscale_here(source: Path, output: Path, preset: str) -> bytes:
     """What `vsr upscale` makes of it, undisturbed."""
     vsr = Path(sys.executable).with_name("vsr")
     options = ["--preset", preset, "--device", "cpu", "--encoder-preset", "ultrafast"]
-    subprocess.run([vsr, "upscale", source, output, *options], check=True, capture_output=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+    subprocess.run([vsr, "upscale", source, output, *options], check=True, capture_output=True, env=environment)
     return output.read_bytes()
 
 
