@@ -113,7 +113,7 @@ def _report(plan: Plan, copies: Mapping[int, StreamContents], check: Check, tag:
         frames=plan.frames,
         timestamps=_timestamps(check),
         streams=tuple(sorted([upscaled, *streams], key=lambda stream: stream.index)),
-        notes=plan.survey.notes + check.lost,
+        notes=plan.survey.notes + _colour_notes(plan) + check.lost,
         tag=tag,
     )
 
@@ -135,6 +135,13 @@ def _stream_report(plan: StreamPlan, copies: Mapping[int, StreamContents], conta
         packets=len(facts.pts) if facts is not None else None,
         sha256=facts.sha256 if facts is not None else None,
     )
+
+
+def _colour_notes(plan: Plan) -> tuple[str, ...]:
+    before, after = plan.survey.picture.colour, plan.picture.colour
+    if after.matrix == before.matrix:
+        return ()
+    return (f"the result is tagged {after.conversion}, as players take the source, so that it shows the same colours",)
 
 
 def _timestamps(check: Check) -> str:

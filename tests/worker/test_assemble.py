@@ -27,6 +27,10 @@ def luma(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
     return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, : plane.width]
 
 
+def plane_mean(plane: av.video.plane.VideoPlane) -> float:
+    return float(np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, : plane.width].mean())
+
+
 def samples(path: Path) -> npt.NDArray[np.float64]:
     """Decode the first sound of a file to (channels, samples), full scale being 1."""
     with av.open(str(path)) as container:
@@ -48,6 +52,9 @@ def test_every_real_clip_keeps_frames_times_and_sound(real_clips: list[Path], up
         assert after.frames[0].width == 2 * before.frames[0].width
         assert after.frames[0].height == 2 * before.frames[0].height
         assert after.frames[0].rotation == before.frames[0].rotation
+        # and shows the same brightness: no other matrix, no other range
+        if before.frames[5].format.name == "yuv420p":
+            assert abs(plane_mean(before.frames[5].planes[0]) - plane_mean(after.frames[5].planes[0])) < 1, clip.name
         # and every stream that the report calls copied has the same packets at the same times
         copied = [stream.index for stream in report.streams if stream.outcome == "copied"]
         kept = [stream.index for stream in report.streams if stream.outcome != "dropped"]
@@ -279,6 +286,23 @@ def test_rotation_aspect_ratio_and_colour_tags_are_kept(make_video: MakeVideo, u
     assert before.rotation != 0
     for tag in ("rotation", "colorspace", "color_range", "color_primaries", "color_trc"):
         assert getattr(after, tag) == getattr(before, tag), tag
+
+
+def test_untagged_video_keeps_its_colours_when_it_becomes_high_definition(
+    make_video: MakeVideo, upscale: Upscale, look: Look
+) -> None:
+    # given untagged video, which players take for BT.601 at 400 lines and for BT.709 at 800
+    def red(number: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        return np.broadcast_to(np.array([200, 40, 60], np.uint8), (height, width, 3)).copy()
+
+    source = make_video("red.mp4", frames=3, width=64, height=400, picture=red)
+    result, report, _ = upscale(source)
+    # then its numbers are the same, and a tag keeps their meaning
+    before, after = look(source).frames[0], look(result).frames[0]
+    for small, large in zip(before.planes, after.planes, strict=True):
+        assert abs(plane_mean(small) - plane_mean(large)) <= 1
+    assert after.colorspace == 6
+    assert any("tagged bt601" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("codec", list(VideoCodec))

@@ -13,7 +13,7 @@ from av.filter import Graph
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 
-from worker.video.values import Colour, Picture
+from worker.video.values import Picture
 
 RgbFrame = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 """(H, W, 3), full range: uint8 for 8-bit video, uint16 (0 to 65535) for deeper."""
@@ -22,17 +22,33 @@ _FLAGS = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact:sw
 # ITU-T H.273 code points to the names of FFmpeg's scale filter. Others are rare, and are treated as unknown both ways.
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 _RGB_MATRIX, _UNKNOWN = 0, 2
-_FULL_RANGE = 2
+_BT709, _BT601 = 1, 6
+_LIMITED_RANGE, _FULL_RANGE = 1, 2
 _HD_MIN_HEIGHT = 720
 
 
+def conversion_matrix(tagged: int, height: int) -> str:
+    """Return FFmpeg's name of the matrix behind the tag `tagged`.
+
+    Untagged video is taken as players take it: BT.709 when high-definition, else BT.601.
+    """
+    return _MATRICES.get(tagged, _MATRICES[_BT709 if height >= _HD_MIN_HEIGHT else _BT601])
+
+
 def encoded_picture(source: Picture, scale: int) -> Picture:
-    """Return the result's picture: `scale` times as large, 4:2:0, 8 or 10 bits, the colour tags of the source."""
+    """Return the result's picture: `scale` times as large, 4:2:0, 8 or 10 bits, the colour tags of the source.
+
+    Untagged video stays untagged, unless its size would then make players guess otherwise than before.
+    """
     deep = source.bit_depth > 8
     colour = source.colour
     if colour.matrix == _RGB_MATRIX:
         # 4:2:0 video cannot be tagged as RGB.
-        colour = colour.model_copy(update={"matrix": 1 if source.height >= _HD_MIN_HEIGHT else 6, "range": 1})
+        matrix = _BT709 if source.height >= _HD_MIN_HEIGHT else _BT601
+        colour = colour.model_copy(update={"matrix": matrix, "conversion": _MATRICES[matrix], "range": _LIMITED_RANGE})
+    elif colour.matrix == _UNKNOWN and conversion_matrix(_UNKNOWN, scale * source.height) != colour.conversion:
+        # Left untagged, the larger picture would be shown with the matrix of high definition: in other colours.
+        colour = colour.model_copy(update={"matrix": _BT601})
     return source.model_copy(
         update={
             "width": scale * source.width,
@@ -97,12 +113,7 @@ def _said(side: str, picture: Picture) -> str:
     if colour.matrix == _RGB_MATRIX:
         return f"{side}_range=pc"
     chroma = f":{side}_chroma_loc={colour.chroma_location}" if colour.chroma_location != "unspecified" else ""
-    return f"{side}_color_matrix={_matrix(colour, picture.height)}:{side}_range={limited_or_full}{chroma}"
-
-
-def _matrix(colour: Colour, height: int) -> str:
-    """Untagged video is taken as players take it: BT.709 when high-definition, else BT.601."""
-    return _MATRICES.get(colour.matrix, "bt709" if height >= _HD_MIN_HEIGHT else "bt601")
+    return f"{side}_color_matrix={colour.conversion}:{side}_range={limited_or_full}{chroma}"
 
 
 def _rgb_format(picture: Picture) -> str:

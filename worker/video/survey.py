@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.settings import VideoLimits
+from worker.video.colour import conversion_matrix
 from worker.video.source import decode_all, frame_crc32, frame_stamp, main_video_stream, open_source
 from worker.video.values import Colour, FrameTable, OtherStream, Picture, Survey
 
@@ -198,6 +199,7 @@ def _picture(container: InputContainer, stream: VideoStream, first: VideoFrame) 
             range=2 if first.format.name.startswith("yuvj") else int(first.color_range),
             primaries=int(first.color_primaries),
             transfer=int(first.color_trc),
+            conversion=conversion_matrix(int(first.colorspace), first.height),
             chroma_location=_chroma_location(container, stream),
         ),
         sample_aspect_ratio=stream.sample_aspect_ratio or None,

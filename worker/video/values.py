@@ -26,6 +26,9 @@ class Colour(Frozen):
     range: int = Field(description="0 unknown, 1 limited, 2 full")
     primaries: int
     transfer: int
+    conversion: str = Field(
+        description="FFmpeg's name of the matrix to convert with: the tagged one, or what players take when untagged."
+    )
     chroma_location: str = Field(
         description='Where chroma samples lie: "left", "center", "topleft", ...; "unspecified"'
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from av.video.frame import VideoFrame
 
-from worker.video.colour import FromRgb, ToRgb, encoded_picture
+from worker.video.colour import FromRgb, ToRgb, conversion_matrix, encoded_picture
 from worker.video.values import Colour, Picture
 
 LUMA_WEIGHTS = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
@@ -17,7 +17,14 @@ def picture(matrix: int, colour_range: int, bit_depth: int = 8, chroma_location:
         height=16,
         pixel_format="yuv420p" if bit_depth == 8 else "yuv420p10le",
         bit_depth=bit_depth,
-        colour=Colour(matrix=matrix, range=colour_range, primaries=2, transfer=2, chroma_location=chroma_location),
+        colour=Colour(
+            matrix=matrix,
+            range=colour_range,
+            primaries=2,
+            transfer=2,
+            conversion=conversion_matrix(matrix, 16),
+            chroma_location=chroma_location,
+        ),
         sample_aspect_ratio=None,
         display_matrix=None,
         interlaced=False,
