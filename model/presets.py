@@ -103,7 +103,8 @@ def what_is_missing(preset: Preset, path: Path | None) -> str:
     where = "no folder of weights was given" if path is None else f"{path} does not exist"
     return (
         f"preset {preset.name!r} needs weights that are not shipped and {where}: import a published HAT x2 with "
-        "`vsr weights import`, then train its U-Net with `vsr train`; HAT alone would not be this preset"
+        "`vsr weights import`, train its U-Net with `vsr train paper-unet`, and save the run's weights.safetensors "
+        "under that name; HAT alone would not be this preset"
     )
 
 
