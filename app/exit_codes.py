@@ -28,6 +28,7 @@ class ExitCode(IntEnum):
 _NOT_POSSIBLE = {
     FailureCode.UNSUPPORTED_OUTPUT,
     FailureCode.OUTPUT_EXISTS,
+    FailureCode.INVALID_OPTION,
     FailureCode.UNKNOWN_PRESET,
     FailureCode.WEIGHTS_MISSING,
     FailureCode.WEIGHTS_DAMAGED,

@@ -13,7 +13,7 @@ class ExitCode(IntEnum):
     # The worker cannot start: starting it again would not help.
     WEIGHTS = 10
     DEVICE = 11
-    PRESET = 12
+    OPTION = 12
     PORT_IN_USE = 13
     REDIS_UNREACHABLE = 14
 
@@ -28,13 +28,14 @@ class ExitCode(IntEnum):
     """Redis stayed away for longer than a worker is patient."""
 
 
-CANNOT_START = frozenset({ExitCode.WEIGHTS, ExitCode.DEVICE, ExitCode.PRESET})
+CANNOT_START = frozenset({ExitCode.WEIGHTS, ExitCode.DEVICE, ExitCode.OPTION})
 """Exit codes of a worker process after which its supervisor stops too."""
 
 EXIT_CODE_OF_FAILURE = {
     FailureCode.WEIGHTS_MISSING: ExitCode.WEIGHTS,
     FailureCode.WEIGHTS_DAMAGED: ExitCode.WEIGHTS,
     FailureCode.DEVICE_UNAVAILABLE: ExitCode.DEVICE,
-    FailureCode.UNKNOWN_PRESET: ExitCode.PRESET,
+    FailureCode.UNKNOWN_PRESET: ExitCode.OPTION,
+    FailureCode.INVALID_OPTION: ExitCode.OPTION,
 }
 """What a failure to load the model at start means for the process."""

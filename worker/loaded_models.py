@@ -77,5 +77,8 @@ class LoadedModels:
             raise JobFailureError(FailureCode.WEIGHTS_DAMAGED, str(error)) from error
         except torch.cuda.OutOfMemoryError as error:
             raise JobFailureError(FailureCode.OUT_OF_MEMORY, f"the GPU's memory is too small for {preset!r}") from error
-        networks.use_tiles(self._tile_px)
+        try:
+            networks.use_tiles(self._tile_px)
+        except ValueError as error:
+            raise JobFailureError(FailureCode.INVALID_OPTION, f"{error} (--tile, VSR_TILE_PX)") from error
         return NetworkUpscaler(networks)

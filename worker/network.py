@@ -6,6 +6,7 @@ from torch import Tensor
 
 from model.checkpoints import sha256_of
 from model.upscaler import TwoStepUpscaler
+from worker.contract.failure import FailureCode, JobFailureError
 from worker.upscaler import FrameBatch
 
 
@@ -26,9 +27,17 @@ class NetworkUpscaler:
     def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
         """(B, H, W, 3) to (B, 2H, 2W, 3), uint8 or uint16 as given."""
         white = np.iinfo(center_lr.dtype).max
-        upscaled: Tensor = self._networks(
-            *(self._to_tensor(batch, white) for batch in (previous_lr, center_lr, next_lr))
-        )
+        try:
+            upscaled: Tensor = self._networks(
+                *(self._to_tensor(batch, white) for batch in (previous_lr, center_lr, next_lr))
+            )
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            height, width = center_lr.shape[1:3]
+            raise JobFailureError(
+                FailureCode.OUT_OF_MEMORY,
+                f"the memory is too small for {len(center_lr)} frames of {width}x{height} at a time: "
+                "use tiles (--tile, VSR_TILE_PX) or fewer frames (--batch, VSR_BATCH_FRAMES)",
+            ) from error
         levels = (upscaled * white).round_().clamp_(0, white).permute(0, 2, 3, 1)
         # By way of int32, as torch converts to uint16 on few devices.
         whole = levels.to(torch.int32).cpu().numpy()

@@ -36,12 +36,14 @@ def render_segment(
     *,
     batch_frames: int,
     on_frames_done: Callable[[int], None] = lambda frames_done: None,
+    on_batch: Callable[[int], None] = lambda frames: None,
     check_canceled: Callable[[], None] = lambda: None,
     times: "StageTimes | None" = None,
 ) -> None:
     """Compute segment `index` of the plan and publish it at `target`, whole or not at all.
 
-    `on_frames_done` hears how many frames of the segment are done; `check_canceled` is called between batches and
+    `on_frames_done` hears how many frames of the segment are done, `on_batch` how many frames a network call was
+    asked for (the filling not counted); `check_canceled` is called between batches and
     stops the work by raising. Raises `JobFailureError` when the source no longer decodes as planned.
     """
     segment = plan.segments[index]
@@ -58,7 +60,7 @@ def render_segment(
             ),
         )
         triplets = with_neighbours(decoded, halo_before=first < segment.first, halo_after=stop > segment.stop)
-        upscaled = times.timed("infer", upscale(triplets, upscaler, batch_frames, check_canceled))
+        upscaled = times.timed("infer", upscale(triplets, upscaler, batch_frames, on_batch, check_canceled))
         pts = table.pts[segment.first : segment.stop]
         encoded = encode_frames(upscaled, pts, plan.picture, plan.encoding, partial, made_by=upscaler.fingerprint)
         for frames_done in times.timed("encode", encoded):
@@ -83,7 +85,11 @@ def with_neighbours(frames: Iterable[RgbFrame], *, halo_before: bool, halo_after
 
 
 def upscale(
-    triplets: Iterable[Triplet], upscaler: Upscaler, batch_frames: int, check_canceled: Callable[[], None]
+    triplets: Iterable[Triplet],
+    upscaler: Upscaler,
+    batch_frames: int,
+    on_batch: Callable[[int], None],
+    check_canceled: Callable[[], None],
 ) -> Iterator[RgbFrame]:
     """Yield the upscaled centre frames, (2H, 2W, 3).
 
@@ -93,6 +99,7 @@ def upscale(
     remaining = iter(triplets)
     while batch := list(islice(remaining, batch_frames)):
         check_canceled()
+        on_batch(len(batch))
         filled = batch + [batch[-1]] * (batch_frames - len(batch))
         yield from upscaler(*(np.stack(frames) for frames in zip(*filled, strict=True)))[: len(batch)]
 

@@ -61,7 +61,8 @@ class Reconciler:
             with _unreadable_files_logged(job_id):
                 if record := self._storage.read_record(job_id):
                     log.warning("job_indexed_again", job_id=job_id, status=record.status)
-                    self._registry.index(record)
+                    # Not `index`: the status may have changed since it was read.
+                    self._registry.change(job_id, lambda current: current)
         for job_id in indexed.difference(stored):
             self._registry.remove(job_id)
 

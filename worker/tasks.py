@@ -129,6 +129,7 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
             bench.models.get(job.options.preset),
             batch_frames=bench.settings.batch_frames,
             on_frames_done=progress.note,
+            on_batch=metrics.BATCH_FRAMES.observe,
             check_canceled=bench.watch.check,
             times=times,
         )

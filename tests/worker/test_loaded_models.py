@@ -51,3 +51,10 @@ def test_a_gpu_that_cannot_be_used_is_never_replaced_by_the_cpu(monkeypatch: pyt
     with pytest.raises(JobFailureError, match="cuda") as caught:
         usable_device("cuda")
     assert caught.value.code is FailureCode.DEVICE_UNAVAILABLE
+
+
+def test_tiles_that_do_not_fit_the_networks_are_refused_with_the_multiple(tmp_path: Path) -> None:
+    models = LoadedModels(CPU, tmp_path, tile_px=33)
+    with pytest.raises(JobFailureError, match=r"33.*multiple.*--tile") as caught:
+        models.get("tiny-random")
+    assert caught.value.code is FailureCode.INVALID_OPTION

@@ -59,8 +59,10 @@ def test_the_network_always_sees_whole_batches(count: int) -> None:
     recorder = Recorder()
     triplets = with_neighbours(frames(*range(count)), halo_before=False, halo_after=False)
     # when they are upscaled in fours
-    upscaled = list(upscale(triplets, recorder, 4, lambda: None))
-    # then the last batch is filled with its last triplet, and the filling is not given out
+    told: list[int] = []
+    upscaled = list(upscale(triplets, recorder, 4, told.append, lambda: None))
+    # then the last batch is filled with its last triplet, and the filling is neither given out nor counted
+    assert sum(told) == count
     assert [int(frame[0, 0, 0]) for frame in upscaled] == list(range(count))
     assert {len(batch) for batch in recorder.batches} == {4}
     assert len(recorder.batches) == -(-count // 4)

@@ -20,6 +20,7 @@ class FailureCode(StrEnum):
     # What was asked for
     UNSUPPORTED_OUTPUT = "unsupported_output"
     OUTPUT_EXISTS = "output_exists"
+    INVALID_OPTION = "invalid_option"
     UNKNOWN_PRESET = "unknown_preset"
     WEIGHTS_MISSING = "weights_missing"
     WEIGHTS_DAMAGED = "weights_damaged"
