@@ -26,6 +26,9 @@ MASKED_LOGIT = -100.0
 # About as many pixels pass through attention at a time on a CPU: what they need stays in its cache.
 CPU_BAND_PIXELS = 4096
 
+# Up to here torch's fused attention on a CPU is slower than plain products: the logits of a band fit the cache anyway.
+SMALL_WINDOW_PIXELS = 64
+
 
 @dataclass(frozen=True)
 class HATConfig:
@@ -117,8 +120,14 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        gates: Tensor = self.attention(x)
-        return x * gates
+        _, squeeze, _, excite, _ = self.attention
+        assert isinstance(squeeze, nn.Conv2d)
+        assert isinstance(excite, nn.Conv2d)
+        # The same sums as `self.attention(x)`, as linear layers: a 1x1 convolution of a 1x1 image is computed in another
+        # order on one thread than on several, and a result must not depend on the number of threads.
+        squeezed = F.relu(F.linear(x.mean((2, 3)), squeeze.weight.flatten(1), squeeze.bias))
+        gates = torch.sigmoid(F.linear(squeezed, excite.weight.flatten(1), excite.bias))
+        return x * gates[..., None, None]
 
 
 class ChannelAttentionBlock(nn.Module):
@@ -225,7 +234,7 @@ class WindowAttention(RelativePositionBias):
         attended = []
         for part, bias in zip(parts, biases, strict=True):
             q, k, v = part.transpose(0, 1).flatten(1, 3).flatten(3, 4)  # (windows, heads, w * w, C / heads) each
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
+            out = attend(q, k, v, bias.to(q.dtype))
             attended.append(out.view(-1, batch, rows, self.heads, w, w, channels // self.heads))
         # Back from (columns, B, rows, heads, y, x, C / heads)
         columns_first = torch.cat(attended) if len(attended) > 1 else attended[0]
@@ -250,8 +259,7 @@ class HybridAttentionBlock(nn.Module):
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         normed = self.norm1(x)
         x = torch.add(x + self.attn(normed, index), self.conv_block(normed), alpha=self.conv_scale)
-        y: Tensor = x + self.mlp(self.norm2(x))
-        return y
+        return in_bands(lambda band: band + self.mlp(self.norm2(band)), x, rows_per_band(x, 1))
 
 
 class OverlappingCrossAttentionBlock(RelativePositionBias):
@@ -274,15 +282,14 @@ class OverlappingCrossAttentionBlock(RelativePositionBias):
         # Beyond the image keys and values are zero, and are attended to: the reference has no mask here.
         margin = (self.key_window - self.window) // 2
         kv = F.pad(qkv[..., channels:], (0, 0, margin, margin, margin, margin))
-        bias = self.bias(index).to(qkv.dtype).unsqueeze(0)
+        bias = self.bias(index).to(qkv.dtype)
         bands = []
         for top in range(0, x.shape[1], step * self.window):
             q_band = qkv[:, top : top + step * self.window, :, :channels]
             kv_band = kv[:, top : top + q_band.shape[1] + 2 * margin]
             bands.append(self.band(q_band, kv_band, bias))
         x = x + torch.cat(bands, dim=1)
-        y: Tensor = x + self.mlp(self.norm2(x))
-        return y
+        return in_bands(lambda band: band + self.mlp(self.norm2(band)), x, rows_per_band(x, 1))
 
     def band(self, q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
         """Attention of some rows of windows to their key windows: (B, H, W, C), and (B, H + k - w, W + k - w, 2C)."""
@@ -299,7 +306,7 @@ class OverlappingCrossAttentionBlock(RelativePositionBias):
         # To B, rows, columns, key or value, heads, C / heads, k, k.
         kv = kv.view(batch, rows, columns, 2, self.heads, head_channels, self.key_window, self.key_window)
         k, v = kv.permute(3, 0, 1, 2, 4, 6, 7, 5).flatten(1, 3).flatten(3, 4)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out = attend(q, k, v, bias)
         out = out.view(batch, rows, columns, self.heads, w, w, head_channels).permute(0, 1, 4, 2, 5, 3, 6)
         projected: Tensor = self.proj(out.reshape(batch, height, width, channels))
         return projected
@@ -407,6 +414,19 @@ def rows_per_band(x: Tensor, window: int) -> int:
         return x.shape[1] // window
     pixels_per_row = x.shape[0] * window * x.shape[2]
     return max(1, CPU_BAND_PIXELS // pixels_per_row)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v of (windows, n, pixels, d) with the (n, queries, keys) bias of all windows."""
+    if q.is_cuda or torch.is_grad_enabled() or q.shape[-2] > SMALL_WINDOW_PIXELS:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return logits.add_(bias).softmax(dim=-1) @ v
+
+
+def in_bands(layer: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
+    """Apply a layer that works pixel by pixel to so many rows of (B, H, W, C) at a time."""
+    return torch.cat([layer(x[:, top : top + rows]) for top in range(0, x.shape[1], rows)], dim=1)
 
 
 def shifted_window_masks(window: int, shift: int) -> Tensor:
