@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from model.data import Batch, shrink
-from model.evaluation import all_methods
+from model.data import shrink
+from model.evaluation import outputs, triplets
 from model.metrics import psnr_y
 from model.presets import load_upscaler
 
@@ -36,18 +36,16 @@ def read_triplet(clip: Path, frame: int) -> Tensor:
 
 def row(clip: Path, frame: int, x: int, y: int) -> list[tuple[str, Image.Image]]:
     hr = read_triplet(clip, frame)
-    lr = shrink(hr).float() / 255
-    target = hr[1:2].float() / 255
-    batch = Batch(lr[0:1], lr[1:2], lr[2:3], target)
+    batch = triplets(shrink(hr), hr, centers=[1])
     upscaler = load_upscaler("compact", torch.device("cpu"), None)
-    methods = all_methods(upscaler.hat, upscaler.unet)
+    results = outputs(upscaler.hat, upscaler.unet, batch)
+    here = (..., slice(y, y + CROP_PX[1]), slice(x, x + CROP_PX[0]))
+    true = batch.target[here]
     pictures = []
-    with torch.inference_mode():
-        for name in SHOWN:
-            result = methods[name](batch).clamp(0, 1)
-            crop, true = (image[..., y : y + CROP_PX[1], x : x + CROP_PX[0]] for image in (result, target))
-            pictures.append((f"{name}  {psnr_y(crop, true, border_px=0).item():.2f} dB", to_image(crop)))
-    pictures.append(("original", to_image(target[..., y : y + CROP_PX[1], x : x + CROP_PX[0]])))
+    for name in SHOWN:
+        crop = results[name].clamp(0, 1)[here]
+        pictures.append((f"{name}  {psnr_y(crop, true, border_px=0).item():.2f} dB", to_image(crop)))
+    pictures.append(("original", to_image(true)))
     return pictures
 
 
