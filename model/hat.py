@@ -123,8 +123,8 @@ class ChannelAttention(nn.Module):
         _, squeeze, _, excite, _ = self.attention
         assert isinstance(squeeze, nn.Conv2d)
         assert isinstance(excite, nn.Conv2d)
-        # The same sums as `self.attention(x)`, as linear layers: a 1x1 convolution of a 1x1 image is computed in another
-        # order on one thread than on several, and a result must not depend on the number of threads.
+        # The same sums as `self.attention(x)`, as linear layers: a 1x1 convolution of a 1x1 image is computed in
+        # another order on one thread than on several, and a result must not depend on the number of threads.
         squeezed = F.relu(F.linear(x.mean((2, 3)), squeeze.weight.flatten(1), squeeze.bias))
         gates = torch.sigmoid(F.linear(squeezed, excite.weight.flatten(1), excite.bias))
         return x * gates[..., None, None]
@@ -421,7 +421,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     if q.is_cuda or torch.is_grad_enabled() or q.shape[-2] > SMALL_WINDOW_PIXELS:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    return logits.add_(bias).softmax(dim=-1) @ v
+    attended: Tensor = logits.add_(bias).softmax(dim=-1) @ v
+    return attended
 
 
 def in_bands(layer: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:

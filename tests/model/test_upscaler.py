@@ -44,6 +44,24 @@ def test_a_run_repeated_gives_the_same_bits(upscaler: TwoStepUpscaler) -> None:
 
 
 @pytest.mark.parametrize("preset", ["tiny-random", "compact"])
+def test_the_number_of_threads_changes_nothing(preset: str) -> None:
+    # A worker resumes, or shares, what another with more or fewer cores began.
+    upscaler = random_upscaler(PRESETS[preset])
+    triplet = frames(2, 90, 160)
+    threads_before = torch.get_num_threads()
+
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        with torch.inference_mode():
+            results.append(upscaler(*triplet))
+    torch.set_num_threads(threads_before)
+
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("preset", ["tiny-random", "compact"])
 def test_a_frame_does_not_depend_on_what_else_is_in_the_batch(preset: str) -> None:
     # given two batches of one shape that share a frame, in two places
     upscaler = random_upscaler(PRESETS[preset])
