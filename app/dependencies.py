@@ -66,7 +66,9 @@ async def require_api_key(
 ) -> None:
     """Runs before a byte of the body is read. Without configured keys, programs on this machine need none."""
     if not services.api_keys:
-        if services.settings.allow_anonymous or (_is_local(request) and not _is_foreign_page(request)):
+        if _is_sent_by_another_page(request):
+            raise UnauthorizedError("Without API keys this service answers no pages of other sites (see VSR_API_KEYS).")
+        if services.settings.allow_anonymous or (_is_local(request) and is_loopback(request.url.hostname or "")):
             return
         raise UnauthorizedError("This service has no API keys and answers only on its own machine (see VSR_API_KEYS).")
     candidate = key or (bearer.credentials if bearer else None)
@@ -96,9 +98,7 @@ def _is_local(request: Request) -> bool:
     return request.client is None or is_loopback(request.client.host)
 
 
-def _is_foreign_page(request: Request) -> bool:
-    """A page of another site in this machine's browser, be it under a name that was made to point here."""
+def _is_sent_by_another_page(request: Request) -> bool:
+    """By a page of another site in the user's browser: it could not read the answer, but it could fill the queue."""
     origin = request.headers.get("origin")
-    return not is_loopback(request.url.hostname or "") or (
-        origin is not None and urlsplit(origin).netloc != request.url.netloc
-    )
+    return origin is not None and urlsplit(origin).netloc != request.url.netloc

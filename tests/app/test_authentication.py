@@ -104,6 +104,19 @@ def test_without_keys_a_page_of_another_site_does_not_get_in_through_the_users_b
     assert answer.status_code == (200 if gets_in else 401)
 
 
+def test_not_even_where_strangers_are_let_in_on_purpose(start_gateway: StartGateway) -> None:
+    # Given a gateway in a container, behind a port that is published on loopback only
+    http = start_gateway(allow_anonymous=True).http
+
+    # When a program calls it by any name, and a page of another site does
+    by_program = http.get("/v1/jobs", headers={"Host": "gateway:8000"})
+    by_own_page = http.get("/v1/jobs", headers={"Host": "vsr.example", "Origin": "http://vsr.example"})
+    by_foreign_page = http.get("/v1/jobs", headers={"Host": "127.0.0.1:8000", "Origin": "https://evil.example"})
+
+    # Then
+    assert [answer.status_code for answer in (by_program, by_own_page, by_foreign_page)] == [200, 200, 401]
+
+
 def test_keys_are_never_shown() -> None:
     settings = GatewaySettings.model_validate({"api_keys": "hunter2,hunter3"})
 
