@@ -4,7 +4,6 @@ Each command parses, calls one function of the room that does the work, and prin
 commands that need them: they take seconds, and the gateway's installation does not have them.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,9 +80,10 @@ def upscale(
     as_json: JsonOption = False,
 ) -> None:
     """Upscale one video on this machine, without a server. Interrupted, the same command goes on where it stopped."""
-    # Before torch is loaded, and as the supervisor does for its processes: see there.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from worker.cpu_environment import restart_with_cpu_environment
 
+    # Before torch is loaded, as the supervisor does for its processes.
+    restart_with_cpu_environment()
     from worker.local import OutputExistsError, default_output, upscale_file
     from worker.settings import VideoLimits, WorkerSettings
 

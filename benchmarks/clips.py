@@ -1,6 +1,6 @@
-"""Upscale a folder of clips by the command and by the service, and let ffprobe compare each result with its source.
+"""Upscale clips by the command and by the service, and let ffprobe compare each result with its source.
 
-    .venv/bin/python benchmarks/clips.py CLIPS --preset compact --url http://127.0.0.1:8000
+    .venv/bin/python benchmarks/clips.py CLIP... --preset compact --url http://127.0.0.1:8000
 
 Needs curl and ffprobe (Debian: `apt-get install curl ffmpeg`), and for --url a running `vsr serve`. Prints a line per
 clip: whether the size doubled, the number and times of the frames and the bytes of the sound are the source's, and
@@ -20,7 +20,7 @@ from typing import Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clips", type=Path, help="folder of videos")
+    parser.add_argument("clips", type=Path, nargs="+", help="videos")
     parser.add_argument("--preset", default="compact")
     parser.add_argument("--url", help="of a running service; without it only the command is tried")
     arguments = parser.parse_args()
@@ -29,7 +29,7 @@ def main() -> None:
         "| clip | frames | size | frame times | sound | service | seconds (command, service) |\n" + "| --- " * 7 + "|"
     )
     failures = 0
-    for clip in sorted(arguments.clips.iterdir()):
+    for clip in arguments.clips:
         with tempfile.TemporaryDirectory() as folder:
             cells, good = check_clip(clip, Path(folder), arguments.preset, arguments.url)
         print(f"| {clip.name} | " + " | ".join(cells) + " |", flush=True)

@@ -19,6 +19,10 @@ from worker.upscaler import Upscaler
 
 log = structlog.get_logger(__name__)
 
+_GPU_BATCH_FRAMES = 8
+# More at a time only fall out of the cache: 4.2 frames/s one by one, 4.1 by fours (compact, 320x180, two cores).
+_CPU_BATCH_FRAMES = 1
+
 
 def usable_device(name: str) -> torch.device:
     """The device for `auto`, `cuda` or `cpu`. A GPU that was asked for and is not there is a failure, never the CPU."""
@@ -26,6 +30,11 @@ def usable_device(name: str) -> torch.device:
         return resolve_device(name)
     except DeviceUnavailableError as error:
         raise JobFailureError(FailureCode.DEVICE_UNAVAILABLE, str(error)) from error
+
+
+def usual_batch_frames(device: torch.device) -> int:
+    """Frames per network call where the settings name no number."""
+    return _GPU_BATCH_FRAMES if device.type == "cuda" else _CPU_BATCH_FRAMES
 
 
 class LoadedModels:

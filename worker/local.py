@@ -12,7 +12,7 @@ from worker.assemble import Report, assemble, result_tag
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, Progress
 from worker.contract.storage import JobFolder, fsync_folder, write_atomically
-from worker.loaded_models import LoadedModels, usable_device
+from worker.loaded_models import LoadedModels, usable_device, usual_batch_frames
 from worker.pipeline import StageTimes, render_segment
 from worker.plan import SCALE, Plan, make_plan, sha256_of_file
 from worker.settings import VideoLimits, WorkerSettings
@@ -95,6 +95,7 @@ def upscale_file(
     workspace = JobFolder(output.with_name(output.name + WORKSPACE_SUFFIX))
     plan, started_over = _plan(workspace, source, source_sha256, options, limits, upscaler.fingerprint)
     progress = _Progress(plan, workspace, on_progress)
+    batch_frames = settings.batch_frames or usual_batch_frames(usable_device(settings.device))
     times = StageTimes()
     for segment in plan.segments:
         if workspace.segment(segment.index).exists():
@@ -105,7 +106,7 @@ def upscale_file(
             source,
             workspace.segment(segment.index),
             upscaler,
-            batch_frames=settings.batch_frames,
+            batch_frames=batch_frames,
             on_frames_done=progress.frames_done,
             times=times,
         )

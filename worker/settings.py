@@ -31,8 +31,12 @@ class WorkerSettings(BaseSettings):
         default_factory=lambda: Path.home() / ".local" / "share" / "twostep-vsr" / "weights",
         description="Weights that the user imported. Default: ~/.local/share/twostep-vsr/weights",
     )
-    batch_frames: int = Field(
-        4, ge=1, le=64, description="Frames per network call, always exactly so many: the last batch is padded."
+    batch_frames: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Frames per network call, always exactly so many: the last batch is padded. "
+        "None: 8 on a GPU; 1 on a CPU, where more only fall out of its cache.",
     )
     tile_px: int | None = Field(
         None, ge=32, description="Side of a tile in source pixels where memory is short. None: whole frames."

@@ -32,6 +32,7 @@ from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
 from worker.contract.storage import JobStorage
+from worker.cpu_environment import CPU_ENVIRONMENT
 from worker.exit_codes import CANNOT_START, ExitCode
 from worker.gpus import gpu_uuids
 from worker.job_files import remove_partial_files
@@ -106,10 +107,7 @@ def _shares(settings: WorkerSettings, workers: int) -> list[dict[str, str]]:
     count = workers or max(1, len(gpus))
     # The same fixed number for all: left alone, each process would start one thread per core and wait for the others'.
     threads = str(settings.cpu_threads or max(1, _cores() // count))
-    # PASSIVE: a thread that waits for the others sleeps. Spinning, it takes the core from the very thread it waits for
-    # as soon as anything else runs here (measured: three to nine times slower).
-    share = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
-    shares = [dict(share) for _ in range(count)]
+    shares = [CPU_ENVIRONMENT | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(count)]
     if len(gpus) > 1:
         for number, share in enumerate(shares):
             share["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]

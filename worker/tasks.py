@@ -28,7 +28,7 @@ from worker.contract.queue import MAX_ATTEMPTS, TaskKind, TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, JobStorage, publishing, write_atomically
 from worker.job_files import finished_segments, read_plan
-from worker.loaded_models import LoadedModels
+from worker.loaded_models import LoadedModels, usual_batch_frames
 from worker.pipeline import StageTimes, render_segment
 from worker.plan import Plan, make_plan
 from worker.settings import VideoLimits, WorkerSettings
@@ -127,7 +127,7 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
             folder.source,
             partial,
             bench.models.get(job.options.preset),
-            batch_frames=bench.settings.batch_frames,
+            batch_frames=bench.settings.batch_frames or usual_batch_frames(bench.models.device),
             on_frames_done=progress.note,
             on_batch=metrics.BATCH_FRAMES.observe,
             check_canceled=bench.watch.check,
