@@ -8,8 +8,8 @@ import os
 import sys
 
 CPU_ENVIRONMENT = {
-    # A thread that waits for the others spins for microseconds, then sleeps. Spinning longer, it takes the core from the
-    # very thread it waits for as soon as anything else runs here; sleeping at once costs a third of the speed.
+    # A thread that waits for the others spins for microseconds, then sleeps. Spinning longer, it takes the core from
+    # the very thread it waits for as soon as anything else runs here; sleeping at once costs a third of the speed.
     "GOMP_SPINCOUNT": "1000",
     # Keep freed memory for the next layer, which wants as much. By default glibc returns every large block to the
     # system at once and pays for fetching it again, page by page.
