@@ -53,7 +53,7 @@ def run(pixel_repeater: Upscaler) -> Callable[..., Outcome]:
             source,
             output,
             options,
-            settings=WorkerSettings(),
+            settings=WorkerSettings(batch_frames=4),
             limits=VideoLimits(),
             load_upscaler=lambda preset: upscaler,
             overwrite=overwrite,
