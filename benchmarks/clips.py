@@ -96,16 +96,22 @@ def probe(video: Path) -> dict[str, Any]:
     ]
     return {
         "size": [main["width"], main["height"]],
-        "times": [frame["best_effort_timestamp"] * Fraction(main["time_base"]) for frame in frames],
+        "times": [frame_time(frame, Fraction(main["time_base"])) for frame in frames],
         "sound": [[packet["data_hash"] for packet in stream] for stream in packets],
     }
+
+
+def frame_time(frame: dict[str, Any], time_base: Fraction) -> Fraction | None:
+    """None where ffprobe cannot tell, as for some frames of ASF."""
+    stamp = frame.get("best_effort_timestamp")
+    return None if stamp is None else stamp * time_base
 
 
 def times_agree(before: dict[str, Any], after: dict[str, Any], suffix: str) -> bool:
     """Exactly; in Matroska, which counts in milliseconds, to the nearest one."""
     tolerance = Fraction(1, 2000) if suffix in (".mkv", ".webm") else 0
     pairs = zip(before["times"], after["times"], strict=False)
-    return all(abs(ours - source) <= tolerance for source, ours in pairs)
+    return all(source is None or abs(ours - source) <= tolerance for source, ours in pairs)
 
 
 def ffprobe(video: Path, *arguments: str) -> str:
