@@ -237,7 +237,9 @@ def submit(
                 raise typer.Exit(ExitCode.INTERRUPTED) from None
         if output and job.status is JobStatus.SUCCEEDED:
             client.download(job.id, output)
-        _print_job(job, as_json=as_json, brief=str(output) if output else job.id)
+        # OUT is only named where it was written.
+        downloaded = str(output) if job.status is JobStatus.SUCCEEDED else None
+        _print_job(job, as_json=as_json, brief=downloaded if output else job.id)
     _exit_with(job)
 
 
@@ -545,6 +547,11 @@ def main() -> None:
     except WorkersEndedError as error:
         terminal.print_error(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        # A folder that is missing or may not be written, a disk that is full: of the machine, with its own words.
+        place = f"{error.filename}: " if error.filename else ""
+        terminal.print_error(f"{place}{error.strerror or error}")
+        sys.exit(ExitCode.SYSTEM)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -10,15 +10,14 @@ from typing import Any, ClassVar
 from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from app.schemas import Problem
 from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.redis_faults import is_unavailable
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
@@ -176,10 +175,7 @@ _TRANSLATED: tuple[type[Exception], ...] = (
     HTTPException,
     RequestValidationError,
     JobFailureError,
-    RedisConnectionError,
-    RedisTimeoutError,
-    OutOfMemoryError,
-    ReadOnlyError,
+    RedisError,
 )
 
 
@@ -201,7 +197,7 @@ def translate(error: Exception) -> ProblemError:
             return InvalidRequestError.from_validation(error.errors())
         case JobFailureError(code=FailureCode.OUT_OF_DISK):
             return OutOfDiskError(error.message)
-        case RedisConnectionError() | RedisTimeoutError() | OutOfMemoryError() | ReadOnlyError():
+        case RedisError() if is_unavailable(error):
             return QueueUnavailableError()
         case _:
             return InternalError("The error is in the service's log under this request id.")

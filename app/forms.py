@@ -15,6 +15,8 @@ from app.errors import InvalidRequestError, MalformedBodyError, UploadTooLargeEr
 FILE_FIELD = "file"
 # What a form may hold beside the file: boundaries, part headers, option fields, an epilogue.
 FORM_OVERHEAD_BYTES = 64 * 1024
+# Several times the options that there are. Without a limit, empty fields by the million would fill the memory.
+MAX_FIELDS = 32
 
 
 @dataclass
@@ -121,6 +123,8 @@ class _Parser:
             self.form.filename = parameters.get(b"filename", b"").decode(errors="replace")
         elif self._part_name in self.form.fields:
             raise InvalidRequestError(f"The form has more than one field {self._part_name!r}.")
+        elif len(self.form.fields) == MAX_FIELDS:
+            raise InvalidRequestError(f"The form has more than {MAX_FIELDS} fields beside the file.")
 
     def _continue_part(self, data: bytes, start: int, end: int) -> None:
         if self._part_name == FILE_FIELD:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pydantic import SecretStr
 
 from app.embedded_redis import EmbeddedRedis
-from app.server import serve_gateway
+from app.server import GatewayStartError, serve_gateway
 from app.settings import GatewaySettings
 from worker.contract.processes import ending_with_parent
 from worker.contract.settings import RedisSettings, StorageSettings
@@ -48,7 +48,12 @@ def serve_house(
 
     Raises `EmbeddedRedisError`, `GatewayStartError` or `WorkersEndedError`.
     """
-    JobStorage(storage.storage_dir).prepare()
+    try:
+        JobStorage(storage.storage_dir).prepare()
+    except OSError as error:
+        raise GatewayStartError(
+            f"the storage folder {storage.storage_dir} cannot be used ({error.strerror}): set VSR_STORAGE_DIR"
+        ) from error
     with ExitStack() as house:
         if redis.redis_url is None:
             server = house.enter_context(EmbeddedRedis(storage.storage_dir / "redis"))

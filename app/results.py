@@ -24,8 +24,11 @@ from app.filenames import attachment, result_file_name
 from app.jobs import JobRecordDep
 from worker.contract.job import JobRecord, JobStatus, ResultInfo, now
 
-# A byte-range-set of RFC 9110: 0-499, 500- or -500, several with commas.
-_RANGE = re.compile(r"bytes=\s*(?:\d+-\d*|-\d+)(?:\s*,\s*(?:\d+-\d*|-\d+))*\s*", re.IGNORECASE)
+# A byte-range-set of RFC 9110: 0-499, 500- or -500, several with commas. No file needs more than 19 digits, and Python
+# refuses to read numbers of thousands.
+_RANGE = re.compile(
+    r"bytes=\s*(?:\d{1,19}-\d{0,19}|-\d{1,19})(?:\s*,\s*(?:\d{1,19}-\d{0,19}|-\d{1,19}))*\s*", re.IGNORECASE
+)
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], dependencies=[Depends(require_api_key)])
 

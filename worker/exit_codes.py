@@ -16,6 +16,8 @@ class ExitCode(IntEnum):
     OPTION = 12
     PORT_IN_USE = 13
     REDIS_UNREACHABLE = 14
+    STORAGE = 15
+    """The storage folder cannot be made or written."""
 
     # A worker process ended itself; its supervisor starts another.
     CANCELED = 20

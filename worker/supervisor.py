@@ -22,13 +22,12 @@ from uuid import uuid4
 
 import structlog
 from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import LockError, OutOfMemoryError, ReadOnlyError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import LockError, RedisError
 
 from worker.contract.logs import configure_logging
 from worker.contract.processes import ending_with_parent
 from worker.contract.queue import TaskQueue
+from worker.contract.redis_faults import is_unavailable
 from worker.contract.registry import JobRegistry
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
 from worker.contract.storage import JobStorage
@@ -48,8 +47,6 @@ _POLL_SECONDS = 0.05
 # A process that dies before it ever took a task waits before it is started again; one that did work does not.
 _RESPAWN_DELAYS_SECONDS = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0)
 _LOOK_SECONDS = 1.0
-# No answer; or one that will pass: it is full, or a copy of another, or somebody else holds our lock.
-_REDIS_AWAY = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError, LockError)
 
 
 def run_worker(
@@ -67,15 +64,28 @@ def run_worker(
     if redis_settings.redis_url is None:
         log.error("worker_cannot_start", reason="no Redis: set VSR_REDIS_URL")
         return ExitCode.REDIS_UNREACHABLE
-    redis = brief_redis(redis_settings.redis_url.get_secret_value())
+    try:
+        redis = brief_redis(redis_settings.redis_url.get_secret_value())
+    except ValueError:
+        # Without the error's own words, which may repeat a password.
+        reason = "VSR_REDIS_URL is no address of a Redis: redis://host:6379/0 or unix:///folder/redis.sock"
+        log.error("worker_cannot_start", reason=reason)
+        return ExitCode.REDIS_UNREACHABLE
     try:
         redis.ping()
-    except _REDIS_AWAY as error:
+    except RedisError as error:
         log.error("worker_cannot_start", reason=f"Redis is unreachable: {error}")
         return ExitCode.REDIS_UNREACHABLE
 
     storage = JobStorage(storage_settings.storage_dir.resolve())
-    storage.prepare()
+    try:
+        storage.prepare()
+    except OSError as error:
+        log.error(
+            "worker_cannot_start",
+            reason=f"the storage folder {storage.root} cannot be used ({error.strerror}): set VSR_STORAGE_DIR",
+        )
+        return ExitCode.STORAGE
     with tempfile.TemporaryDirectory(prefix="vsr-metrics-") as metrics_folder:
         try:
             metrics = SupervisorMetrics(Path(metrics_folder), settings.metrics_host, settings.metrics_port)
@@ -235,7 +245,8 @@ class Supervisor:
     def _took_up_work(self, worker_name: str) -> bool:
         try:
             return self._recovery.is_registered(worker_name)
-        except _REDIS_AWAY:
+        except RedisError as error:
+            _raise_unless_it_passes(error)
             return False
 
     # --- tasks --------------------------------------------------------------------------------------------------
@@ -247,7 +258,8 @@ class Supervisor:
             try:
                 with self._recovery.lock():
                     tasks = self._recovery.reap(dead.name, count_attempt=dead.count_attempt)
-            except _REDIS_AWAY:
+            except RedisError as error:
+                _raise_unless_it_passes(error)
                 return
             for task, requeued in tasks.items():
                 remove_partial_files(self._storage, task, dead.pid)
@@ -271,7 +283,8 @@ class Supervisor:
             if time.monotonic() >= self._reconcile_at:
                 self._reconcile_at = time.monotonic() + self._settings.reconcile_seconds
                 self._reconciler.run(reap_expired_leases=self._redis_was_there_all_along())
-        except _REDIS_AWAY as error:
+        except RedisError as error:
+            _raise_unless_it_passes(error)
             if not self._redis_is_away:
                 log.warning("redis_unreachable", reason=str(error))
             self._redis_is_away = True
@@ -309,6 +322,12 @@ class Supervisor:
                 self._dead.append(Dead(slot.name, slot.process.pid, time.monotonic(), count_attempt=False))
                 slot.process = None
         self._recover_the_dead()
+
+
+def _raise_unless_it_passes(error: RedisError) -> None:
+    """Redis is away or full, or somebody else holds our lock: all of it is tried again. Anything else is a bug."""
+    if not (is_unavailable(error) or isinstance(error, LockError)):
+        raise error
 
 
 def _reason_of(returncode: int) -> str:

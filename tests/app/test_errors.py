@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from redis import Redis
 
 from app import errors
 from app.embedded_redis import EmbeddedRedis
@@ -99,6 +100,21 @@ def test_without_redis_every_call_says_so_and_later_goes_on(start_gateway: Start
             assert int(answer.headers["Retry-After"]) > 0
         server.start()
         assert gateway.http.get("/v1/jobs").status_code == 200
+
+
+def test_a_redis_that_takes_no_writes_refuses_jobs_for_now(start_gateway: StartGateway, tmp_path: Path) -> None:
+    # Given a Redis that refuses writes: here for want of copies, as it does with a full disk
+    with EmbeddedRedis(tmp_path / "own-redis") as server, Redis.from_url(server.url) as redis:
+        gateway = start_gateway(redis_url=server.url)
+        redis.config_set("min-replicas-to-write", 1)
+
+        # When
+        answer = gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abc")})
+
+    # Then
+    assert_is_problem(answer, 503, "queue_unavailable")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert gateway.storage.job_ids() == []
 
 
 def test_a_frozen_redis_is_given_up_soon(start_gateway: StartGateway) -> None:

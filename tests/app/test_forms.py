@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.forms import Form, read_form
+from app.errors import InvalidRequestError
+from app.forms import MAX_FIELDS, Form, read_form
 
 BODY = (
     b'--xyz\r\nContent-Disposition: form-data; name="crf"\r\n\r\n20\r\n'
@@ -49,3 +51,26 @@ def test_the_cuts_between_chunks_do_not_matter(cuts: list[int]) -> None:
     assert bytes(content) == b"film\r\n--xy\r\n--xyzz? no\r\n"
     assert seen_before_the_file[0]["crf"] == "20"
     assert len(seen_before_the_file) == 1
+
+
+def test_more_fields_than_there_are_options_are_refused() -> None:
+    # Given a form of many small fields
+    parts = [b'--xyz\r\nContent-Disposition: form-data; name="f%d"\r\n\r\n\r\n' % n for n in range(MAX_FIELDS + 1)]
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"".join([*parts, b"--xyz--\r\n"])
+
+    async def write(piece: bytes) -> None:
+        raise AssertionError("there is no file")
+
+    # When, then
+    with pytest.raises(InvalidRequestError, match="more than 32 fields"):
+        asyncio.run(
+            read_form(
+                "multipart/form-data; boundary=xyz",
+                chunks(),
+                max_file_bytes=1000,
+                check_fields=lambda fields: None,
+                write_file=write,
+            )
+        )

@@ -79,7 +79,8 @@ def test_a_range_beyond_the_end_is_not_satisfiable(gateway: RunningGateway, job:
 
 
 @pytest.mark.parametrize(
-    "asked", ["bytes=", "bytes=x-y", "bytes=5-1", "lines=1-2", "bytes", "bytes=--1", "bytes=1-2-3"]
+    "asked",
+    ["bytes=", "bytes=x-y", "bytes=5-1", "lines=1-2", "bytes", "bytes=--1", "bytes=1-2-3", f"bytes={'9' * 5000}-"],
 )
 def test_a_range_that_cannot_be_read_is_ignored(gateway: RunningGateway, job: JobRecord, asked: str) -> None:
     answer = gateway.http.get(f"/v1/jobs/{job.id}/result", headers={"Range": asked})

@@ -10,6 +10,7 @@ import pytest
 
 from app.exit_codes import ExitCode
 from tests.end_to_end.conftest import write_moving_video
+from worker.exit_codes import ExitCode as WorkerExitCode
 
 VSR = [sys.executable, "-m", "app.cli"]
 
@@ -107,6 +108,30 @@ def test_a_service_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = vsr("list", "--url", "http://127.0.0.1:9", folder=tmp_path)
     assert done.returncode == ExitCode.SERVICE
     assert done.stderr.startswith("vsr: no service answers at http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "exit_code", "named"),
+    [
+        ("worker", {"VSR_REDIS_URL": "localhost:6379"}, WorkerExitCode.REDIS_UNREACHABLE, "VSR_REDIS_URL"),
+        ("serve", {"VSR_STORAGE_DIR": "/proc/x"}, ExitCode.SYSTEM, "VSR_STORAGE_DIR"),
+    ],
+)
+def test_a_service_with_a_wrong_address_or_folder_says_so_in_one_line(
+    tmp_path: Path, command: str, settings: dict[str, str], exit_code: int, named: str
+) -> None:
+    done = vsr(command, folder=tmp_path, **settings)
+    assert done.returncode == exit_code
+    assert named in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    write_moving_video(tmp_path / "clip.mp4", frames=2)
+    done = vsr("upscale", "clip.mp4", "--preset", "tiny-random", "--report", "no/such.json", folder=tmp_path)
+    assert done.returncode == ExitCode.SYSTEM
+    assert done.stderr.splitlines()[-1] == "vsr: no/such.json: No such file or directory"
+    assert "Traceback" not in done.stderr
 
 
 def test_a_worker_without_redis_says_what_to_set(tmp_path: Path) -> None:
