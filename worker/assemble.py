@@ -1,7 +1,7 @@
 """The last step: segments and the source's other streams become the finished file, which is read back and checked."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -60,12 +60,19 @@ class Report(_Frozen):
     stage_seconds: dict[str, float] | None = Field(None, description="Seconds by stage, over all segments, if known.")
 
 
-def assemble(plan: Plan, source: Path, segments: Sequence[Path], target: Path) -> Report:
+def assemble(
+    plan: Plan,
+    source: Path,
+    segments: Sequence[Path],
+    target: Path,
+    on_progress: Callable[[], None] = lambda: None,
+) -> Report:
     """Write the finished file and publish it once it has been read back and found right.
 
-    Raises `JobFailureError(VERIFICATION_FAILED)` if it is not, or if the segments do not fit together.
+    Raises `JobFailureError(VERIFICATION_FAILED)` if it is not, or if the segments do not fit together. `on_progress` is
+    called for every packet read or written; it may stop the work by raising.
     """
-    order = read_order(segments, [segment.frames for segment in plan.segments])
+    order = read_order(segments, [segment.frames for segment in plan.segments], on_progress)
     upscaled = UpscaledVideo(segments, order, plan.survey.frames, plan.picture, plan.encoding)
     tag = result_tag(plan.source_sha256, plan.options, plan.container, order.made_by)
     conversions = {
@@ -76,12 +83,13 @@ def assemble(plan: Plan, source: Path, segments: Sequence[Path], target: Path) -
     with publishing(target) as partial, trouble_named(plan.container):
         with open_source(source, plan.max_pixels) as opened:
             copied = [opened.streams[stream.stream.index] for stream in plan.streams if stream.action == "copy"]
-            contents = read_contents(opened, copied, hidden_too=has_edit_lists(plan.container))
+            contents = read_contents(opened, copied, hidden_too=has_edit_lists(plan.container), on_progress=on_progress)
             copies = {stream.index: facts for stream, facts in zip(copied, contents, strict=True)}
         with open_source(source, plan.max_pixels) as opened:
             replaced = stream_at(opened, plan.survey.stream_index)
-            write_result(partial, plan.container, opened, replaced, upscaled, copies, conversions, tag)
-            check = check_result(partial, plan.container, opened, replaced, upscaled, copies, set(conversions))
+            write_result(partial, plan.container, opened, replaced, upscaled, copies, conversions, tag, on_progress)
+            converted = set(conversions)
+            check = check_result(partial, plan.container, opened, replaced, upscaled, copies, converted, on_progress)
     return _report(plan, copies, check, tag)
 
 

@@ -38,13 +38,15 @@ def render_segment(
     on_frames_done: Callable[[int], None] = lambda frames_done: None,
     on_batch: Callable[[int], None] = lambda frames: None,
     check_canceled: Callable[[], None] = lambda: None,
+    on_frame_decoded: Callable[[], None] = lambda: None,
     times: "StageTimes | None" = None,
 ) -> None:
     """Compute segment `index` of the plan and publish it at `target`, whole or not at all.
 
     `on_frames_done` hears how many frames of the segment are done, `on_batch` how many frames a network call was
     asked for (the filling not counted); `check_canceled` is called between batches and
-    stops the work by raising. Raises `JobFailureError` when the source no longer decodes as planned.
+    stops the work by raising. So may `on_frame_decoded`, which hears of frames on the way to the segment too. Raises
+    `JobFailureError` when the source no longer decodes as planned.
     """
     segment = plan.segments[index]
     table = plan.survey.frames
@@ -56,7 +58,14 @@ def render_segment(
         decoded = times.timed(
             "decode",
             decode_frames(
-                source, plan.survey.stream_index, plan.survey.picture, table, first, stop, max_pixels=plan.max_pixels
+                source,
+                plan.survey.stream_index,
+                plan.survey.picture,
+                table,
+                first,
+                stop,
+                max_pixels=plan.max_pixels,
+                on_progress=on_frame_decoded,
             ),
         )
         triplets = with_neighbours(decoded, halo_before=first < segment.first, halo_after=stop > segment.stop)

@@ -1,6 +1,7 @@
 """What will be done to one video, segment by segment: `plan.json`. No GPU and no torch are needed to make it."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -97,14 +98,16 @@ def make_plan(
     *,
     source_sha256: str | None = None,
     segment_frames: int | None = None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Read the whole source once and lay out the work. Raises `JobFailureError` for what cannot be done.
 
     `source_suffix` is that of the user's file name (".mov"); it only tells containers of one family apart.
     `source_sha256` spares reading the file for it where it is known. `segment_frames` replaces the usual length of
-    about four seconds; the tests cut short videos finely with it.
+    about four seconds; the tests cut short videos finely with it. `on_progress` is called for every frame and packet
+    read; it may stop the work by raising.
     """
-    facts = survey(source, limits)
+    facts = survey(source, limits, on_progress)
     container, codec = _container_and_codec(options, facts, source_suffix)
     crf = _DEFAULT_CRF[codec] if options.crf is None else options.crf
     if crf > _MAX_CRF[codec]:

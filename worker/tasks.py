@@ -53,6 +53,11 @@ class Workbench:
     settings: WorkerSettings
     limits: VideoLimits
 
+    def on_progress(self) -> None:
+        """To be called for every frame or packet of a long task: says that it lives, stops it when it is time."""
+        self.watch.note_progress()
+        self.watch.check()
+
 
 workbench: ContextVar[Workbench] = ContextVar("workbench")
 """Set once by the worker process (worker.process): RQ can hand a task its message, but no objects."""
@@ -88,6 +93,7 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
                 bench.limits,
                 Path(job.source_name).suffix,
                 source_sha256=job.source_sha256,
+                on_progress=bench.on_progress,
             )
         write_atomically(folder.plan, made.model_dump_json().encode())
 
@@ -131,6 +137,7 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
             on_frames_done=progress.note,
             on_batch=metrics.BATCH_FRAMES.observe,
             check_canceled=bench.watch.check,
+            on_frame_decoded=bench.on_progress,
             times=times,
         )
         bench.watch.demand_lease()
@@ -147,7 +154,7 @@ def _assemble(bench: Workbench, job: JobRecord) -> None:
     result = folder.result(made.container)
     segments = [folder.segment(planned.index) for planned in made.segments]
     with metrics.STAGE_DURATION_SECONDS.labels("assemble").time(), publishing(result) as partial:
-        report = assemble_video(made, folder.source, segments, partial)
+        report = assemble_video(made, folder.source, segments, partial, bench.on_progress)
         bench.watch.demand_lease()
     write_atomically(folder.report, report.model_dump_json(indent=2).encode())
     with result.open("rb") as file:

@@ -513,3 +513,25 @@ def test_every_common_pixel_format_looks_as_before(
     before = look(source).frames[0].to_ndarray(format="rgb24").astype(int)
     after = look(result).frames[0].to_ndarray(format="rgb24")[::2, ::2].astype(int)
     assert np.abs(before - after).mean() < 3
+
+
+class StopError(Exception):
+    pass
+
+
+def test_an_assembly_that_is_stopped_on_the_way_leaves_nothing(
+    make_video: MakeVideo, render: Render, tmp_path: Path
+) -> None:
+    # given rendered segments, and a stop after so many packets
+    source = make_video("clip.mp4", frames=12, audio_tracks=1)
+    plan, segments = render(source)
+    packets_left = iter(range(20))
+
+    def stop() -> None:
+        if next(packets_left, None) is None:
+            raise StopError
+
+    # when they are assembled, then that ends it, and no file is left
+    with pytest.raises(StopError):
+        assemble(plan, source, segments, tmp_path / "out" / "result.mp4", stop)
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,6 +1,6 @@
 """Frames of a surveyed source, from any point, each proven to be the frame that the survey saw."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -17,13 +17,24 @@ _SEEK_MARGIN_FRAMES = 16
 
 
 def decode_frames(
-    source: Path, stream_index: int, picture: Picture, table: FrameTable, first: int, stop: int, *, max_pixels: int
+    source: Path,
+    stream_index: int,
+    picture: Picture,
+    table: FrameTable,
+    first: int,
+    stop: int,
+    *,
+    max_pixels: int,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Iterator[RgbFrame]:
     """Yield frames `first` to `stop - 1`, each (H, W, 3), uint8 or uint16 as `RgbFrame` says.
 
     Decoding starts at a key frame before `first`. Should what comes out differ from the survey in time or content
     (seeking is inexact in some files), decoding goes on from the start of the file instead. Should that differ too:
     `JobFailureError(CORRUPT_FRAME)`.
+
+    `on_progress` is called for every frame decoded, also for those on the way to `first`, which from the start of a
+    long file are many; it may stop the work by raising.
     """
     to_rgb = ToRgb(picture)
     position = first
@@ -36,7 +47,7 @@ def decode_frames(
             with open_source(source, max_pixels) as container:
                 stream = stream_at(container, stream_index)
                 prepare_decoder(stream, max_pixels)
-                for frame in _from(container, stream, table, position, seeking):
+                for frame in _from(container, stream, table, position, seeking, on_progress):
                     if frame_stamp(frame) != table.stamp(position) or frame_crc32(frame) != table.crc32[position]:
                         break
                     yield to_rgb(frame)
@@ -49,7 +60,12 @@ def decode_frames(
 
 
 def _from(
-    container: InputContainer, stream: VideoStream, table: FrameTable, position: int, seeking: bool
+    container: InputContainer,
+    stream: VideoStream,
+    table: FrameTable,
+    position: int,
+    seeking: bool,
+    on_progress: Callable[[], None],
 ) -> Iterator[av.VideoFrame]:
     """Yield frames from the one at `position` on, found by its time after a seek, by counting from the start."""
     if seeking:
@@ -58,7 +74,7 @@ def _from(
         except av.FFmpegError:
             return
     found = False
-    for number, frame in enumerate(decode_all(container, stream)):
+    for number, frame in enumerate(decode_all(container, stream, on_progress)):
         found = found or (frame_stamp(frame) == table.stamp(position) if seeking else number == position)
         if found:
             yield frame

@@ -2,7 +2,7 @@
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -68,13 +68,16 @@ def trouble_named(container: Container) -> Iterator[None]:
         ) from error
 
 
-def read_order(segments: Sequence[Path], expected_frames: Sequence[int]) -> SegmentOrder:
+def read_order(
+    segments: Sequence[Path], expected_frames: Sequence[int], on_progress: Callable[[], None] = lambda: None
+) -> SegmentOrder:
     """Read the segments' packets. Raises `JobFailureError(VERIFICATION_FAILED)` where they do not fit together."""
     display_ranks: list[list[int]] = []
     depth = 0
     headers: set[bytes | None] = set()
     makers: set[str] = set()
     for number, (path, frames) in enumerate(zip(segments, expected_frames, strict=True)):
+        on_progress()
         with av.open(str(path), "r", format="mp4") as container:
             pts = [packet.pts for packet in container.demux(0) if packet.pts is not None]
             headers.add(container.streams.video[0].codec_context.extradata)
@@ -120,6 +123,7 @@ def write_result(
     copies: Mapping[int, StreamContents],
     conversions: Mapping[int, Conversion],
     tag: str,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> None:
     """Write `target`: `upscaled` in place of `replaced`, streams in `copies` bit for bit, and those in `conversions`.
 
@@ -156,6 +160,7 @@ def write_result(
             *(conversion.packets() for conversion in conversions.values()),
             key=_decoded_at,
         ):
+            on_progress()
             output.mux_one(packet)
 
 

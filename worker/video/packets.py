@@ -3,7 +3,7 @@
 import hashlib
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import cast
@@ -32,13 +32,17 @@ class StreamContents:
 
 
 def read_contents(
-    container: InputContainer, streams: Sequence[Stream], *, hidden_too: bool = True
+    container: InputContainer,
+    streams: Sequence[Stream],
+    *,
+    hidden_too: bool = True,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> list[StreamContents]:
     """Read a container that was just opened to its end and return the contents of `streams`, in their order.
 
     It must be just opened: seeking back to zero would skip packets of before zero, such as an encoder's lead-in. An
     attachment (a font) has no packets; its bytes lie in the header. `hidden_too` counts the packets that an edit list
-    hides from the viewer.
+    hides from the viewer. `on_progress` is called for every packet; it may stop the work by raising.
     """
     contents = [StreamContents(stream.time_base or Fraction(1), _is_framed(stream)) for stream in streams]
     hashes = [hashlib.sha256(stream.data if isinstance(stream, AttachmentStream) else b"") for stream in streams]
@@ -46,6 +50,7 @@ def read_contents(
     with_packets = [stream for stream in streams if not isinstance(stream, AttachmentStream)]
     if with_packets:
         for packet in container.demux(with_packets):
+            on_progress()
             if is_end_mark(packet):
                 continue
             if packet.is_discard and not hidden_too:

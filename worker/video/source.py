@@ -6,7 +6,7 @@ hosts), and only with demuxers that read one self-contained file: a playlist of 
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,10 +79,13 @@ def prepare_decoder(stream: VideoStream, max_pixels: int) -> None:
     stream.codec_context.options = {"max_pixels": str(_with_padding(max_pixels))}
 
 
-def decode_all(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+def decode_all(
+    container: InputContainer, stream: VideoStream, on_progress: Callable[[], None] = lambda: None
+) -> Iterator[VideoFrame]:
     """Decode from the container's present position to its end, in the order of display.
 
-    Other streams are skipped. Raises `JobFailureError(CORRUPT_FRAME)` that names the place.
+    Other streams are skipped. `on_progress` is called for every frame and may stop the work by raising. Raises
+    `JobFailureError(CORRUPT_FRAME)` that names the place.
     """
     done, seconds = 0, 0.0
     try:
@@ -93,6 +96,7 @@ def decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Video
             for frame in packet.decode():
                 if frame.is_corrupt:
                     raise _corrupt(done, seconds, "the decoder marks the frame as damaged")
+                on_progress()
                 yield frame
                 done += 1
                 seconds = frame.time or seconds
@@ -106,9 +110,17 @@ def frame_stamp(frame: VideoFrame) -> int | None:
 
 
 def frame_crc32(frame: VideoFrame) -> int:
-    """Return the checksum of the visible bytes of all planes. Row padding is left out: its content is chance."""
+    """Return the checksum of the visible bytes of all planes. Row padding is left out: its content is chance.
+
+    Raises `JobFailureError(UNSUPPORTED_SOURCE)` for a picture stored bottom up, whose bytes PyAV cannot show.
+    """
     crc = 0
     for number, plane in enumerate(frame.planes):
+        if plane.line_size < 0:
+            raise JobFailureError(
+                FailureCode.UNSUPPORTED_SOURCE,
+                "the picture is stored bottom up, which is not supported: convert the file to another codec first",
+            )
         components = [component for component in frame.format.components if component.plane == number]
         if len(frame.planes) == 1:
             row_bytes = (frame.width * frame.format.padded_bits_per_pixel + 7) // 8

@@ -1,6 +1,8 @@
 """One reading of a source from end to end: what it is, every frame in it, and why it is refused if it is."""
 
+import re
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -21,18 +23,22 @@ from worker.video.source import decode_all, frame_crc32, frame_stamp, main_video
 from worker.video.values import Colour, FrameTable, OtherStream, Picture, Survey
 
 _CHROMA_LOCATIONS = ("left", "center", "topleft", "top", "bottomleft", "bottom")
+_PIXEL_FORMAT_DETAILS = re.compile(r", \w+\(([^()]*)\)")
 _INTERLACED_FIELD_ORDERS = (2, 3, 4, 5)
 _MATROSKA_DURATION_SLACK_SECONDS = 1.0
 _PIXELS_TO_DEMUX = 1024 * 1024  # opening decodes a little of every stream; here no picture is wanted
 
 
-def survey(source: Path, limits: VideoLimits) -> Survey:
-    """Decode every frame once. Raises `JobFailureError` for anything that cannot be upscaled whole and in order."""
+def survey(source: Path, limits: VideoLimits, on_progress: Callable[[], None] = lambda: None) -> Survey:
+    """Decode every frame once. Raises `JobFailureError` for anything that cannot be upscaled whole and in order.
+
+    `on_progress` is called for every frame and packet read; it may stop the work by raising.
+    """
     with open_source(source, limits.max_pixels) as container:
         stream = main_video_stream(container, limits.max_pixels)
         _check_size(stream.width, stream.height, limits)
-        table, first = _read_frames(container, stream, limits)
-        _check_not_truncated(source, container, table)
+        table, first = _read_frames(container, stream, limits, on_progress)
+        _check_not_truncated(source, container, table, on_progress)
         # Known to the decoder only now, after it has seen frames.
         picture = _picture(container, stream, first)
         return Survey(
@@ -58,7 +64,9 @@ def _check_size(width: int, height: int, limits: VideoLimits) -> None:
         )
 
 
-def _read_frames(container: InputContainer, stream: VideoStream, limits: VideoLimits) -> tuple[FrameTable, VideoFrame]:
+def _read_frames(
+    container: InputContainer, stream: VideoStream, limits: VideoLimits, on_progress: Callable[[], None]
+) -> tuple[FrameTable, VideoFrame]:
     """Decode all frames, keeping of each its time and checksum only, and of the first the frame itself."""
     first: VideoFrame | None = None
     stamps: list[int] = []
@@ -67,7 +75,7 @@ def _read_frames(container: InputContainer, stream: VideoStream, limits: VideoLi
     if time_base <= 0:
         raise JobFailureError(FailureCode.BAD_TIMESTAMPS, "the video stream has no time base")
     last_duration = 0
-    for frame in decode_all(container, stream):
+    for frame in decode_all(container, stream, on_progress):
         if first is None:
             first = frame
             _check_size(first.width, first.height, limits)  # the header need not have told the truth
@@ -137,7 +145,9 @@ def _check_length(stamps: list[int], time_base: Fraction, limits: VideoLimits) -
         )
 
 
-def _check_not_truncated(source: Path, container: InputContainer, table: FrameTable) -> None:
+def _check_not_truncated(
+    source: Path, container: InputContainer, table: FrameTable, on_progress: Callable[[], None]
+) -> None:
     """Containers say how much they hold. FFmpeg ends a file that was cut off as if nothing were missing."""
     end_seconds = table.seconds(len(table) - 1)
     names = container.format.name.split(",")
@@ -146,7 +156,7 @@ def _check_not_truncated(source: Path, container: InputContainer, table: FrameTa
         missing = _missing_samples(container)
     elif "matroska" in names and container.duration is not None:
         declared_seconds = container.duration / av.time_base
-        end_seconds = max(end_seconds, _end_of_any_stream(source))
+        end_seconds = max(end_seconds, _end_of_any_stream(source, on_progress))
         if declared_seconds - end_seconds > _MATROSKA_DURATION_SLACK_SECONDS:
             missing = f"{declared_seconds:.3f} s were announced"
     elif "avi" in names:
@@ -178,11 +188,12 @@ def _riff_bytes(source: Path) -> int:
     return size + 8 if size else 0
 
 
-def _end_of_any_stream(source: Path) -> float:
+def _end_of_any_stream(source: Path, on_progress: Callable[[], None]) -> float:
     """Return the latest time in the file, of sound and subtitles too: those may last longer than the picture."""
     end = 0.0
     with open_source(source, _PIXELS_TO_DEMUX) as container:
         for packet in container.demux():
+            on_progress()
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
     return end
@@ -219,8 +230,10 @@ def _chroma_location(container: InputContainer, stream: VideoStream) -> str:
         av.logging.set_libav_level(av.logging.INFO)
         av.logging.set_level(level)
     line = next((text for text in lines if text.strip().startswith(f"Stream #0:{stream.index}")), "")
-    words = line.replace("(", " ").replace(")", " ").replace(",", " ").split()
-    return next((word for word in words if word in _CHROMA_LOCATIONS), "unspecified")
+    # "Stream #0:0(und): Video: h264 (High), yuv420p(tv, bt709, top first, left), 64x48": whole items only, as the
+    # order of fields has words in common with the place of chroma.
+    items = [item.strip() for items in _PIXEL_FORMAT_DETAILS.findall(line) for item in items.split(",")]
+    return next((item for item in items if item in _CHROMA_LOCATIONS), "unspecified")
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:

@@ -1,6 +1,6 @@
 """Reading the finished file back: every frame and packet must be there, when it should be, as it was."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -40,6 +40,7 @@ def check_result(
     upscaled: UpscaledVideo,
     copies: Mapping[int, StreamContents],
     converted: Set[int],
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Check:
     """Compare `target` with what it was made from. Raises `JobFailureError(VERIFICATION_FAILED)` for any difference."""
     with av.open(str(target), "r") as result:
@@ -48,7 +49,8 @@ def check_result(
         pairs = _pairs(expected, result)
         video = _check_video(pairs[replaced.index], upscaled.picture)
         lost = _lost(source, result, video, upscaled.picture)
-        contents = dict(zip(pairs, read_contents(result, list(pairs.values())), strict=True))
+        read = read_contents(result, list(pairs.values()), on_progress=on_progress)
+        contents = dict(zip(pairs, read, strict=True))
     timing = _check_video_times(contents[replaced.index], upscaled.table, container)
     for index, original in copies.items():
         _check_copy(index, original, contents[index], source.streams[index], timing, container)

@@ -250,3 +250,28 @@ def test_an_avi_with_b_frames_gets_its_times_from_the_order_of_frames(make_video
     steps = {after - before for before, after in zip(table.pts, table.pts[1:], strict=False)}
     assert len(table) == 20
     assert steps == {1}
+
+
+@pytest.mark.parametrize(
+    ("x264", "location"), [("tff=1", "left"), ("tff=1:chromaloc=1", "center"), ("chromaloc=2", "topleft")]
+)
+def test_the_place_of_chroma_is_not_taken_for_the_order_of_fields(
+    make_video: MakeVideo, x264: str, location: str
+) -> None:
+    source = make_video("clip.mkv", time_base=Fraction(1, 1000), options={"preset": "ultrafast", "x264-params": x264})
+    assert survey(source, VideoLimits()).picture.colour.chroma_location == location
+
+
+def test_a_picture_stored_bottom_up_is_refused_with_a_way_out(make_video: MakeVideo) -> None:
+    # given an AVI whose header says that its uncompressed picture is stored bottom up: its height is positive
+    source = make_video("clip.avi", codec="rawvideo", pixel_format="bgr24", options={}, time_base=Fraction(1, 25))
+    content = bytearray(source.read_bytes())
+    height_at = content.index(b"strf") + 16
+    assert int.from_bytes(content[height_at : height_at + 4], "little", signed=True) == -48
+    content[height_at : height_at + 4] = (48).to_bytes(4, "little")
+    source.write_bytes(content)
+
+    # when it is read, then it is refused by name
+    error = refusal(source)
+    assert error.code is FailureCode.UNSUPPORTED_SOURCE
+    assert "convert the file to another codec" in error.message

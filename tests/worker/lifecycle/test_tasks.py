@@ -1,0 +1,130 @@
+"""The steps of a job under the eyes of the watch: slow work is no stalled work, and a cancel ends it."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.worker.conftest import write_video
+from tests.worker.lifecycle.conftest import Desk
+from worker import tasks
+from worker.contract.job import JobStatus
+from worker.loaded_models import LoadedModels
+from worker.settings import VideoLimits, WorkerSettings
+from worker.task_watch import TaskWatch
+from worker.video import survey
+from worker.video.source import frame_crc32
+
+FRAMES = 30
+STALL_SECONDS = 0.8
+
+
+class StandingLease:
+    """A claim that nobody disputes."""
+
+    def renew(self) -> None:
+        pass
+
+    def is_held(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The exit codes that the watch would have ended this process with."""
+    codes: list[int] = []
+
+    def note(code: int) -> None:
+        codes.append(code)
+        threading.Event().wait()
+
+    monkeypatch.setattr(os, "_exit", note)
+    return codes
+
+
+@pytest.fixture
+def bench(desk: Desk, tmp_path: Path) -> Iterator[tasks.Workbench]:
+    watch = TaskWatch(StandingLease(), desk.registry, lambda: None, lease_seconds=0.3, stall_seconds=STALL_SECONDS)
+    watch.start()
+    models = LoadedModels(torch.device("cpu"), tmp_path, None)
+    laid = tasks.Workbench(
+        desk.registry, desk.queue, desk.storage, models, watch, WorkerSettings(preset="tiny-random"), VideoLimits()
+    )
+    token = tasks.workbench.set(laid)
+    yield laid
+    tasks.workbench.reset(token)
+
+
+def accept_video(desk: Desk) -> str:
+    job_id = desk.accept()
+    video = write_video(desk.storage.root / "clip.mp4", frames=FRAMES)
+    video.rename(desk.storage.folder(job_id).source)
+    return job_id
+
+
+def slow_down_the_survey(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every frame takes an eighth of what counts as stalled; returns the checksums of those that were read."""
+    read: list[int] = []
+
+    def slowly(frame: object) -> int:
+        time.sleep(STALL_SECONDS / 8)
+        read.append(frame_crc32(frame))  # type: ignore[arg-type]
+        return read[-1]
+
+    monkeypatch.setattr(survey, "frame_crc32", slowly)
+    return read
+
+
+def test_a_survey_longer_than_the_stall_limit_lives_on(
+    desk: Desk, bench: tasks.Workbench, exits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a source whose frames take several times the stall limit together
+    job_id = accept_video(desk)
+    read = slow_down_the_survey(monkeypatch)
+
+    # When it is planned
+    tasks.plan(job_id)
+
+    # Then nobody took the task for stalled
+    assert exits == []
+    assert len(read) == FRAMES
+    record = desk.storage.read_record(job_id)
+    assert record is not None
+    assert record.status is JobStatus.RUNNING
+
+
+def test_a_cancel_ends_a_survey_under_way(
+    desk: Desk, bench: tasks.Workbench, exits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a slow survey
+    job_id = accept_video(desk)
+    read = slow_down_the_survey(monkeypatch)
+
+    # When the job is canceled meanwhile
+    canceling = threading.Thread(target=lambda: desk.registry.cancel(job_id))
+    canceling.start()
+    tasks.plan(job_id)
+    canceling.join()
+
+    # Then the task ended by itself, early, and made no plan
+    assert exits == []
+    assert len(read) < FRAMES
+    assert not desk.storage.folder(job_id).plan.exists()
+
+
+def test_a_process_that_stops_gives_a_survey_under_way_back(
+    desk: Desk, bench: tasks.Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = accept_video(desk)
+
+    def told_to_stop(frame: object) -> int:
+        bench.watch.drain()
+        return 0
+
+    monkeypatch.setattr(survey, "frame_crc32", told_to_stop)
+    assert tasks.plan(job_id) is not None
+    assert not desk.storage.folder(job_id).plan.exists()
