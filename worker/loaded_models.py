@@ -40,8 +40,12 @@ def usual_batch_frames(device: torch.device) -> int:
 class LoadedModels:
     """All presets that were asked for so far, on one device. They stay: all of them together fit on any GPU we name."""
 
-    def __init__(self, device: torch.device, weights_dir: Path, tile_px: int | None) -> None:
+    def __init__(
+        self, device: torch.device, weights_dir: Path, tile_px: int | None, batch_frames: int | None = None
+    ) -> None:
+        """`batch_frames`: per network call, as its results depend on it; None: as usual for the device."""
         self.device = device
+        self.batch_frames = batch_frames or usual_batch_frames(device)
         self._weights_dir = weights_dir.expanduser()
         self._tile_px = tile_px
         self._upscalers: dict[str, Upscaler] = {}
@@ -90,4 +94,4 @@ class LoadedModels:
             networks.use_tiles(self._tile_px)
         except ValueError as error:
             raise JobFailureError(FailureCode.INVALID_OPTION, f"{error} (--tile, VSR_TILE_PX)") from error
-        return NetworkUpscaler(networks)
+        return NetworkUpscaler(networks, self.batch_frames)

@@ -9,19 +9,25 @@ from model.upscaler import TwoStepUpscaler
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.upscaler import FrameBatch
 
+_PRECISIONS = {"cuda": "bf16"}
+"""As `TwoStepUpscaler.precision` chooses it; float32 on all other devices."""
+
 
 class NetworkUpscaler:
     """Runs a `TwoStepUpscaler` on frames as they come from the decoder; see `worker.upscaler.Upscaler`."""
 
-    def __init__(self, networks: TwoStepUpscaler) -> None:
+    def __init__(self, networks: TwoStepUpscaler, batch_frames: int) -> None:
+        """`batch_frames`: how many frames every call will bring; other numbers work, and may give other bits."""
         self._networks = networks
+        self._batch_frames = batch_frames
         self._weights = sha256_of({name: tensor.cpu() for name, tensor in networks.state_dict().items()})[:32]
 
     @property
     def fingerprint(self) -> str:
-        """The weights, and the tiles if there are any: they change the picture a little."""
+        """The weights, and what else changes bits: tiles, the kind of device with its precision, the batch."""
         tiles = f"-tiles{self._networks.tile_px}" if self._networks.tile_px else ""
-        return self._weights + tiles
+        kind = self._networks.device.type
+        return f"{self._weights}{tiles}-{kind}-{_PRECISIONS.get(kind, 'f32')}-b{self._batch_frames}"
 
     @torch.inference_mode()
     def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
@@ -31,7 +37,9 @@ class NetworkUpscaler:
             upscaled: Tensor = self._networks(
                 *(self._to_tensor(batch, white) for batch in (previous_lr, center_lr, next_lr))
             )
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
             height, width = center_lr.shape[1:3]
             raise JobFailureError(
                 FailureCode.OUT_OF_MEMORY,
@@ -47,3 +55,8 @@ class NetworkUpscaler:
         """Whole numbers of 0 to `white`, (B, H, W, 3), to float32 of 0 to 1, (B, 3, H, W)."""
         tensor = torch.from_numpy(batch).to(self._networks.device).to(torch.float32)
         return tensor.div_(white).permute(0, 3, 1, 2).contiguous()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch has a class of its own for a GPU only; its allocator for the CPU raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

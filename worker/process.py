@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     registry = JobRegistry(redis, storage)
     queue = TaskQueue(redis)
     try:
-        models = LoadedModels(usable_device(settings.device), settings.weights_dir, settings.tile_px)
+        device = usable_device(settings.device)
+        models = LoadedModels(device, settings.weights_dir, settings.tile_px, settings.batch_frames)
         models.get(settings.preset)
     except JobFailureError as failure:
         log.error("worker_cannot_start", code=failure.code, reason=failure.message)

@@ -14,7 +14,7 @@ class Upscaler(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights: equal fingerprints give equal pictures. No spaces."""
+        """Names the weights and whatever else changes bits: equal fingerprints give equal pictures. No spaces."""
 
     def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
         """Upscale the centre frames, (B, H, W, 3) to (B, 2H, 2W, 3)."""

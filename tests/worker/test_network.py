@@ -26,13 +26,13 @@ def test_frames_come_back_twice_as_large_in_their_own_type(
     networks: TwoStepUpscaler, dtype: type[np.uint8] | type[np.uint16]
 ) -> None:
     batch = frames(dtype)
-    result = NetworkUpscaler(networks)(batch, batch, batch)
+    result = NetworkUpscaler(networks, 2)(batch, batch, batch)
     assert (result.shape, result.dtype) == ((2, 32, 48, 3), dtype)
 
 
 def test_every_one_of_the_three_frames_leaves_its_mark(networks: TwoStepUpscaler) -> None:
     # Given a triplet, and the same with one frame changed
-    upscaler = NetworkUpscaler(networks)
+    upscaler = NetworkUpscaler(networks, 2)
     batch = frames(np.uint8)
     other = 255 - batch
     plain = upscaler(batch, batch, batch)
@@ -44,12 +44,18 @@ def test_every_one_of_the_three_frames_leaves_its_mark(networks: TwoStepUpscaler
 
 
 def test_the_fingerprint_names_the_weights_and_the_tiles(networks: TwoStepUpscaler) -> None:
-    plain = NetworkUpscaler(networks).fingerprint
+    plain = NetworkUpscaler(networks, 1).fingerprint
     networks.use_tiles(32)
-    tiled = NetworkUpscaler(networks).fingerprint
+    tiled = NetworkUpscaler(networks, 1).fingerprint
     next(networks.unet.parameters()).data.add_(1e-3)
-    trained_further = NetworkUpscaler(networks).fingerprint
+    trained_further = NetworkUpscaler(networks, 1).fingerprint
     assert len({plain, tiled, trained_further}) == 3
+
+
+def test_the_fingerprint_names_device_precision_and_batch(networks: TwoStepUpscaler) -> None:
+    fingerprint = NetworkUpscaler(networks, 4).fingerprint
+    assert fingerprint.endswith("-cpu-f32-b4")
+    assert " " not in fingerprint
 
 
 def test_memory_that_is_too_small_is_named_with_the_ways_out(
@@ -64,5 +70,30 @@ def test_memory_that_is_too_small_is_named_with_the_ways_out(
 
     # When they are asked for a batch; then the failure says for what, and what to change
     with pytest.raises(JobFailureError, match="4 frames of 24x16 at a time: use tiles") as caught:
-        NetworkUpscaler(networks)(batch, batch, batch)
+        NetworkUpscaler(networks, 2)(batch, batch, batch)
     assert caught.value.code is FailureCode.OUT_OF_MEMORY
+
+
+def test_memory_that_the_processor_cannot_give_is_named_too(
+    networks: TwoStepUpscaler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given networks that need more memory than any machine has
+    monkeypatch.setattr(networks, "forward", lambda *frames: torch.empty(2**60, dtype=torch.uint8))
+    batch = frames(np.uint8)
+
+    # When they are asked for a batch; then torch's plain RuntimeError gets its name
+    with pytest.raises(JobFailureError, match="2 frames of 24x16") as caught:
+        NetworkUpscaler(networks, 2)(batch, batch, batch)
+    assert caught.value.code is FailureCode.OUT_OF_MEMORY
+
+
+def test_an_error_of_another_kind_keeps_its_own_name(
+    networks: TwoStepUpscaler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*frames: object) -> None:
+        raise RuntimeError("the sizes do not match")
+
+    monkeypatch.setattr(networks, "forward", fails)
+    batch = frames(np.uint8)
+    with pytest.raises(RuntimeError, match="the sizes do not match"):
+        NetworkUpscaler(networks, 2)(batch, batch, batch)
