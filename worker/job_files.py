@@ -1,7 +1,7 @@
 """What a job's folder says about how far it has come: the plan, and which segments are there."""
 
 from worker.contract.queue import TaskKind, job_id_of, task_id
-from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, JobStorage
+from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, JobStorage, process_mark
 from worker.plan import Plan
 
 
@@ -19,12 +19,9 @@ def finished_segments(plan: Plan, folder: JobFolder) -> dict[int, int]:
 
 
 def remove_partial_files(storage: JobStorage, task: str, pid: int) -> None:
-    """Remove what process `pid` left behind when it died in this task.
-
-    Looks for nothing but this task's files: on shared storage a process of another host may have the same number.
-    """
+    """Remove what process `pid` of this host left behind when it died in this task."""
     folder = storage.folder(job_id_of(task))
     segment_index = task.removeprefix(task_id(TaskKind.SEGMENT, job_id_of(task), 0)[:-5])
     target = folder.segment(int(segment_index)) if segment_index.isdigit() else folder.path / "*"
-    for partial in target.parent.glob(f"{target.name}.{pid}.*{PARTIAL_SUFFIX}"):
+    for partial in target.parent.glob(f"{target.name}.{process_mark(pid)}.*{PARTIAL_SUFFIX}"):
         partial.unlink(missing_ok=True)

@@ -94,6 +94,7 @@ def upscale_file(
 
     workspace = JobFolder(output.with_name(output.name + WORKSPACE_SUFFIX))
     plan, started_over = _plan(workspace, source, source_sha256, options, limits, upscaler.fingerprint)
+    workspace.make_segments()
     progress = _Progress(plan, workspace, on_progress)
     batch_frames = settings.batch_frames or usual_batch_frames(usable_device(settings.device))
     times = StageTimes()
@@ -158,6 +159,7 @@ def _plan(
     if workspace.path.exists():
         shutil.rmtree(workspace.path)
     plan = make_plan(source, options, limits, source.suffix, source_sha256=source_sha256)
+    workspace.path.mkdir(parents=True)
     write_atomically(workspace.plan, plan.model_dump_json().encode())
     return plan, why
 

@@ -112,7 +112,8 @@ class TaskWatch:
                 if time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + self._beat_seconds
                     self._announce()
-                    if task:
+                    # A canceled task is only given time to stop; the supervisor gives it to nobody.
+                    if task and task.canceled_at is None:
                         self._renew(task)
                 time.sleep(_TICK_SECONDS)
         except Exception:

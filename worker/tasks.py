@@ -126,6 +126,7 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
     folder = bench.storage.folder(job.id)
     progress = _SegmentProgress(bench, job.id, index, made.picture.width * made.picture.height)
     times = StageTimes()
+    folder.make_segments()
     with publishing(folder.segment(index)) as partial:
         render_segment(
             made,
@@ -208,7 +209,8 @@ def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord],
             _count_segment(kind, "failed")
             _fail(bench, job, failure.code, failure.message)
         except Exception:
-            if bench.registry.is_final(job_id):  # deleted under our hands: no wonder that files were missing
+            # Deleted under our hands: no wonder that files were missing. The folder goes first, then Redis forgets it.
+            if not bench.storage.folder(job_id).path.exists() or bench.registry.is_final(job_id):
                 log.info("task_stopped", reason="the job has ended")
                 return None
             log.exception("task_crashed", attempt=attempt)

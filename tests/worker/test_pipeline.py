@@ -127,6 +127,7 @@ def test_a_canceled_segment_stops_between_batches_and_leaves_nothing(
 
     # when the segment is rendered
     folder = tmp_path / "segments"
+    folder.mkdir()
     with pytest.raises(StopError):
         render_segment(
             plan_of(source, 40),
@@ -151,6 +152,7 @@ def test_a_network_that_fails_leaves_no_segment(make_video: MakeVideo, tmp_path:
             raise RuntimeError("out of order")
 
     source = make_video("clip.mp4", frames=5)
+    (tmp_path / "segments").mkdir()
     with pytest.raises(RuntimeError, match="out of order"):
         render_segment(plan_of(source, 5), 0, source, tmp_path / "segments" / "0.mp4", Broken(), batch_frames=4)
     assert list((tmp_path / "segments").iterdir()) == []
@@ -162,6 +164,7 @@ def test_a_source_that_changed_after_planning_fails_the_segment(
     source = make_video("clip.mp4", frames=40)
     plan = plan_of(source, 10)
     make_video("clip.mp4", frames=40, picture=lambda n, w, h: np.zeros((h, w, 3), np.uint8))
+    (tmp_path / "segments").mkdir()
     with pytest.raises(JobFailureError, match="no longer decode"):
         render_segment(plan, 2, source, tmp_path / "segments" / "2.mp4", pixel_repeater, batch_frames=4)
     assert list((tmp_path / "segments").iterdir()) == []

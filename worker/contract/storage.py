@@ -14,6 +14,7 @@ import errno
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -50,6 +51,10 @@ class JobFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.json"
+
+    def make_segments(self) -> None:
+        """Raises `FileNotFoundError` when the job was deleted: its folder must not come back."""
+        self.segments.mkdir(mode=0o700, exist_ok=True)
 
     def segment(self, index: int) -> Path:
         return self.segments / f"{index:05d}.mp4"
@@ -122,9 +127,9 @@ def publishing(target: Path) -> Iterator[Path]:
     """Give a partial path beside `target`; on leaving without error make it durable and rename it there.
 
     Readers see the whole file or none. Two writers of the same target are harmless: each has its own partial file.
+    The folder must be there: one that was deleted under our hands stays deleted.
     """
-    partial = target.with_name(f"{target.name}.{os.getpid()}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{process_mark(os.getpid())}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}")
     try:
         with out_of_disk_named():
             yield partial
@@ -134,6 +139,11 @@ def publishing(target: Path) -> Iterator[Path]:
             fsync_folder(target.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def process_mark(pid: int) -> str:
+    """What the partial files of this host's process `pid` have in their names: in containers pids repeat."""
+    return f"{socket.gethostname()}.{pid}"
 
 
 def write_atomically(target: Path, content: bytes) -> None:

@@ -68,6 +68,7 @@ class Desk:
         job_id = self.accept()
         folder = self.storage.folder(job_id)
         write_atomically(folder.plan, plan.model_dump_json().encode())
+        folder.make_segments()
         for index in finished:
             write_atomically(folder.segment(index), b"a segment")
         self.registry.start(job_id, plan.source_info())
