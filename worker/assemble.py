@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from worker.contract.job import Container, JobOptions, VideoCodec
 from worker.contract.storage import publishing
-from worker.plan import SCALE, Plan, StreamPlan
+from worker.plan import PIPELINE_VERSION, SCALE, Plan, StreamPlan
 from worker.video.containers import has_edit_lists
 from worker.video.mux import UpscaledVideo, read_order, trouble_named, write_result
 from worker.video.packets import StreamContents, read_contents
@@ -24,9 +24,6 @@ _OUTCOMES: dict[str, Literal["copied", "converted", "rewritten", "dropped"]] = {
     "rewrite": "rewritten",
     "drop": "dropped",
 }
-
-PIPELINE_VERSION = 1
-"""Raise it whenever the same source, options and weights give other bytes than before."""
 
 
 class _Frozen(BaseModel):

@@ -77,6 +77,7 @@ def _indexed_sequences(folder: Path, limits: VideoLimits) -> Iterator[DecodedSeq
 
 def decode_sequences(video: Path, limit: int, limits: VideoLimits) -> Iterator[Tensor]:
     """Yield up to `limit` runs of 25 consecutive frames, (25, 3, H, W) uint8 RGB with even sides; a rest is dropped."""
+    video = video.absolute()  # FFmpeg takes what stands before a colon for a protocol, unless it begins with a slash
     found = survey(video, limits)
     runs = min(limit, len(found.frames) // FRAMES_PER_SEQUENCE)
     frames = decode_frames(

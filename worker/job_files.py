@@ -1,16 +1,19 @@
 """What a job's folder says about how far it has come: the plan, and which segments are there."""
 
+from pydantic import ValidationError
+
 from worker.contract.queue import TaskKind, job_id_of, task_id
 from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, JobStorage, process_mark
 from worker.plan import Plan
 
 
 def read_plan(folder: JobFolder) -> Plan | None:
-    """None: not planned yet."""
+    """None: not planned yet, or by another version of this program: nothing may be built upon that plan."""
     try:
-        return Plan.model_validate_json(folder.plan.read_bytes())
-    except FileNotFoundError:
+        plan = Plan.model_validate_json(folder.plan.read_bytes())
+    except (FileNotFoundError, ValidationError):
         return None
+    return plan if plan.is_current else None
 
 
 def finished_segments(plan: Plan, folder: JobFolder) -> dict[int, int]:

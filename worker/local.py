@@ -12,7 +12,7 @@ from worker.assemble import Report, assemble, result_tag
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, Progress
 from worker.contract.storage import JobFolder, fsync_folder, write_atomically
-from worker.loaded_models import LoadedModels, usable_device, usual_batch_frames
+from worker.loaded_models import LoadedModels, usable_device
 from worker.pipeline import StageTimes, render_segment
 from worker.plan import SCALE, Plan, make_plan, sha256_of_file
 from worker.settings import VideoLimits, WorkerSettings
@@ -21,6 +21,7 @@ from worker.video.mux import segment_maker
 from worker.video.tag import read_tag
 
 WORKSPACE_SUFFIX = ".vsr-work"
+_OTHER_VERSION = "the earlier run was of another version of this program"
 _OTHER_NAMES = {".m4v": ".mp4", ".3gp": ".mp4", ".qt": ".mov"}
 
 
@@ -78,17 +79,20 @@ def upscale_file(
             FailureCode.UNSUPPORTED_OUTPUT, f"cannot write {output.suffix or 'a file without suffix'}: use {known}"
         )
     options = options.model_copy(update={"container": container})
+    # FFmpeg takes what stands before a colon for a protocol, unless the name begins with a slash.
+    shown, source, output = output, source.absolute(), output.absolute()
     if output.exists() and source.samefile(output):
-        raise OutputExistsError(f"{output} is the source itself: choose another output")
+        raise OutputExistsError(f"{shown} is the source itself: choose another output")
     if output.exists() and not overwrite and read_tag(output) is None:
-        raise OutputExistsError(f"{output} exists and was not made by vsr: choose another output, or overwrite it")
-    upscaler = (load_upscaler or _loader(settings))(options.preset)
+        raise OutputExistsError(f"{shown} exists and was not made by vsr: choose another output, or overwrite it")
+    models = LoadedModels(usable_device(settings.device), settings.weights_dir, settings.tile_px, settings.batch_frames)
+    upscaler = (load_upscaler or models.get)(options.preset)
     source_sha256 = sha256_of_file(source)
     if output.exists() and not overwrite:
         if read_tag(output) == result_tag(source_sha256, options, container, upscaler.fingerprint):
-            return Outcome(output, already_done=True, report=None)
+            return Outcome(shown, already_done=True, report=None)
         raise OutputExistsError(
-            f"{output} exists and was made from another source, or with other options or weights: "
+            f"{shown} exists and was made from another source, or with other options or weights or on another device: "
             "choose another output, or overwrite it"
         )
 
@@ -96,7 +100,6 @@ def upscale_file(
     plan, started_over = _plan(workspace, source, source_sha256, options, limits, upscaler.fingerprint)
     workspace.make_segments()
     progress = _Progress(plan, workspace, on_progress)
-    batch_frames = settings.batch_frames or usual_batch_frames(usable_device(settings.device))
     times = StageTimes()
     for segment in plan.segments:
         if workspace.segment(segment.index).exists():
@@ -107,7 +110,7 @@ def upscale_file(
             source,
             workspace.segment(segment.index),
             upscaler,
-            batch_frames=batch_frames,
+            batch_frames=models.batch_frames,
             on_frames_done=progress.frames_done,
             times=times,
         )
@@ -118,16 +121,12 @@ def upscale_file(
     fsync_folder(output.parent)
     shutil.rmtree(workspace.path)
     return Outcome(
-        output,
+        shown,
         already_done=False,
         report=report.model_copy(update={"stage_seconds": dict(times.seconds)}),
         resumed_segments=progress.resumed_segments,
         started_over=started_over,
     )
-
-
-def _loader(settings: WorkerSettings) -> Callable[[str], Upscaler]:
-    return LoadedModels(usable_device(settings.device), settings.weights_dir, settings.tile_px).get
 
 
 def _plan(
@@ -145,15 +144,17 @@ def _plan(
         try:
             earlier = Plan.model_validate_json(workspace.plan.read_bytes())
         except ValidationError:
-            why = "the earlier run was of another version of this program"
+            why = _OTHER_VERSION
     if earlier is not None:
         makers = {segment_maker(path) for path in workspace.segments.glob("*.mp4")}
-        if earlier.source_sha256 != source_sha256:
+        if not earlier.is_current:
+            why = _OTHER_VERSION
+        elif earlier.source_sha256 != source_sha256:
             why = "the source has changed since the earlier run"
         elif earlier.options != options:
             why = "the earlier run had other options"
         elif makers - {network}:
-            why = "the earlier run had other weights"
+            why = "the earlier run had other weights, or another device or batch"
         else:
             return earlier, None
     if workspace.path.exists():

@@ -17,6 +17,9 @@ from worker.video.sound import SUBSTITUTES, can_be_converted
 from worker.video.survey import survey
 from worker.video.values import Encoding, OtherStream, Picture, Survey
 
+PIPELINE_VERSION = 1
+"""Raise it whenever the same source, options and weights give other bytes than before."""
+
 SCALE = 2
 SEGMENT_SECONDS = 4
 MIN_SEGMENT_FRAMES, MAX_SEGMENT_FRAMES = 24, 240
@@ -54,6 +57,7 @@ class Plan(_Frozen):
     """Everything that decides the result, beside the networks' weights."""
 
     version: Literal[1] = 1
+    pipeline_version: int = Field(description="`PIPELINE_VERSION` of the program that made it.")
     source_sha256: str
     source_size_bytes: int
     options: JobOptions = Field(description="As chosen; `container` and `encoding` say what that came to.")
@@ -64,6 +68,11 @@ class Plan(_Frozen):
     segments: tuple[SegmentPlan, ...]
     streams: tuple[StreamPlan, ...]
     max_pixels: int = Field(description="The limit under which the source was accepted.")
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this program would go on from this plan's segments with the same bytes."""
+        return self.pipeline_version == PIPELINE_VERSION
 
     @property
     def frames(self) -> int:
@@ -124,6 +133,7 @@ def make_plan(
     )
     check_encoder(picture, encoding)
     return Plan(
+        pipeline_version=PIPELINE_VERSION,
         source_sha256=source_sha256 or sha256_of_file(source),
         source_size_bytes=source.stat().st_size,
         options=options,

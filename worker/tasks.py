@@ -28,7 +28,7 @@ from worker.contract.queue import MAX_ATTEMPTS, TaskKind, TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, JobStorage, publishing, write_atomically
 from worker.job_files import finished_segments, read_plan
-from worker.loaded_models import LoadedModels, usual_batch_frames
+from worker.loaded_models import LoadedModels
 from worker.pipeline import StageTimes, render_segment
 from worker.plan import Plan, make_plan
 from worker.settings import VideoLimits, WorkerSettings
@@ -86,6 +86,8 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
     # A plan that is there stays: segments may have been made from it.
     made = read_plan(folder)
     if made is None:
+        # Segments without a plan are of another version of this program.
+        shutil.rmtree(folder.segments, ignore_errors=True)
         with metrics.STAGE_DURATION_SECONDS.labels("plan").time():
             made = make_plan(
                 folder.source,
@@ -134,7 +136,7 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
             folder.source,
             partial,
             bench.models.get(job.options.preset),
-            batch_frames=bench.settings.batch_frames or usual_batch_frames(bench.models.device),
+            batch_frames=bench.models.batch_frames,
             on_frames_done=progress.note,
             on_batch=metrics.BATCH_FRAMES.observe,
             check_canceled=bench.watch.check,
@@ -205,6 +207,9 @@ def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord],
             log.info("task_given_back")
             _count_segment(kind, "given_back")
             return _GIVE_BACK
+        except _NotPlannedError:
+            # An update of the program came in between. The reconciler sees it and has the job planned anew.
+            log.warning("task_stopped", reason="there is no plan of this version")
         except JobFailureError as failure:
             _count_segment(kind, "failed")
             _fail(bench, job, failure.code, failure.message)
@@ -266,8 +271,12 @@ def _remove_what_the_result_replaces(folder: JobFolder) -> None:
 def _plan_of(folder: JobFolder) -> Plan:
     made = read_plan(folder)
     if made is None:
-        raise FileNotFoundError(f"{folder.plan.name} of a running job is gone")
+        raise _NotPlannedError
     return made
+
+
+class _NotPlannedError(Exception):
+    """The job's plan is gone, or of another version of this program."""
 
 
 class _SegmentProgress:

@@ -234,6 +234,7 @@ def upscale_in_segments(
     only: Iterable[int] | None = None,
 ) -> tuple[Plan, list[Path]]:
     """Plan `source` and render its segments (or `only` some) into `folder`."""
+    folder.mkdir(exist_ok=True)
     plan = make_plan(source, options, VideoLimits(), source.suffix, segment_frames=segment_frames)
     paths = [folder / f"{segment.index:05d}.mp4" for segment in plan.segments]
     for index in range(len(paths)) if only is None else only:

@@ -526,6 +526,7 @@ def test_an_assembly_that_is_stopped_on_the_way_leaves_nothing(
     source = make_video("clip.mp4", frames=12, audio_tracks=1)
     plan, segments = render(source)
     packets_left = iter(range(20))
+    (tmp_path / "out").mkdir()
 
     def stop() -> None:
         if next(packets_left, None) is None:

@@ -185,9 +185,14 @@ def test_a_killed_run_is_resumed_to_the_same_bytes_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.mp4", "result.mp4", "undisturbed.mp4"]
 
 
-@pytest.mark.parametrize("change", ["source", "options", "weights", "version"])
+@pytest.mark.parametrize("change", ["source", "options", "weights", "version", "version of the pipeline"])
 def test_work_of_an_earlier_run_that_does_not_fit_is_started_over(
-    long_video: Path, make_video: MakeVideo, run: Callable[..., Outcome], tmp_path: Path, change: str
+    long_video: Path,
+    make_video: MakeVideo,
+    run: Callable[..., Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
 ) -> None:
     # given an interrupted run
     output = tmp_path / "result.mp4"
@@ -201,13 +206,15 @@ def test_work_of_an_earlier_run_that_does_not_fit_is_started_over(
         options = FAST.model_copy(update={"crf": 30})
     elif change == "weights":
         upscaler = InterruptedUpscaler(batches=1000, fingerprint="other-weights")
+    elif change == "version of the pipeline":
+        monkeypatch.setattr("worker.plan.PIPELINE_VERSION", 2)
     else:
         (tmp_path / "result.mp4.vsr-work" / "plan.json").write_text('{"version": 0}')
     outcome = run(long_video, output, options, upscaler=upscaler)
     # then nothing of the earlier run is used, and said so
     assert outcome.resumed_segments == 0
     assert outcome.started_over is not None
-    assert change in outcome.started_over
+    assert change.split()[0] in outcome.started_over
 
 
 def test_a_stranger_s_file_is_not_overwritten_unless_asked(
@@ -283,3 +290,18 @@ def test_an_unknown_preset_is_refused(make_video: MakeVideo, tmp_path: Path) -> 
             limits=VideoLimits(),
         )
     assert failure.value.code is FailureCode.UNKNOWN_PRESET
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "-y.mp4"])
+def test_a_relative_name_is_a_name_and_no_protocol_or_option(
+    make_video: MakeVideo, run: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # given a video that FFmpeg would take for a protocol, in the folder where we are
+    make_video("clip.mp4").rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    # when it is named as a user would, then it is upscaled, and recognised
+    output = default_output(Path(name))
+    outcome = run(Path(name), output)
+    assert (outcome.output, outcome.report is not None) == (output, True)
+    assert run(Path(name), output).already_done
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, output.name])

@@ -12,8 +12,12 @@ import torch
 from tests.worker.conftest import write_video
 from tests.worker.lifecycle.conftest import Desk
 from worker import tasks
-from worker.contract.job import JobStatus
+from worker.contract.job import JobOptions, JobStatus
+from worker.contract.queue import TaskKind, task_id
+from worker.contract.storage import write_atomically
+from worker.job_files import read_plan
 from worker.loaded_models import LoadedModels
+from worker.plan import PIPELINE_VERSION, make_plan
 from worker.settings import VideoLimits, WorkerSettings
 from worker.task_watch import TaskWatch
 from worker.video import survey
@@ -128,3 +132,31 @@ def test_a_process_that_stops_gives_a_survey_under_way_back(
     monkeypatch.setattr(survey, "frame_crc32", told_to_stop)
     assert tasks.plan(job_id) is not None
     assert not desk.storage.folder(job_id).plan.exists()
+
+
+def test_the_work_of_another_version_is_planned_and_done_anew(desk: Desk, bench: tasks.Workbench) -> None:
+    # Given a running job with a plan and a segment of an earlier version of this program
+    job_id = accept_video(desk)
+    folder = desk.storage.folder(job_id)
+    earlier = make_plan(folder.source, JobOptions(), VideoLimits()).model_copy(
+        update={"pipeline_version": PIPELINE_VERSION - 1}
+    )
+    desk.registry.start(job_id, earlier.source_info())
+    write_atomically(folder.plan, earlier.model_dump_json().encode())
+    folder.make_segments()
+    write_atomically(folder.segment(0), b"a segment of an earlier version")
+
+    # When its tasks run; then they leave it to the reconciler, which has it planned anew
+    assert tasks.assemble(job_id) is None
+    desk.reconciler.run()
+    assert desk.recovery.live_tasks() == {task_id(TaskKind.PLAN, job_id)}
+    tasks.plan(job_id)
+
+    # Then there is a plan of this version, and nothing is left of the other
+    planned = read_plan(folder)
+    assert planned is not None
+    assert planned.pipeline_version == PIPELINE_VERSION
+    assert not folder.segment(0).exists()
+    record = desk.storage.read_record(job_id)
+    assert record is not None
+    assert record.status is JobStatus.RUNNING
