@@ -73,8 +73,10 @@ def accept(services: Services, submission: Submission) -> JobRecord:
         return services.registry.get(job_id) or _accept_as(services, submission, job_id)
 
 
-def refuse_when_full(services: Services) -> None:
-    """Asked before a body is read; also tells early that Redis is away."""
+def refuse_when_full(services: Services, idempotency_key: str | None) -> None:
+    """Asked before a body is read; also tells early that Redis is away. A repeated request gets its job anyway."""
+    if idempotency_key is not None and _has_a_job(services, idempotency_key):
+        return
     if services.registry.count(JobStatus.QUEUED) >= services.settings.max_queued_jobs:
         raise TooManyJobsError(
             f"{services.settings.max_queued_jobs} jobs are waiting already. Try again later.",
@@ -135,7 +137,7 @@ def _reserved_job_id(redis: Redis, idempotency_key: str, fingerprint: str) -> It
 
     If an earlier attempt was cut short, the next one carries on under the same id.
     """
-    key = f"vsr:idempotency:{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
+    key = _reservation_key(idempotency_key)
     lock = redis.lock(f"{key}:lock", timeout=_LOCK_TTL_SECONDS, blocking_timeout=_LOCK_WAIT_SECONDS)
     if not lock.acquire():
         raise IdempotencyConflictError(
@@ -151,3 +153,12 @@ def _reserved_job_id(redis: Redis, idempotency_key: str, fingerprint: str) -> It
     finally:
         with suppress(LockNotOwnedError):  # it took longer than the lock lasts
             lock.release()
+
+
+def _has_a_job(services: Services, idempotency_key: str) -> bool:
+    reservation = cast(bytes | None, services.redis.get(_reservation_key(idempotency_key)))
+    return reservation is not None and services.registry.get(json.loads(reservation)["job_id"]) is not None
+
+
+def _reservation_key(idempotency_key: str) -> str:
+    return f"vsr:idempotency:{hashlib.sha256(idempotency_key.encode()).hexdigest()}"

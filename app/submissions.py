@@ -102,7 +102,7 @@ async def create_job(
     ] = None,
 ) -> Job:
     """The job is durable when this answers. Poll it at `Location`."""
-    await run_in_threadpool(refuse_when_full, services)
+    await run_in_threadpool(refuse_when_full, services, idempotency_key)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     submit = {"multipart/form-data": _submit_form, "application/json": _submit_upload}.get(media_type)
     if submit is None:

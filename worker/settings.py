@@ -60,8 +60,11 @@ class WorkerSettings(BaseSettings):
 
 
 def as_environment(*groups: BaseSettings, **more: str) -> dict[str, str]:
-    """The environment for a child process that shall see exactly these settings. The place to hand over passwords."""
-    environment = dict(os.environ)
+    """The environment for a child process that shall see exactly these settings. The place to hand over passwords.
+
+    Not those of the gateway and its clients: the processes that read strangers' videos shall not know them.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in ("VSR_API_KEYS", "VSR_API_KEY")}
     for settings in groups:
         for name, value in settings:
             if value is not None and name != "cuda_visible_devices":  # which is inherited, or set per process

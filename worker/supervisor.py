@@ -103,7 +103,8 @@ def run_worker(
             log_settings,
             PROMETHEUS_MULTIPROC_DIR=metrics_folder,
         )
-        slots = [Slot(environment | extra) for extra in _shares(settings, workers)]
+        # What the user has set for the allocator and OpenMP stays, as in `vsr upscale`.
+        slots = [Slot(CPU_ENVIRONMENT | environment | extra) for extra in _shares(settings, workers)]
         supervisor = Supervisor(redis, storage, metrics, slots, settings)
         try:
             return supervisor.run()
@@ -117,7 +118,7 @@ def _shares(settings: WorkerSettings, workers: int) -> list[dict[str, str]]:
     count = workers or max(1, len(gpus))
     # The same fixed number for all: left alone, each process would start one thread per core and wait for the others'.
     threads = str(settings.cpu_threads or max(1, _cores() // count))
-    shares = [CPU_ENVIRONMENT | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(count)]
+    shares = [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(count)]
     if len(gpus) > 1:
         for number, share in enumerate(shares):
             share["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]

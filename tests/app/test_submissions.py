@@ -244,6 +244,21 @@ def test_a_used_up_upload_does_not_stop_a_repeated_request(gateway: RunningGatew
     assert answers[0].json()["id"] == answers[1].json()["id"]
 
 
+def test_a_repeated_request_gets_its_job_though_the_queue_is_full_by_now(start_gateway: StartGateway) -> None:
+    # Given a queue that the first request has filled
+    http = start_gateway(max_queued_jobs=1).http
+    request = {"files": {"file": ("clip.mp4", b"abc")}, "headers": {"Idempotency-Key": "once"}}
+    first = http.post("/v1/jobs", **request)
+
+    # When it comes again, and a new one comes
+    again = http.post("/v1/jobs", **request)
+    new = http.post("/v1/jobs", **(request | {"headers": {"Idempotency-Key": "other"}}))
+
+    # Then
+    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    assert new.status_code == 429
+
+
 def test_a_key_that_belongs_to_another_request_is_refused(gateway: RunningGateway) -> None:
     # Given
     key = {"Idempotency-Key": "once"}

@@ -26,6 +26,12 @@ def test_settings_arrive_in_a_child_as_they_were(monkeypatch: pytest.MonkeyPatch
     assert RedisSettings() == redis
 
 
+def test_the_keys_to_the_service_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VSR_API_KEYS", "hunter2")
+    monkeypatch.setenv("VSR_API_KEY", "hunter2")
+    assert "hunter2" not in as_environment(WorkerSettings()).values()
+
+
 def test_what_is_not_set_is_not_handed_on() -> None:
     assert "VSR_TILE_PX" not in as_environment(WorkerSettings(tile_px=None))
     assert as_environment(OMP_NUM_THREADS="3")["OMP_NUM_THREADS"] == "3"

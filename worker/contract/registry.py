@@ -66,9 +66,6 @@ class JobRegistry:
         content = cast(bytes | None, self._redis.hget(_job_key(job_id), "record"))
         return JobRecord.model_validate_json(content) if content else self._storage.read_record(job_id)
 
-    def is_indexed(self, job_id: str) -> bool:
-        return bool(self._redis.exists(_job_key(job_id)))
-
     def change(self, job_id: str, change: Callable[[JobRecord], JobRecord | None]) -> JobRecord | None:
         """Apply `change` to the record atomically, then make it durable.
 
