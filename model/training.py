@@ -10,6 +10,7 @@ A run folder holds all that a run left behind:
 
 import json
 import math
+import pickle
 import subprocess
 import time
 from collections.abc import Callable
@@ -160,6 +161,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] | None = 
     validation = validation_set(data_folder, config.validation_frames, device)
     checkpoint = run_folder / "checkpoint.pt"
     step = resume(checkpoint, model.trained, optimizer, sampler)
+    forget_metrics_after(run_folder, step)
 
     model.train()
     reported_at, reported_step, loss_sum = time.monotonic(), step, 0.0
@@ -311,14 +313,34 @@ def save_state(
 
 
 def resume(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, sampler: TripletSampler) -> int:
-    """Put everything back where `save_state` left it; returns the step, 0 where there is nothing to resume."""
+    """Put everything back where `save_state` left it; returns the step, 0 where there is nothing to resume.
+
+    The device may be another than the one it was saved from. Raises TrainingError for a damaged checkpoint.
+    """
     if not path.is_file():
         return 0
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    sampler.generator.set_state(state["sampler"])
-    return int(state["step"])
+    try:
+        # To the CPU first: where the state belongs is for the network, and the sampler's is never on a GPU.
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        sampler.generator.set_state(state["sampler"])
+        return int(state["step"])
+    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise TrainingError(f"{path} is damaged ({reason}): remove it to start the run anew") from error
+
+
+def forget_metrics_after(run_folder: Path, step: int) -> None:
+    """Take out of metrics.jsonl what a killed run did past its last checkpoint, as it is done again now."""
+    path = run_folder / "metrics.jsonl"
+    if not path.is_file():
+        return
+    # The last line may have been cut off by the kill.
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+    partial.replace(path)
 
 
 def refuse_another_run(config: TrainConfig, run_folder: Path) -> None:

@@ -20,6 +20,8 @@ from worker.video.survey import survey
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".mpg", ".wmv", ".ts"}
 INDEX = "index.csv"
+_INDEX_COLUMNS = {"file", "split", "source", "licence"}
+_SPLITS = ("train", "val", "test", "")
 
 
 def prepare(
@@ -68,7 +70,15 @@ def sequences_of(source: Path, sequences_per_video: int, limits: VideoLimits) ->
 
 def _indexed_sequences(folder: Path, limits: VideoLimits) -> Iterator[DecodedSequence]:
     with (folder / INDEX).open(newline="") as lines:
-        for row in csv.DictReader(lines):
+        rows = csv.DictReader(lines)
+        if missing := _INDEX_COLUMNS - set(rows.fieldnames or ()):
+            raise DatasetError(f"{folder / INDEX} lacks the columns {', '.join(sorted(missing))}")
+        for row in rows:
+            # An empty split is dealt out, as for videos without an index.
+            if row["split"] not in _SPLITS:
+                raise DatasetError(
+                    f"{folder / INDEX} puts {row['file']} into {row['split']!r}, which is none of train, val and test"
+                )
             runs = list(decode_sequences(folder / row["file"], 1, limits))
             if not runs:
                 raise DatasetError(f"{row['file']} has fewer than {FRAMES_PER_SEQUENCE} frames")

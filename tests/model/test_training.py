@@ -80,9 +80,24 @@ def test_a_run_killed_and_resumed_ends_with_the_same_weights(config: TrainConfig
     seen: list[Progress] = []
     resumed = train(interrupted, seen.append)
 
-    # then it went on from the checkpoint, and the weights are the same to the bit
+    # then it went on from the checkpoint, the weights are the same to the bit, and no step is recorded twice
+    lines = [json.loads(line) for line in (tmp_path / "interrupted" / "metrics.jsonl").read_text().splitlines()]
     assert [progress.step for progress in seen] == [4, 5, 6]
     assert resumed.sha256 == undisturbed.sha256
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"cut off"])
+def test_a_damaged_checkpoint_is_named_with_the_way_out(config: TrainConfig, content: bytes) -> None:
+    # given a run whose checkpoint has become something else, or lost its second half
+    train(replace(config, steps=3))
+    checkpoint = Path(config.run_folder) / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2] if content == b"cut off" else content)
+
+    # when it goes on, then it says what is wrong and what to do
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt is damaged .*: remove it"):
+        train(config)
 
 
 def test_the_second_stage_trains_the_unet_and_only_it(config: TrainConfig, tmp_path: Path) -> None:

@@ -60,6 +60,23 @@ def test_an_index_decides_split_source_and_licence(make_video: MakeVideo, tmp_pa
     assert [(entry.name, entry.split, entry.source, entry.licence) for entry in entries] == rows
 
 
+@pytest.mark.parametrize(
+    ("index", "named"),
+    [
+        ("file,source\na.mp4,one\n", "lacks the columns licence, split"),
+        ("", "lacks the columns file, licence, source, split"),
+        ("file,split,source,licence\na.mp4,validation,one,CC0\n", r"puts a\.mp4 into 'validation'"),
+        ("file,split,source,licence\na.mp4\n", r"puts a\.mp4 into None"),
+    ],
+)
+def test_an_index_that_cannot_be_meant_so_is_refused_by_name(tmp_path: Path, index: str, named: str) -> None:
+    (tmp_path / "material").mkdir()
+    (tmp_path / "material" / "index.csv").write_text(index)
+
+    with pytest.raises(DatasetError, match=rf"index\.csv {named}"):
+        prepare([tmp_path / "material"], tmp_path / "data")
+
+
 def test_a_folder_of_videos_is_split_by_video_and_progress_is_reported(make_video: MakeVideo, tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     for number in range(3):
