@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 
 from pydantic import SecretStr
 
-from app.embedded_redis import EmbeddedRedis
+from app.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from app.server import GatewayStartError, serve_gateway
 from app.settings import GatewaySettings
 from worker.contract.processes import ending_with_parent
@@ -55,13 +55,46 @@ def serve_house(
             f"the storage folder {storage.storage_dir} cannot be used ({error.strerror}): set VSR_STORAGE_DIR"
         ) from error
     with ExitStack() as house:
+        redis_watch: _RedisWatch | None = None
         if redis.redis_url is None:
             server = house.enter_context(EmbeddedRedis(storage.storage_dir / "redis"))
+            redis_watch = house.enter_context(_watched(server))
             redis = RedisSettings(redis_url=SecretStr(server.url))
         workers = house.enter_context(_workers(redis, storage, worker_arguments))
         serve_gateway(gateway, redis, storage, on_listening)
+        if redis_watch and redis_watch.has_ended:
+            redis_log = storage.storage_dir / "redis" / "redis.log"
+            raise EmbeddedRedisError(f"the embedded Redis ended, so the service was stopped: see {redis_log}")
         if workers.ended_with is not None:
             raise WorkersEndedError(workers.ended_with)
+
+
+class _RedisWatch:
+    """When the embedded server ends by itself, the gateway in this process is told to stop too: nobody restarts it."""
+
+    def __init__(self, server: EmbeddedRedis) -> None:
+        self._server = server
+        self._stopping = threading.Event()
+        self.has_ended = False
+        threading.Thread(target=self._watch, name="redis-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def _watch(self) -> None:
+        self._server.wait()
+        if not self._stopping.is_set():
+            self.has_ended = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _watched(server: EmbeddedRedis) -> Iterator[_RedisWatch]:
+    watch = _RedisWatch(server)
+    try:
+        yield watch
+    finally:
+        watch.stop()
 
 
 class _Workers:

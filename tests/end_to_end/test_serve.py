@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+from redis import Redis
 
+from app.exit_codes import ExitCode
 from tests.end_to_end.conftest import OPTIONS, PRESET, wait_for, write_moving_video
 from worker.local import upscale_file
 from worker.settings import VideoLimits, WorkerSettings
@@ -96,6 +98,17 @@ def test_three_curl_calls_give_the_same_bytes_as_the_command(tmp_path: Path) -> 
     assert result.content == (tmp_path / "expected.mp4").read_bytes()
     assert exit_code == 0
     assert processes_about(tmp_path / "data") == []
+
+
+def test_the_service_ends_with_its_own_redis_and_says_so(tmp_path: Path) -> None:
+    # Given a service whose embedded Redis dies
+    with serving(tmp_path / "data") as (_, process):
+        with Redis(unix_socket_path=str(tmp_path / "data" / "redis" / "redis.sock")) as redis:
+            os.kill(redis.info("server")["process_id"], signal.SIGKILL)
+
+        # Then it does not go on answering that there is none
+        assert process.wait(60) == ExitCode.SYSTEM
+    assert "vsr: the embedded Redis ended" in (tmp_path / "serve.log").read_text()
 
 
 def test_nothing_survives_a_kill_and_no_job_is_lost(tmp_path: Path) -> None:
