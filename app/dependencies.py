@@ -68,7 +68,11 @@ async def require_api_key(
     if not services.api_keys:
         if _is_sent_by_another_page(request):
             raise UnauthorizedError("Without API keys this service answers no pages of other sites (see VSR_API_KEYS).")
-        if services.settings.allow_anonymous or (_is_local(request) and is_loopback(request.url.hostname or "")):
+        if not _is_called_by_its_name(request, services.settings):
+            raise UnauthorizedError(
+                "Without API keys this service answers only as localhost (see VSR_API_KEYS, VSR_ALLOWED_HOSTS)."
+            )
+        if services.settings.allow_anonymous or _is_local(request):
             return
         raise UnauthorizedError("This service has no API keys and answers only on its own machine (see VSR_API_KEYS).")
     candidate = key or (bearer.credentials if bearer else None)
@@ -96,6 +100,13 @@ def _digest(key: str) -> bytes:
 def _is_local(request: Request) -> bool:
     # A unix socket's client has no address.
     return request.client is None or is_loopback(request.client.host)
+
+
+def _is_called_by_its_name(request: Request, settings: GatewaySettings) -> bool:
+    """A site that has its own name lead to this machine makes its pages ours in a browser's eyes: DNS rebinding."""
+    name = request.url.hostname or ""
+    allowed = settings.allowed_hosts if settings.allow_anonymous else []
+    return is_loopback(name) or "*" in allowed or name.lower() in (host.lower() for host in allowed)
 
 
 def _is_sent_by_another_page(request: Request) -> bool:

@@ -18,6 +18,11 @@ class GatewaySettings(BaseSettings):
     allow_anonymous: bool = Field(
         False, description="Listen beyond loopback without keys: only where something else keeps strangers out."
     )
+    allowed_hosts: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="With allow_anonymous: names beside localhost to answer to, comma separated; * for any. Others are "
+        "refused, as they may be another site's that a browser was led here by.",
+    )
     max_upload_bytes: int = Field(10 * 1024**3, ge=1, description="Largest source file.")
     upload_idle_timeout_seconds: float = Field(
         60.0, gt=0, description="An upload that sends nothing for so long is given up."
@@ -28,10 +33,10 @@ class GatewaySettings(BaseSettings):
     max_queued_jobs: int = Field(1000, ge=1, description="With so many jobs waiting, new ones are refused for now.")
     enable_test_presets: bool = Field(False, description="Accept presets with random weights. For tests only.")
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "allowed_hosts", mode="before")
     @classmethod
     def split_at_commas(cls, value: object) -> object:
-        return [key for item in value.split(",") if (key := item.strip())] if isinstance(value, str) else value
+        return [part for item in value.split(",") if (part := item.strip())] if isinstance(value, str) else value
 
     @property
     def is_loopback_only(self) -> bool:

@@ -108,13 +108,34 @@ def test_not_even_where_strangers_are_let_in_on_purpose(start_gateway: StartGate
     # Given a gateway in a container, behind a port that is published on loopback only
     http = start_gateway(allow_anonymous=True).http
 
-    # When a program calls it by any name, and a page of another site does
-    by_program = http.get("/v1/jobs", headers={"Host": "gateway:8000"})
-    by_own_page = http.get("/v1/jobs", headers={"Host": "vsr.example", "Origin": "http://vsr.example"})
+    # When a program calls it, a page of another site does, and one whose own name leads to this machine
+    by_program = http.get("/v1/jobs", headers={"Host": "localhost:8000"})
     by_foreign_page = http.get("/v1/jobs", headers={"Host": "127.0.0.1:8000", "Origin": "https://evil.example"})
+    by_rebound_page = http.get("/v1/jobs", headers={"Host": "evil.example", "Origin": "http://evil.example"})
+    by_monitoring = [http.get(path, headers={"Host": "gateway:8000"}) for path in ("/healthz", "/readyz", "/metrics")]
 
     # Then
-    assert [answer.status_code for answer in (by_program, by_own_page, by_foreign_page)] == [200, 200, 401]
+    answers = (by_program, by_foreign_page, by_rebound_page, *by_monitoring)
+    assert [answer.status_code for answer in answers] == [200, 401, 401, 200, 200, 200]
+
+
+@pytest.mark.parametrize(
+    ("settings", "gets_in"),
+    [
+        ({"allow_anonymous": True, "allowed_hosts": "gateway, VSR.example"}, True),
+        ({"allow_anonymous": True, "allowed_hosts": "*"}, True),
+        ({"allow_anonymous": True, "allowed_hosts": "gateway"}, False),
+        ({"allow_anonymous": False, "allowed_hosts": "vsr.example"}, False),
+    ],
+)
+def test_strangers_may_call_it_by_the_names_that_are_allowed(
+    start_gateway: StartGateway, settings: dict[str, object], gets_in: bool
+) -> None:
+    http = start_gateway(**settings).http
+
+    answer = http.get("/v1/jobs", headers={"Host": "vsr.example", "Origin": "http://vsr.example"})
+
+    assert answer.status_code == (200 if gets_in else 401)
 
 
 def test_keys_are_never_shown() -> None:
