@@ -79,7 +79,8 @@ def render_segment(
 def with_neighbours(frames: Iterable[RgbFrame], *, halo_before: bool, halo_after: bool) -> Iterator[Triplet]:
     """Yield every frame between its neighbours; the halo frames appear as neighbours only.
 
-    Where there is no neighbour, at the first and at the last frame of a video, the frame itself stands in for it.
+    Where there is no neighbour, at the first and at the last frame of a video, the frame itself stands in for it. Cuts
+    between scenes are not detected yet (issue 4): across one, a frame of another scene is given as the neighbour.
     """
     remaining = iter(frames)
     center = next(remaining)

@@ -95,13 +95,23 @@ def _decoded(container: InputContainer, index: int) -> Iterator[av.AudioFrame]:
     """Yield frames with times counted in samples from the stream's start.
 
     Codecs of several frames to a packet (WMA) stamp few of them, and those roughly. Only a real gap moves the count.
+    Sound that changes its layout or rate midway is refused: neither resampler nor encoder follows.
     """
     next_sample: int | None = None
+    first_shape: tuple[str, str, int] | None = None
     try:
         for packet in container.demux(container.streams[index]):
             for frame in packet.decode():
                 if not isinstance(frame, av.AudioFrame):
                     continue
+                shape = (frame.format.name, frame.layout.name, frame.sample_rate)
+                first_shape = first_shape or shape
+                if shape != first_shape:
+                    raise JobFailureError(
+                        FailureCode.UNSUPPORTED_SOURCE,
+                        f"the sound of stream {index} changes from {first_shape[1]}, {first_shape[2]} Hz to "
+                        f"{shape[1]}, {shape[2]} Hz and cannot be converted: remux the file without it",
+                    )
                 stamp = frame.pts if frame.pts is not None or next_sample is not None else packet.pts
                 if stamp is not None:
                     stamped_sample = round(stamp * packet.time_base * frame.sample_rate)
