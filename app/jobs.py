@@ -57,6 +57,8 @@ def get_job(record: JobRecordDep, services: ServicesDep) -> Job:
 def cancel_job(record: JobRecordDep, services: ServicesDep) -> Job:
     """Idempotent: a job that has finished stays as it is. Segments that are done are kept until the job is deleted."""
     canceled = services.registry.cancel(record.id)
+    if canceled:
+        services.metrics.jobs_canceled.inc()
     return present_job(services, canceled or existing_job(record.id, services))
 
 
@@ -64,7 +66,8 @@ def cancel_job(record: JobRecordDep, services: ServicesDep) -> Job:
 def delete_job(record: JobRecordDep, services: ServicesDep) -> None:
     """Cancels it if needed."""
     # Canceled first, so that no worker changes the record or publishes a segment while its folder goes.
-    services.registry.cancel(record.id)
+    if services.registry.cancel(record.id):
+        services.metrics.jobs_canceled.inc()
     services.queue.forget_tasks(record.id, services.registry.progress(record.id).segments_total)
     services.registry.remove(record.id)
 

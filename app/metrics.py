@@ -52,6 +52,10 @@ class GatewayMetrics:
             "vsr_upload_bytes_total", "Bytes of source files received.", registry=self.prometheus
         )
         self.jobs_submitted = Counter("vsr_jobs_submitted_total", "Jobs accepted.", registry=self.prometheus)
+        # The workers count the other ends under the same name.
+        self.jobs_canceled = Counter(
+            "vsr_jobs_finished_total", "Jobs that were canceled here.", ["status", "reason"], registry=self.prometheus
+        ).labels(status=JobStatus.CANCELED, reason="")
         self.jobs_rejected = Counter(
             "vsr_jobs_rejected_total", "Submissions and uploads refused.", ["reason"], registry=self.prometheus
         )

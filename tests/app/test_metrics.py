@@ -90,6 +90,21 @@ def test_refusals_are_counted_by_reason(start_gateway: StartGateway) -> None:
     }
 
 
+def test_a_canceled_job_is_counted_once(gateway: RunningGateway) -> None:
+    # Given two jobs, and a counter that is there before the first is canceled
+    canceled, deleted = gateway.add_job(), gateway.add_job()
+    name = 'vsr_jobs_finished_total{reason="",status="canceled"}'
+    before = scrape(gateway)[name]
+
+    # When one is canceled and then deleted, the other deleted at once
+    gateway.http.post(f"/v1/jobs/{canceled.id}/cancel")
+    for job in (canceled, deleted):
+        gateway.http.delete(f"/v1/jobs/{job.id}")
+
+    # Then
+    assert (before, scrape(gateway)[name]) == (0, 2)
+
+
 def test_requests_are_counted_by_route_and_never_by_job(gateway: RunningGateway) -> None:
     job = gateway.add_job()
     gateway.http.get(f"/v1/jobs/{job.id}")
