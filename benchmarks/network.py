@@ -3,7 +3,7 @@
     python benchmarks/network.py --preset compact --size 320x180 --threads 2
 
 Speed does not depend on the values of weights, so a preset without weights is measured with random ones, and says so.
-Batches of one, as plain as serving, with its settings for a CPU: no compilation, two frames of warm-up.
+Batches of one with the settings that serving has on a CPU; no compilation, two frames of warm-up.
 The median is the figure to quote.
 """
 
