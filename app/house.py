@@ -19,11 +19,10 @@ from contextlib import ExitStack, contextmanager
 from pydantic import SecretStr
 
 from app.embedded_redis import EmbeddedRedis, EmbeddedRedisError
-from app.server import GatewayStartError, serve_gateway
+from app.server import prepare_storage, serve_gateway
 from app.settings import GatewaySettings
 from worker.contract.processes import ending_with_parent
 from worker.contract.settings import RedisSettings, StorageSettings
-from worker.contract.storage import JobStorage
 
 # A worker gives its task back within a batch; a batch of the largest preset on a CPU may need to be cut short.
 _WORKER_STOP_TIMEOUT_SECONDS = 20.0
@@ -48,12 +47,7 @@ def serve_house(
 
     Raises `EmbeddedRedisError`, `GatewayStartError` or `WorkersEndedError`.
     """
-    try:
-        JobStorage(storage.storage_dir).prepare()
-    except OSError as error:
-        raise GatewayStartError(
-            f"the storage folder {storage.storage_dir} cannot be used ({error.strerror}): set VSR_STORAGE_DIR"
-        ) from error
+    prepare_storage(storage)  # before Redis, whose folder lies in it
     with ExitStack() as house:
         redis_watch: _RedisWatch | None = None
         if redis.redis_url is None:

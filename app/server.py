@@ -44,12 +44,7 @@ def serve_gateway(
         app = create_app(settings, redis_settings, storage_settings)
     except RedisAddressError as error:
         raise GatewayStartError(str(error)) from error
-    try:
-        JobStorage(storage_settings.storage_dir).prepare()
-    except OSError as error:
-        raise GatewayStartError(
-            f"the storage folder {storage_settings.storage_dir} cannot be used ({error.strerror}): set VSR_STORAGE_DIR"
-        ) from error
+    prepare_storage(storage_settings)
     with _listening(settings.host, settings.port) as listener:
         config = uvicorn.Config(
             app,
@@ -66,6 +61,16 @@ def serve_gateway(
             log.warning("no API keys are configured (VSR_API_KEYS)", url=url, answers=who)
         with _returning_on_signals():
             _Server(config, lambda: on_listening(url) if on_listening else None).run(sockets=[listener])
+
+
+def prepare_storage(settings: StorageSettings) -> None:
+    """Make the storage folder, or raise `GatewayStartError`."""
+    try:
+        JobStorage(settings.storage_dir).prepare()
+    except OSError as error:
+        raise GatewayStartError(
+            f"the storage folder {settings.storage_dir} cannot be used ({error.strerror}): set VSR_STORAGE_DIR"
+        ) from error
 
 
 class _Server(uvicorn.Server):

@@ -234,7 +234,7 @@ def _attempt() -> int:
 
 
 def _fail(bench: Workbench, job: JobRecord, code: FailureCode, message: str) -> None:
-    """The source and the finished segments stay until the job is deleted or expires: a retry may use them."""
+    """The source and the finished segments stay until the job is deleted: what was computed is kept."""
     ended = bench.registry.fail(job.id, JobError(code=code, message=message))
     if ended:
         _count_end(ended)

@@ -77,7 +77,7 @@ class TaskQueue:
             return
 
     def forget_tasks(self, job_id: str, segments_total: int) -> None:
-        """Remove the job's tasks, so that they can be enqueued anew (a retry) or are gone (a deleted job)."""
+        """Remove the job's tasks, so that none of a deleted job is left."""
         identifiers = [task_id(TaskKind.PLAN, job_id), task_id(TaskKind.ASSEMBLE, job_id)]
         identifiers += [task_id(TaskKind.SEGMENT, job_id, index) for index in range(segments_total)]
         for task in Job.fetch_many(identifiers, self.rq.connection, serializer=JSONSerializer):
