@@ -65,6 +65,16 @@ class UNetConfig:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class EncodedFrames:
+    """The features of the three frames at the bottleneck, of one shape, and the centre's skips, top first."""
+
+    skips: list[Tensor]
+    previous: Tensor
+    center: Tensor
+    next: Tensor
+
+
 class ConditionalUNet(nn.Module):
     """`center_sr` (B, 3, 2H, 2W), `previous_lr` and `next_lr` (B, 3, H, W) to (B, 3, 2H, 2W).
 
@@ -87,12 +97,19 @@ class ConditionalUNet(nn.Module):
             nn.init.zeros_(self.head.weight)
 
     def forward(self, center_sr: Tensor, previous_lr: Tensor, next_lr: Tensor) -> Tensor:
-        height, width = center_sr.shape[-2:]
+        return self.decode(self.encode(center_sr, previous_lr, next_lr), center_sr)
+
+    def encode(self, center_sr: Tensor, previous_lr: Tensor, next_lr: Tensor) -> EncodedFrames:
+        """The three frames down to the bottleneck, not yet fused."""
         *_, left = self.phi_left(self.fold(previous_lr, self.config.multiple))
         *_, right = self.phi_right(self.fold(next_lr, self.config.multiple))
         *skips, center = self.psi_encoder(self.fold(center_sr, SCALE * self.config.multiple))
-        fused = left + center + right
-        features = self.psi_decoder(fused, skips)
+        return EncodedFrames(skips, left, center, right)
+
+    def decode(self, encoded: EncodedFrames, center_sr: Tensor) -> Tensor:
+        """Fuse (equation 5) and go up again (equation 6); `center_sr` gives the size and what a residual adds to."""
+        height, width = center_sr.shape[-2:]
+        features = self.psi_decoder(encoded.previous + encoded.center + encoded.next, encoded.skips)
         # Near white a bfloat16 step is a whole 8-bit level, so under autocast the picture itself stays in float32.
         with torch.autocast(features.device.type, enabled=False):
             drawn = F.pixel_shuffle(self.head(features.float()), self.config.pixel_unshuffle)
