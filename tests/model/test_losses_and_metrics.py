@@ -9,8 +9,9 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from model.losses import mae, mae_ssim, mse
+from model.losses import encoder_loss, mae, mae_ssim, mse
 from model.metrics import luma, psnr, psnr_y, ssim_y
+from model.unet import EncodedFrames
 
 
 def two_images() -> tuple[Tensor, Tensor]:
@@ -55,7 +56,6 @@ def test_identical_images_lose_nothing() -> None:
 
 
 def test_the_structural_part_of_the_loss_has_a_gradient_that_matters() -> None:
-    # With the data range of 255 that the published code uses, this gradient would be some 10,000 times smaller.
     output, target = two_images()
     output.requires_grad_()
 
@@ -63,6 +63,55 @@ def test_the_structural_part_of_the_loss_has_a_gradient_that_matters() -> None:
 
     assert output.grad is not None
     assert float(output.grad.abs().mean()) > 1e-5
+
+
+def test_with_the_published_data_range_of_255_the_structural_part_nearly_vanishes() -> None:
+    # given images that differ plainly: by the right range they lose more than a tenth of SSIM
+    output, target = two_images()
+    right, published = (mae_ssim(output, target, 0.0, data_range).item() for data_range in (1.0, 255.0))
+
+    # then by the range of the published code it is as good as nothing, there as in scikit-image
+    mirrored = (np.pad(image[0, 0].numpy(), 8, mode="reflect") for image in (output, target))
+    independent = 1 - structural_similarity(
+        *mirrored, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert right > 0.05
+    assert published < 1e-3
+    assert published == pytest.approx(independent, abs=1e-3)
+    # and a loss of any alpha is then alpha times the MAE
+    assert mae_ssim(output, target, 0.8, 255.0).item() == pytest.approx(0.8 * mae(output, target).item(), rel=0.01)
+
+
+def test_the_encoder_loss_is_equation_11() -> None:
+    # given features of the three frames
+    output, target = two_images()
+    generator = torch.Generator().manual_seed(1)
+    previous, center, following = (torch.randn(1, 8, 2, 3, generator=generator) for _ in range(3))
+    encoded = EncodedFrames([], previous, center, following)
+
+    for alpha in (0.0, 0.02, 0.1):
+        # when it is worked out by numpy
+        to_next = np.abs(following.numpy() - center.numpy()).mean()
+        to_previous = np.abs(center.numpy() - previous.numpy()).mean()
+        expected = np.abs(output.numpy() - target.numpy()).mean() + alpha * to_next + (0.1 - alpha) * to_previous
+
+        # then it is the same
+        assert encoder_loss(output, target, encoded, alpha).item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_encoder_loss_of_three_equal_frames_is_the_mae() -> None:
+    output, target = two_images()
+    same = torch.ones(1, 8, 2, 3)
+
+    assert encoder_loss(output, target, EncodedFrames([], same, same, same), 0.05) == mae(output, target)
+
+
+def test_an_alpha_beyond_equation_11_is_refused() -> None:
+    output, target = two_images()
+    same = torch.ones(1, 8, 2, 3)
+
+    with pytest.raises(ValueError, match=r"alpha is 0\.8: the encoder loss takes 0 to 0\.1"):
+        encoder_loss(output, target, EncodedFrames([], same, same, same), 0.8)
 
 
 def test_psnr_agrees_with_scikit_image() -> None:
