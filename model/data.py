@@ -1,37 +1,63 @@
-"""The training material on disk and in memory: sequences of consecutive frames, each at high and low resolution.
+"""The training material: sequences of consecutive frames at high and at low resolution, on a disk or in object storage.
 
-A data set is a folder:
+A data set is a folder, or any address that fsspec knows (`s3://`, `http://`, `memory://`):
 
-    manifest.json            scale, seed, and per sequence: file, split, source, licence, size, sha256
-    sequences/00000.safetensors, ...   `hr` (T, 3, sH, sW) and `lr` (T, 3, H, W), uint8 RGB
+    manifest.json             scale, seed, conditions; per sequence its place, split, source, licence, size and sha256
+    shards/00000.tar, ...     per sequence one member `<key>.safetensors`, as webdataset names them, of uint8 RGB:
+                              `hr` (T, 3, 2H, 2W), `clean` (T, 3, H, W), and one (T, 3, H, W) for each other condition
+
+Why tar and safetensors: few large files that any object store streams, that `tar` and webdataset read without us, and
+whose members are not compressed, so that a patch is read where it lies, by a memory map or a range of bytes.
 
 Decoding video is not done here (`worker/dataset.py` does); this module starts from decoded frames.
 """
 
 import hashlib
 import json
+import os
 import random
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Self
+from tarfile import BLOCKSIZE, USTAR_FORMAT, TarInfo
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 
 SCALE = 2
 FRAMES_PER_SEQUENCE = 25
+CLEAN = "clean"
+"""The condition that is always there: the high-resolution frames, shrunk."""
+
 MANIFEST = "manifest.json"
+FORMAT_VERSION = 2
+"""1 had a file per sequence and no conditions."""
+
+JOURNAL = "unfinished.jsonl"
+SHARD_BYTES = 256 * 1024**2
 
 SPLITS = ("train", "val", "test")
 # The paper's 8:1:1.
-SPLIT_SHARES = (0.8, 0.1, 0.1)
+VAL_SHARE = TEST_SHARE = 0.1
+
+# Of sequences read over the network; those on a disk are in the system's own cache.
+_CACHE_BYTES = 256 * 1024**2
+_LONGEST_HEADER_BYTES = 1024**2
 
 
 class DatasetError(Exception):
-    """A data set on disk that is missing, incomplete or not what its manifest says."""
+    """A data set that is missing, incomplete or not what its manifest says."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +65,8 @@ class DecodedSequence:
     """Consecutive high-resolution frames of one video, (T, 3, H, W) uint8 RGB, H and W even.
 
     `source` names the video they come from; all sequences of a source land in one split. `split` is None where the
-    material does not say.
+    material does not say. `degraded` holds, beside the clean ones that are made when writing, low-resolution frames
+    (T, 3, H / 2, W / 2) by condition; `degradations` says in words what was drawn for each, as "crf=23".
     """
 
     name: str
@@ -47,14 +74,18 @@ class DecodedSequence:
     licence: str
     split: str | None
     hr: Tensor
+    degraded: Mapping[str, Tensor] = field(default_factory=dict)
+    degradations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SequenceEntry:
-    """One line of the manifest."""
+    """One line of the manifest. Height and width are those of the high resolution; the offset is in the shard."""
 
     name: str
-    file: str
+    shard: str
+    offset_bytes: int
+    size_bytes: int
     split: str
     source: str
     licence: str
@@ -62,6 +93,15 @@ class SequenceEntry:
     height: int
     width: int
     sha256: str
+    degradations: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Material that gave no sequence, and why."""
+
+    name: str
+    reason: str
 
 
 def shrink(hr: Tensor) -> Tensor:
@@ -74,122 +114,355 @@ def shrink(hr: Tensor) -> Tensor:
     return lr.round().clamp(0, 255).to(torch.uint8)
 
 
-def write_dataset(sequences: Iterable[DecodedSequence], folder: Path, seed: int) -> list[SequenceEntry]:
-    """Write sequences one by one, so that any amount of material needs the memory of one, then the manifest."""
-    (folder / "sequences").mkdir(parents=True, exist_ok=True)
-    entries: list[SequenceEntry] = []
-    for number, sequence in enumerate(sequences):
+class Dataset:
+    """A finished data set, opened for reading. In memory are the manifest and, of a remote one, a small cache."""
+
+    def __init__(
+        self,
+        location: str,
+        seed: int,
+        conditions: tuple[str, ...],
+        entries: tuple[SequenceEntry, ...],
+        skipped: tuple[Skipped, ...],
+        recipe: Mapping[str, Any],
+    ) -> None:
+        self.location = location
+        self.scale = SCALE
+        self.seed = seed
+        self.conditions = conditions
+        self.entries = entries
+        self.skipped = skipped
+        self.recipe = recipe
+        self._maps: dict[str, npt.NDArray[np.uint8]] = {}
+        self._verified: set[tuple[str, int]] = set()
+        self._fetched: OrderedDict[tuple[str, int], npt.NDArray[np.uint8]] = OrderedDict()
+
+    @classmethod
+    def open(cls, location: str | Path) -> Self:
+        """Read the manifest; DatasetError when there is none, or it is damaged, of another scale or another version."""
+        location = str(location)
+        path = f"{location}/{MANIFEST}"
+        try:
+            text = _filesystem(location).cat_file(path) if is_remote(location) else Path(path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DatasetError(f"no {MANIFEST} in {location}; make a data set with `vsr prepare`") from error
+        try:
+            manifest = json.loads(text)
+            if manifest.get("version") != FORMAT_VERSION:
+                raise DatasetError(
+                    f"{path} is of version {manifest.get('version', 1)}, expected {FORMAT_VERSION}: "
+                    "make the data set again with `vsr prepare`"
+                )
+            if manifest["scale"] != SCALE:
+                raise DatasetError(f"{path}: made for scale {manifest['scale']}, expected {SCALE}")
+            return cls(
+                location,
+                manifest["seed"],
+                tuple(manifest["conditions"]),
+                tuple(SequenceEntry(**entry) for entry in manifest["sequences"]),
+                tuple(Skipped(**line) for line in manifest["skipped"]),
+                manifest["recipe"],
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DatasetError(f"{path} is damaged: {error!r}") from error
+
+    def split(self, name: str) -> list[SequenceEntry]:
+        """The sequences of "train", "val" or "test"; DatasetError when there are none."""
+        found = [entry for entry in self.entries if entry.split == name]
+        if not found:
+            others = [split for split in SPLITS if any(entry.split == split for entry in self.entries)]
+            raise DatasetError(f"{self.location} has no sequence in the split {name!r}, only in {' and '.join(others)}")
+        return found
+
+    def read(self, entry: SequenceEntry) -> dict[str, Tensor]:
+        """`hr`, `clean` and every other condition of a sequence, uint8.
+
+        From a disk they are memory-mapped: what is not touched is not read, and what is written to them stays private.
+        The sha256 is compared when an entry is first read. DatasetError when its shard is missing or damaged.
+        """
+        if is_remote(self.location):
+            return tensors_in(self._fetch(entry))
+        content = self._map(entry)
+        if (entry.shard, entry.offset_bytes) not in self._verified:
+            self._verify(entry, content)
+            self._verified.add((entry.shard, entry.offset_bytes))
+        return tensors_in(content)
+
+    def _map(self, entry: SequenceEntry) -> npt.NDArray[np.uint8]:
+        if entry.shard not in self._maps:
+            try:
+                # Copy-on-write: torch has no tensors that may only be read.
+                self._maps[entry.shard] = np.memmap(Path(self.location) / entry.shard, dtype=np.uint8, mode="c")
+            except FileNotFoundError as error:
+                raise DatasetError(f"{self.location}/{entry.shard} is missing") from error
+            except ValueError as error:  # an empty file cannot be mapped
+                raise DatasetError(f"{self.location}/{entry.shard} is damaged: it is empty") from error
+        return self._maps[entry.shard][entry.offset_bytes : entry.offset_bytes + entry.size_bytes]
+
+    def _fetch(self, entry: SequenceEntry) -> npt.NDArray[np.uint8]:
+        """The bytes of a sequence over the network, or from the cache of those used last."""
+        key = (entry.shard, entry.offset_bytes)
+        if key not in self._fetched:
+            try:
+                fetched = self._remote.cat_file(
+                    f"{self.location}/{entry.shard}", entry.offset_bytes, entry.offset_bytes + entry.size_bytes
+                )
+            except FileNotFoundError as error:
+                raise DatasetError(f"{self.location}/{entry.shard} is missing") from error
+            content = np.frombuffer(bytearray(fetched), dtype=np.uint8)  # a bytearray: torch wants to be able to write
+            self._verify(entry, content)
+            self._fetched[key] = content
+        self._fetched.move_to_end(key)
+        while len(self._fetched) > 1 and sum(kept.nbytes for kept in self._fetched.values()) > _CACHE_BYTES:
+            self._fetched.popitem(last=False)
+        return self._fetched[key]
+
+    @cached_property
+    def _remote(self) -> "AbstractFileSystem":
+        return _filesystem(self.location)
+
+    def _verify(self, entry: SequenceEntry, content: npt.NDArray[np.uint8]) -> None:
+        if hashlib.sha256(content.data).hexdigest() != entry.sha256:
+            raise DatasetError(
+                f"{self.location}/{entry.shard} is damaged: the sha256 of {entry.name} is not the manifest's"
+            )
+
+
+def is_remote(location: str) -> bool:
+    """Whether this is an address for fsspec, not a folder on a disk."""
+    return "://" in location
+
+
+def _filesystem(location: str) -> "AbstractFileSystem":
+    import fsspec  # with torch, but slow to import, and a data set on a disk does without
+
+    try:
+        return fsspec.core.url_to_fs(location)[0]
+    except (ValueError, ImportError) as error:  # a protocol that nobody knows, or whose package is not installed
+        raise DatasetError(f"{location} cannot be opened: {error}") from error
+
+
+def tensors_in(content: npt.NDArray[np.uint8]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that lies in memory, as views of it: nothing is copied.
+
+    safetensors' own reader can do so for a whole file only. The format: the length of the header as 8 bytes, little
+    end first; the header as JSON; the tensors' bytes, whose places in the header count from there.
+    """
+    header_bytes = int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8 : 8 + header_bytes].tobytes())
+    body = torch.from_numpy(content[8 + header_bytes :])
+    tensors = {}
+    for name, described in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = described["data_offsets"]
+        tensors[name] = body[begin:end].view(described["shape"])
+    return tensors
+
+
+class DatasetWriter:
+    """Writes a data set piece by piece. Killed at any point and made anew, it goes on behind what it had committed.
+
+    A context manager: leaving it closes the files, whether the data set is finished or not.
+
+    Until it is finished, a journal beside the shards holds the recipe and one line per commit; what a shard holds
+    behind the last commit is cut off. The manifest comes last: a folder without one is not a data set.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int,
+        conditions: Sequence[str] = (),
+        recipe: Mapping[str, Any] | None = None,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        """`conditions` are those beside `clean`; `recipe`, of JSON values, says all else that decides the bytes.
+
+        DatasetError when the folder holds a finished data set, or an unfinished one of another recipe.
+        """
+        if (folder / MANIFEST).exists():
+            raise DatasetError(f"{folder} holds a data set already: remove it or choose another folder")
+        self.folder = folder
+        self.entries: list[SequenceEntry] = []
+        self.skipped: list[Skipped] = []
+        self.commits = 0
+        """How many commits have been made, those of earlier runs included."""
+        self._seed = seed
+        self._conditions = (CLEAN, *conditions)
+        self._described: dict[str, Any] = {
+            "version": FORMAT_VERSION,
+            "scale": SCALE,
+            "seed": seed,
+            "conditions": list(self._conditions),
+            "recipe": {**(recipe or {}), "shard_bytes": shard_bytes},
+        }
+        self._shard_bytes = shard_bytes
+        self._shard_number = 0
+        self._shard: BinaryIO | None = None
+        (folder / "shards").mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shard is not None:
+            self._shard.close()
+
+    def commit(self, sequences: Sequence[DecodedSequence], skipped: Sequence[Skipped] = ()) -> None:
+        """Add sequences, and what gave none; when this returns they are on the disk and will not be asked for again."""
+        entries = [self._append(sequence, len(self.entries) + place) for place, sequence in enumerate(sequences)]
+        if self._shard is not None:
+            _to_disk(self._shard)
+        line = {"entries": [asdict(entry) for entry in entries], "skipped": [asdict(one) for one in skipped]}
+        with (self.folder / JOURNAL).open("a") as journal:
+            journal.write(json.dumps(line) + "\n")
+        self.entries += entries
+        self.skipped += skipped
+        self.commits += 1
+
+    def finish(self) -> Dataset:
+        """Deal the sources out to the splits and write the manifest; DatasetError when there is no sequence at all."""
+        self._close_shard()
+        if not self.entries:
+            reasons = f": {self.skipped[0].name}: {self.skipped[0].reason}" if self.skipped else ""
+            more = f", and {len(self.skipped) - 1} more were skipped" if len(self.skipped) > 1 else ""
+            (self.folder / JOURNAL).unlink()
+            raise DatasetError(f"no usable sequence was found in the given sources{reasons}{more}")
+        entries = split_by_source(self.entries, self._seed)
+        manifest = self._described | {
+            "skipped": [asdict(one) for one in self.skipped],
+            "sequences": [asdict(entry) for entry in entries],
+        }
+        partial = self.folder / f"{MANIFEST}.partial"
+        with partial.open("w") as file:
+            file.write(json.dumps(manifest, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.folder / MANIFEST)
+        (self.folder / JOURNAL).unlink()
+        return Dataset.open(self.folder)
+
+    def _append(self, sequence: DecodedSequence, number: int) -> SequenceEntry:
         frames, _, height, width = sequence.hr.shape
         if height % SCALE or width % SCALE:
             raise DatasetError(f"{sequence.name}: {width}x{height} is not a multiple of {SCALE}")
-        file = f"sequences/{number:05d}.safetensors"
-        save_file({"hr": sequence.hr.contiguous(), "lr": shrink(sequence.hr)}, folder / file)
-        digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
-        split = sequence.split or ""
-        entries.append(
-            SequenceEntry(sequence.name, file, split, sequence.source, sequence.licence, frames, height, width, digest)
+        tensors = {"hr": sequence.hr.contiguous(), CLEAN: shrink(sequence.hr), **sequence.degraded}
+        if tuple(tensors) != ("hr", *self._conditions):
+            raise DatasetError(f"{sequence.name} has the conditions {list(tensors)[1:]}, not those of the data set")
+        # For those who stream the shards without the manifest. One entry only: safetensors does not keep their order.
+        about = json.dumps({"name": sequence.name, "source": sequence.source, "licence": sequence.licence})
+        content = safetensors.torch.save(tensors, {"sequence": about})
+        member = TarInfo(f"{number:08d}.safetensors")
+        member.size = len(content)
+        shard = self._shard_with_room_for(len(content))
+        shard.write(member.tobuf(USTAR_FORMAT))
+        offset_bytes = shard.tell()
+        shard.write(content + bytes(-len(content) % BLOCKSIZE))
+        return SequenceEntry(
+            name=sequence.name,
+            shard=_shard_name(self._shard_number),
+            offset_bytes=offset_bytes,
+            size_bytes=len(content),
+            split=sequence.split or "",
+            source=sequence.source,
+            licence=sequence.licence,
+            frames=frames,
+            height=height,
+            width=width,
+            sha256=hashlib.sha256(content).hexdigest(),
+            degradations=dict(sequence.degradations),
         )
-    if not entries:
-        raise DatasetError("no sequence of enough frames was found in the given sources")
-    entries = split_by_source(entries, seed)
-    manifest = {"scale": SCALE, "seed": seed, "sequences": [asdict(entry) for entry in entries]}
-    # Last, so that a folder with a manifest is a complete one.
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    return entries
+
+    def _shard_with_room_for(self, size_bytes: int) -> BinaryIO:
+        if self._shard is not None and self._shard.tell() > 0 and self._shard.tell() + size_bytes > self._shard_bytes:
+            self._close_shard()
+            self._shard_number += 1
+        if self._shard is None:
+            path = self.folder / _shard_name(self._shard_number)
+            self._shard = path.open("ab")
+        return self._shard
+
+    def _close_shard(self) -> None:
+        if self._shard is not None:
+            self._shard.write(bytes(2 * BLOCKSIZE))  # how a tar file ends
+            _to_disk(self._shard)
+            self._shard.close()
+            self._shard = None
+
+    def _resume(self) -> None:
+        """Take up the journal, if there is one of this recipe, and cut off what was written after its last line."""
+        path = self.folder / JOURNAL
+        text = path.read_text() if path.exists() else ""
+        # The last line may have been cut off by the kill.
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        if not lines and any((self.folder / "shards").iterdir()):
+            raise DatasetError(f"{self.folder} holds shards that no journal tells about: choose another folder")
+        if lines and lines[0] != json.loads(json.dumps(self._described)):
+            changed = [name for name, value in _flat(self._described) if value != dict(_flat(lines[0])).get(name)]
+            raise DatasetError(
+                f"{self.folder} holds an unfinished data set made otherwise ({', '.join(changed)}): "
+                "remove it, or choose another folder"
+            )
+        for line in lines[1:]:
+            self.entries += [SequenceEntry(**entry) for entry in line["entries"]]
+            self.skipped += [Skipped(**one) for one in line["skipped"]]
+            self.commits += 1
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines or [self._described]))
+        partial.replace(path)
+        if self.entries:
+            last = self.entries[-1]
+            self._shard_number = int(Path(last.shard).stem)
+            end = last.offset_bytes + last.size_bytes
+            os.truncate(self.folder / last.shard, end + -end % BLOCKSIZE)
+        for shard in (self.folder / "shards").iterdir():
+            if not self.entries or int(shard.stem) > self._shard_number:
+                shard.unlink()
+        if self.entries:
+            self._shard = (self.folder / _shard_name(self._shard_number)).open("ab")
+
+
+def write_dataset(sequences: Iterable[DecodedSequence], folder: Path, seed: int) -> Dataset:
+    """Write sequences, all of the same conditions, one by one: any amount of material needs the memory of one."""
+    upcoming = iter(sequences)
+    first = next(upcoming, None)
+    with DatasetWriter(folder, seed=seed, conditions=list(first.degraded) if first else []) as writer:
+        for sequence in chain([first] if first else [], upcoming):
+            writer.commit([sequence])
+        return writer.finish()
 
 
 def split_by_source(entries: list[SequenceEntry], seed: int) -> list[SequenceEntry]:
-    """Give each source without a split one, 8:1:1 over sources, so that no video lies on both sides."""
-    sources = sorted({entry.source for entry in entries if not entry.split})
+    """Give each source without a split one, 8:1:1 over sources, so that no video lies on both sides.
+
+    Of two sources one is for validation; from three on each split has one at least. A source of which the material
+    itself has placed a sequence follows that.
+    """
+    placed = {entry.source: entry.split for entry in entries if entry.split}
+    sources = sorted({entry.source for entry in entries if entry.source not in placed})
     random.Random(seed).shuffle(sources)  # noqa: S311 no secret is drawn
-    train_end = round(SPLIT_SHARES[0] * len(sources))
-    val_end = train_end + round(SPLIT_SHARES[1] * len(sources))
-    split_of = {
-        source: SPLITS[0] if place < train_end else SPLITS[1] if place < val_end else SPLITS[2]
+    val = max(round(VAL_SHARE * len(sources)), int(len(sources) >= 2))
+    test = max(round(TEST_SHARE * len(sources)), int(len(sources) >= 3))
+    train = len(sources) - val - test
+    dealt = {
+        source: SPLITS[0] if place < train else SPLITS[1] if place < train + val else SPLITS[2]
         for place, source in enumerate(sources)
     }
-    return [entry if entry.split else replace(entry, split=split_of[entry.source]) for entry in entries]
+    return [entry if entry.split else replace(entry, split=(placed | dealt)[entry.source]) for entry in entries]
 
 
-def read_manifest(folder: Path) -> list[SequenceEntry]:
-    """The entries of a data set; DatasetError when there is none or it is of another scale."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise DatasetError(f"no {MANIFEST} in {folder}; make a data set with `vsr prepare`")
-    manifest = json.loads(path.read_text())
-    if manifest["scale"] != SCALE:
-        raise DatasetError(f"{path}: made for scale {manifest['scale']}, expected {SCALE}")
-    return [SequenceEntry(**entry) for entry in manifest["sequences"]]
+def _shard_name(number: int) -> str:
+    return f"shards/{number:05d}.tar"
 
 
-def read_sequence(folder: Path, entry: SequenceEntry) -> tuple[Tensor, Tensor]:
-    """`lr` and `hr` of one sequence, uint8; DatasetError when the file is not the one the manifest was written with."""
-    path = folder / entry.file
-    if not path.is_file():
-        raise DatasetError(f"{path} is missing")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != entry.sha256:
-        raise DatasetError(f"{path} is damaged: its sha256 is not the manifest's")
-    tensors = load_file(path)
-    return tensors["lr"], tensors["hr"]
+def _to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Triplets of patches, float32 in [0, 1]: three (B, 3, P, P) and the (B, 3, 2P, 2P) target of the centre."""
-
-    previous_lr: Tensor
-    center_lr: Tensor
-    next_lr: Tensor
-    target: Tensor
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
-        return Batch(
-            self.previous_lr.to(device), self.center_lr.to(device), self.next_lr.to(device), self.target.to(device)
-        )
-
-
-class TripletSampler:
-    """Random patches of (t-1, t, t+1), flipped and turned, from sequences held in memory.
-
-    All randomness comes from `generator`, whose state is enough to go on where a run stopped.
-    """
-
-    def __init__(self, sequences: list[tuple[Tensor, Tensor]], patch_px: int, seed: int) -> None:
-        self.sequences = [(lr, hr) for lr, hr in sequences if min(lr.shape[-2:]) >= patch_px and lr.shape[0] >= 3]
-        if not self.sequences:
-            raise DatasetError(
-                f"no training sequence has three frames of at least {patch_px}x{patch_px} low-resolution px"
-            )
-        self.patch_px = patch_px
-        self.generator = torch.Generator().manual_seed(seed)
-
-    @classmethod
-    def from_folder(cls, folder: Path, patch_px: int, seed: int) -> Self:
-        """Read the whole training split into memory."""
-        entries = [entry for entry in read_manifest(folder) if entry.split == "train"]
-        return cls([read_sequence(folder, entry) for entry in entries], patch_px, seed)
-
-    def batch(self, size: int) -> Batch:
-        """The next random batch."""
-        triplets, targets = zip(*(self._one() for _ in range(size)), strict=True)
-        lr = torch.stack(triplets).float() / 255
-        target = torch.stack(targets).float() / 255
-        return Batch(lr[:, 0], lr[:, 1], lr[:, 2], target)
-
-    def _one(self) -> tuple[Tensor, Tensor]:
-        lr, hr = self.sequences[self._below(len(self.sequences))]
-        t = 1 + self._below(lr.shape[0] - 2)
-        y = self._below(lr.shape[2] - self.patch_px + 1)
-        x = self._below(lr.shape[3] - self.patch_px + 1)
-        triplet = lr[t - 1 : t + 2, :, y : y + self.patch_px, x : x + self.patch_px]
-        target = hr[t, :, SCALE * y : SCALE * (y + self.patch_px), SCALE * x : SCALE * (x + self.patch_px)]
-        if self._below(2):  # Motion looks as natural backwards.
-            triplet = triplet.flip(0)
-        if self._below(2):
-            triplet, target = triplet.flip(-1), target.flip(-1)
-        quarter_turns = self._below(4)
-        return triplet.rot90(quarter_turns, (-2, -1)), target.rot90(quarter_turns, (-2, -1))
-
-    def _below(self, limit: int) -> int:
-        return int(torch.randint(limit, (), generator=self.generator))
+def _flat(described: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What decides a data set, by name, the recipe's own names among them."""
+    return [item for item in described.items() if item[0] != "recipe"] + list(described.get("recipe", {}).items())

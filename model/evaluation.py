@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.data import SCALE, Batch, DatasetError, read_manifest, read_sequence
+from model.data import CLEAN, SCALE, Dataset
 from model.hat import HAT
 from model.metrics import psnr, psnr_y, ssim_y
+from model.sampling import Batch
 from model.unet import ConditionalUNet
 
 # High-resolution pixels left out at each edge, as in most tables of the field: twice the scale.
@@ -37,7 +38,7 @@ class Scores:
 def evaluate(
     hat: HAT,
     unet: ConditionalUNet | None,
-    data_folder: Path,
+    data_folder: str | Path,
     *,
     split: str = "val",
     frames_per_sequence: int | None = None,
@@ -48,13 +49,13 @@ def evaluate(
     Every frame with two neighbours counts, or `frames_per_sequence` of them evenly spread. `on_progress(done, total)`
     counts sequences.
     """
-    entries = [entry for entry in read_manifest(data_folder) if entry.split == split]
-    if not entries:
-        raise DatasetError(f"{data_folder} has no sequence in the split {split!r}")
+    dataset = Dataset.open(data_folder)
+    entries = dataset.split(split)
     # Per method and group, one row of three numbers per frame.
     measured: dict[str, dict[str, list[Tensor]]] = {}
     for done, entry in enumerate(entries, start=1):
-        lr, hr = read_sequence(data_folder, entry)
+        tensors = dataset.read(entry)
+        lr, hr = tensors[CLEAN], tensors["hr"]
         batch = triplets(lr, hr, spread(range(1, lr.shape[0] - 1), frames_per_sequence))
         for name, output in outputs(hat, unet, batch).items():
             seen = (output.clamp(0, 1) * 255).round() / 255

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from model import losses
 from model.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
-from model.data import Batch, TripletSampler, read_manifest, read_sequence
+from model.data import CLEAN, Dataset
 from model.hat import HAT, HATConfig, start_as_bilinear
 from model.metrics import psnr_y
 from model.presets import PRESETS
+from model.sampling import Batch, TripletSampler
 from model.unet import ConditionalUNet, UNetConfig
 from model.upscaler import TwoStepUpscaler, resolve_device
 
@@ -150,15 +151,15 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] | None = 
     Interrupted at any point and called again, it goes on from its last checkpoint as if nothing had happened. Raises
     TrainingError when the run folder belongs to another run, or when the loss is not a number; checkpoints stay intact.
     """
-    run_folder, data_folder = Path(config.run_folder), Path(config.data_folder)
+    run_folder, dataset = Path(config.run_folder), Dataset.open(config.data_folder)
     run_folder.mkdir(parents=True, exist_ok=True)
     refuse_another_run(config, run_folder)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
     model = build(config).to(device)
     optimizer = torch.optim.Adam(model.trained.parameters(), lr=config.learning_rate, betas=config.betas)
-    sampler = TripletSampler.from_folder(data_folder, config.patch_px, config.seed)
-    validation = validation_set(data_folder, config.validation_frames, device)
+    sampler = TripletSampler(dataset, config.patch_px, config.seed)
+    validation = validation_set(dataset, config.validation_frames, device)
     checkpoint = run_folder / "checkpoint.pt"
     step = resume(checkpoint, model.trained, optimizer, sampler)
     forget_metrics_after(run_folder, step)
@@ -256,13 +257,14 @@ def loss_of(config: TrainConfig, output: Tensor, target: Tensor) -> Tensor:
     return losses.mae_ssim(output, target, config.alpha)
 
 
-def validation_set(data_folder: Path, frames: int, device: torch.device) -> list[Batch]:
+def validation_set(dataset: Dataset, frames: int, device: torch.device) -> list[Batch]:
     """The middle triplet of about `frames` held-out sequences, evenly spread over the manifest."""
-    entries = [entry for entry in read_manifest(data_folder) if entry.split == "val"]
+    entries = [entry for entry in dataset.entries if entry.split == "val"]
     chosen = entries[:: max(1, len(entries) // frames)][:frames] if frames else []
     batches = []
     for entry in chosen:
-        lr, hr = read_sequence(data_folder, entry)
+        tensors = dataset.read(entry)
+        lr, hr = tensors[CLEAN], tensors["hr"]
         middle = lr.shape[0] // 2
         triplet = lr[middle - 1 : middle + 2].float().unsqueeze(1) / 255
         batches.append(Batch(triplet[0], triplet[1], triplet[2], hr[middle : middle + 1].float() / 255).to(device))

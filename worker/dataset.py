@@ -49,7 +49,7 @@ def prepare(
                 if on_progress is not None:
                     on_progress(done, sequence.name)
 
-    return write_dataset(counted(), folder, seed)
+    return list(write_dataset(counted(), folder, seed).entries)
 
 
 def sequences_of(source: Path, sequences_per_video: int, limits: VideoLimits) -> Iterator[DecodedSequence]:

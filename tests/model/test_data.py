@@ -1,20 +1,26 @@
-"""Data sets on disk: split by source, shrunk right, checked when read; and patches whose parts fit together."""
+"""Data sets: split by source, shrunk right, read where they lie, checked when read, and never half finished."""
 
+import hashlib
 import json
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
+import safetensors.torch
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from model.data import (
+    Dataset,
     DatasetError,
+    DatasetWriter,
     DecodedSequence,
     SequenceEntry,
-    TripletSampler,
-    read_manifest,
-    read_sequence,
+    Skipped,
     shrink,
     split_by_source,
     write_dataset,
@@ -22,7 +28,19 @@ from model.data import (
 
 
 def entry(source: str, split: str = "") -> SequenceEntry:
-    return SequenceEntry("name", "file", split, source, "CC0", 25, 64, 64, "")
+    return SequenceEntry("name", "shard", 0, 0, split, source, "CC0", 25, 64, 64, "")
+
+
+def sequence(name: str, *, side: int = 16, split: str | None = None) -> DecodedSequence:
+    """Five frames of noise, another for each name, with one condition beside the clean one."""
+    generator = torch.Generator().manual_seed(int(hashlib.md5(name.encode()).hexdigest()[:8], 16))
+    hr = torch.randint(256, (5, 3, side, side), generator=generator, dtype=torch.uint8)
+    dark = {"dark": shrink(hr) // 2}
+    return DecodedSequence(name, name, "CC0", split, hr, dark, {"dark": "by half"})
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_a_source_lies_in_one_split_and_eight_of_ten_train() -> None:
@@ -35,6 +53,15 @@ def test_a_source_lies_in_one_split_and_eight_of_ten_train() -> None:
     assert [sum(splits == {name} for splits in splits_of.values()) for name in ("train", "val", "test")] == [16, 2, 2]
 
 
+@pytest.mark.parametrize(
+    ("sources", "counts"), [(1, (1, 0, 0)), (2, (1, 1, 0)), (3, (1, 1, 1)), (7, (5, 1, 1)), (10, (8, 1, 1))]
+)
+def test_few_sources_still_leave_something_to_validate_on(sources: int, counts: tuple[int, int, int]) -> None:
+    divided = split_by_source([entry(f"video-{n}") for n in range(sources)], seed=0)
+
+    assert tuple(sum(e.split == name for e in divided) for name in ("train", "val", "test")) == counts
+
+
 def test_the_split_depends_on_the_seed_alone() -> None:
     entries = [entry(f"video-{n}") for n in range(30)]
 
@@ -42,8 +69,10 @@ def test_the_split_depends_on_the_seed_alone() -> None:
     assert split_by_source(entries, seed=1) != split_by_source(entries, seed=2)
 
 
-def test_a_split_that_the_material_names_is_kept() -> None:
-    assert split_by_source([entry("a", "val"), entry("b", "train")], seed=0) == [entry("a", "val"), entry("b", "train")]
+def test_a_split_that_the_material_names_is_kept_and_holds_for_the_rest_of_the_source() -> None:
+    entries = [entry("a", "val"), entry("b", "train"), entry("a")]
+
+    assert [e.split for e in split_by_source(entries, seed=0)] == ["val", "train", "val"]
 
 
 def test_shrinking_keeps_constant_colours_and_has_no_overshoot_beyond_eight_bits() -> None:
@@ -63,51 +92,195 @@ def test_shrinking_is_antialiased() -> None:
     assert float((shrink(stripes)[..., 4:-4].float() - 100).abs().max()) <= 1
 
 
-def test_a_data_set_is_read_back_as_written(data_folder: Path) -> None:
-    entries = read_manifest(data_folder)
+def test_a_data_set_is_read_back_as_written(tmp_path: Path) -> None:
+    written = [sequence(name) for name in "abc"]
 
-    lr, hr = read_sequence(data_folder, entries[1])
+    data = write_dataset(written, tmp_path, seed=7)
 
-    assert [e.split for e in entries] == ["val"] + 5 * ["train"]
-    assert (lr.shape, hr.shape) == ((5, 3, 24, 24), (5, 3, 48, 48))
-    assert torch.equal(lr, shrink(hr))
-
-
-def test_a_damaged_sequence_is_refused(data_folder: Path) -> None:
-    first = read_manifest(data_folder)[0]
-    content = bytearray((data_folder / first.file).read_bytes())
-    content[-1] ^= 1
-    (data_folder / first.file).write_bytes(content)
-
-    with pytest.raises(DatasetError, match=r"00000\.safetensors is damaged"):
-        read_sequence(data_folder, first)
+    assert (data.location, data.scale, data.seed, data.conditions) == (str(tmp_path), 2, 7, ("clean", "dark"))
+    for one, found in zip(written, data.entries, strict=True):
+        tensors = data.read(found)
+        assert (found.name, found.frames, found.height, found.width) == (one.name, 5, 16, 16)
+        assert found.degradations == {"dark": "by half"}
+        assert list(tensors) == ["clean", "dark", "hr"]
+        assert torch.equal(tensors["hr"], one.hr)
+        assert torch.equal(tensors["clean"], shrink(one.hr))
+        assert torch.equal(tensors["dark"], one.degraded["dark"])
 
 
-def test_a_missing_sequence_is_refused(data_folder: Path) -> None:
-    first = read_manifest(data_folder)[0]
-    (data_folder / first.file).unlink()
+def test_the_shards_are_plain_tar_files_of_plain_safetensors_files(tmp_path: Path) -> None:
+    # given shards with room for two sequences each
+    data = write_dataset_in_shards(tmp_path / "data", "abcde", shard_bytes=15_000)
 
-    with pytest.raises(DatasetError, match=r"00000\.safetensors is missing"):
-        read_sequence(data_folder, first)
+    # then other programs read the same from them as we do, at the places that the manifest names
+    shards = sorted((tmp_path / "data" / "shards").iterdir())
+    assert [shard.name for shard in shards] == ["00000.tar", "00001.tar", "00002.tar"]
+    names = subprocess.run(["tar", "-tf", str(shards[0])], capture_output=True, text=True, check=True).stdout.split()
+    assert names == ["00000000.safetensors", "00000001.safetensors"]
+    members = {(f"shards/{shard.name}", info.offset_data): content for shard in shards for info, content in tar(shard)}
+    for found in data.entries:
+        content = members.pop((found.shard, found.offset_bytes))
+        assert len(content) == found.size_bytes
+        for name, tensor in safetensors.torch.load(content).items():
+            assert torch.equal(tensor, data.read(found)[name])
+    assert not members
+
+
+def tar(shard: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    with tarfile.open(shard) as archive:
+        for info in archive:
+            member = archive.extractfile(info)
+            assert member is not None
+            yield info, member.read()
+
+
+def write_dataset_in_shards(folder: Path, names: str, shard_bytes: int) -> Dataset:
+    with DatasetWriter(folder, seed=0, conditions=["dark"], shard_bytes=shard_bytes) as writer:
+        for name in names:
+            writer.commit([sequence(name)])
+        return writer.finish()
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 2, 3, 4])
+def test_a_writer_killed_and_made_anew_ends_with_the_same_bytes(tmp_path: Path, killed_after: int) -> None:
+    # given a data set written in one go
+    undisturbed = DatasetWriter(tmp_path / "undisturbed", seed=0, conditions=["dark"], shard_bytes=15_000)
+    for name in "abcd":
+        undisturbed.commit([sequence(name)], [Skipped(f"before {name}", "not needed")])
+    undisturbed.finish()
+
+    # when another is killed behind a commit, in the middle of writing more to shard and journal
+    folder = tmp_path / "killed"
+    with DatasetWriter(folder, seed=0, conditions=["dark"], shard_bytes=15_000) as killed:
+        for name in "abcd"[:killed_after]:
+            killed.commit([sequence(name)], [Skipped(f"before {name}", "not needed")])
+        killed._append(sequence("lost"), number=99)
+        killed._append(sequence("lost too"), number=100)
+    with (folder / "unfinished.jsonl").open("a") as journal:
+        journal.write('{"entries": [{"name": "lo')
+
+    # then a new one knows what is done, and ends with the same files
+    resumed = DatasetWriter(folder, seed=0, conditions=["dark"], shard_bytes=15_000)
+    assert resumed.commits == killed_after
+    assert not (folder / "manifest.json").exists()
+    for name in "abcd"[resumed.commits :]:
+        resumed.commit([sequence(name)], [Skipped(f"before {name}", "not needed")])
+    resumed.finish()
+    assert files_in(folder) == files_in(tmp_path / "undisturbed")
+
+
+def test_an_unfinished_data_set_of_another_recipe_is_not_gone_on_with(tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path, seed=0, recipe={"size": 128}) as writer:
+        writer.commit([replace(sequence("a"), degraded={})])
+
+    with pytest.raises(DatasetError, match=r"unfinished data set made otherwise \(seed, size\)"):
+        DatasetWriter(tmp_path, seed=1, recipe={"size": 256})
+
+
+def test_a_finished_data_set_is_not_written_over(tmp_path: Path) -> None:
+    write_dataset([sequence("a")], tmp_path, seed=0)
+
+    with pytest.raises(DatasetError, match="holds a data set already"):
+        DatasetWriter(tmp_path, seed=0)
+
+
+def test_other_peoples_shards_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "precious.tar").write_text("not ours")
+
+    with pytest.raises(DatasetError, match="choose another folder"):
+        DatasetWriter(tmp_path, seed=0)
+    assert (tmp_path / "shards" / "precious.tar").exists()
+
+
+def test_a_damaged_shard_is_refused_when_its_sequence_is_first_read(tmp_path: Path) -> None:
+    # given one wrong bit in the second sequence
+    data = write_dataset([sequence(name) for name in "ab"], tmp_path, seed=0)
+    shard = tmp_path / "shards" / "00000.tar"
+    content = bytearray(shard.read_bytes())
+    content[data.entries[1].offset_bytes + 5000] ^= 1
+    shard.write_bytes(content)
+
+    # then it is named, and the first is read
+    opened = Dataset.open(tmp_path)
+    opened.read(opened.entries[0])
+    with pytest.raises(DatasetError, match=r"00000\.tar is damaged: the sha256 of b is not the manifest's"):
+        opened.read(opened.entries[1])
+
+
+@pytest.mark.parametrize("kept", [0, 3000])
+def test_a_shard_cut_off_is_refused(tmp_path: Path, kept: int) -> None:
+    data = write_dataset([sequence("a")], tmp_path, seed=0)
+    shard = tmp_path / "shards" / "00000.tar"
+    shard.write_bytes(shard.read_bytes()[:kept])
+
+    with pytest.raises(DatasetError, match=r"00000\.tar is damaged"):
+        data.read(data.entries[0])
+
+
+def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
+    data = write_dataset([sequence("a")], tmp_path, seed=0)
+    (tmp_path / "shards" / "00000.tar").unlink()
+
+    with pytest.raises(DatasetError, match=r"00000\.tar is missing"):
+        data.read(data.entries[0])
+
+
+def test_what_is_done_to_read_tensors_stays_private(tmp_path: Path) -> None:
+    data = write_dataset([sequence("a")], tmp_path, seed=0)
+
+    data.read(data.entries[0])["hr"].zero_()
+
+    reopened = Dataset.open(tmp_path)
+    assert torch.equal(reopened.read(reopened.entries[0])["hr"], sequence("a").hr)
+
+
+def test_an_empty_split_is_refused_and_the_others_are_named(tmp_path: Path) -> None:
+    data = write_dataset([sequence("a", split="train"), sequence("b", split="val")], tmp_path, seed=0)
+
+    assert [found.name for found in data.split("val")] == ["b"]
+    with pytest.raises(DatasetError, match="no sequence in the split 'test', only in train and val"):
+        data.split("test")
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no manifest\.json"):
-        read_manifest(tmp_path)
+        Dataset.open(tmp_path)
 
 
-def test_a_data_set_of_another_scale_is_refused(data_folder: Path) -> None:
-    manifest = json.loads((data_folder / "manifest.json").read_text())
-    (data_folder / "manifest.json").write_text(json.dumps(manifest | {"scale": 4}))
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"scale": 4}, "made for scale 4, expected 2"),
+        ({"version": 1}, "is of version 1, expected 2: make the data set again"),
+        ({"sequences": [{"name": "a"}]}, "is damaged"),
+        ({"conditions": None}, "is damaged"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_refused_in_one_line(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    write_dataset([sequence("a")], tmp_path, seed=0)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | changed))
 
-    with pytest.raises(DatasetError, match="made for scale 4, expected 2"):
-        read_manifest(data_folder)
+    with pytest.raises(DatasetError, match=said) as caught:
+        Dataset.open(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7"])
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+
+    with pytest.raises(DatasetError, match=r"manifest\.json is damaged"):
+        Dataset.open(tmp_path)
 
 
 def test_nothing_to_write_is_an_error_and_leaves_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no sequence"):
+    with pytest.raises(DatasetError, match="no usable sequence"):
         write_dataset([], tmp_path, seed=0)
-    assert not (tmp_path / "manifest.json").exists()
+    assert files_in(tmp_path) == {}
 
 
 def test_an_odd_size_is_refused(tmp_path: Path) -> None:
@@ -117,50 +290,54 @@ def test_an_odd_size_is_refused(tmp_path: Path) -> None:
         write_dataset([odd], tmp_path, seed=0)
 
 
-def sequence_that_tells_place_and_time(frames: int = 5, side: int = 32) -> tuple[Tensor, Tensor]:
-    """Low resolution: the red channel is the time, green x, blue y; high resolution is each pixel twice as large."""
-    t, y, x = torch.meshgrid(torch.arange(frames), torch.arange(side), torch.arange(side), indexing="ij")
-    lr = torch.stack([t, x, y], dim=1).to(torch.uint8)
-    return lr, F.interpolate(lr, scale_factor=2, mode="nearest")
+@pytest.fixture
+def in_memory(tmp_path: Path) -> Iterator[str]:
+    """A data set of three sequences behind an address that is no folder."""
+    write_dataset([sequence(name) for name in "abc"], tmp_path, seed=0)
+    store = fsspec.filesystem("memory")
+    for path, content in files_in(tmp_path).items():
+        store.pipe(f"/bucket/data/{path}", content)
+    yield "memory://bucket/data"
+    store.rm("/bucket", recursive=True)
 
 
-def test_the_patches_of_a_triplet_show_one_place_at_consecutive_times() -> None:
-    sampler = TripletSampler([sequence_that_tells_place_and_time()], patch_px=8, seed=0)
+def test_a_data_set_is_read_through_fsspec(in_memory: str) -> None:
+    data = Dataset.open(in_memory)
 
-    batch = sampler.batch(200)
-
-    previous_lr, center_lr, next_lr = ((t * 255).round() for t in (batch.previous_lr, batch.center_lr, batch.next_lr))
-    for neighbour in (previous_lr, next_lr):
-        assert torch.equal(neighbour[:, 1:], center_lr[:, 1:])
-    steps = (next_lr - center_lr)[:, 0, 0, 0]
-    assert torch.equal((center_lr - previous_lr)[:, 0, 0, 0], steps)
-    assert set(steps.tolist()) == {1.0, -1.0}  # forwards and backwards
-    assert set(center_lr[:, 0, 0, 0].tolist()) == {1.0, 2.0, 3.0}
+    assert torch.equal(data.read(data.entries[2])["hr"], sequence("c").hr)
+    assert torch.equal(data.read(data.entries[0])["dark"], shrink(sequence("a").hr) // 2)
 
 
-def test_the_target_is_the_same_place_and_time_as_the_centre() -> None:
-    sampler = TripletSampler([sequence_that_tells_place_and_time()], patch_px=8, seed=0)
+def test_a_remote_data_set_that_is_missing_or_damaged_is_refused(in_memory: str) -> None:
+    data = Dataset.open(in_memory)
+    store = fsspec.filesystem("memory")
 
-    batch = sampler.batch(50)
-
-    assert torch.equal(F.interpolate(batch.center_lr, scale_factor=2, mode="nearest"), batch.target)
-
-
-def test_a_sampler_goes_on_from_the_state_of_its_generator() -> None:
-    # given a sampler stopped after one batch
-    sequences = [sequence_that_tells_place_and_time()]
-    sampler = TripletSampler(sequences, patch_px=8, seed=0)
-    sampler.batch(3)
-    state = sampler.generator.get_state()
-    expected = sampler.batch(3)
-
-    # when another one takes over its state
-    successor = TripletSampler(sequences, patch_px=8, seed=99)
-    successor.generator.set_state(state)
-
-    assert torch.equal(successor.batch(3).center_lr, expected.center_lr)
+    store.pipe("/bucket/data/shards/00000.tar", b"something else")
+    with pytest.raises(DatasetError, match="is damaged"):
+        data.read(data.entries[0])
+    store.rm("/bucket/data/shards/00000.tar")
+    with pytest.raises(DatasetError, match="is missing"):
+        data.read(data.entries[0])
+    with pytest.raises(DatasetError, match=r"no manifest\.json in memory://bucket/elsewhere"):
+        Dataset.open("memory://bucket/elsewhere")
+    with pytest.raises(DatasetError, match="cannot be opened"):
+        Dataset.open("gopher://bucket/data")
 
 
-def test_patches_larger_than_every_frame_are_refused() -> None:
-    with pytest.raises(DatasetError, match="at least 33x33"):
-        TripletSampler([sequence_that_tells_place_and_time()], patch_px=33, seed=0)
+def test_of_remote_sequences_those_used_last_are_kept(in_memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a cache with room for two sequences
+    data = Dataset.open(in_memory)
+    monkeypatch.setattr("model.data._CACHE_BYTES", 2 * data.entries[0].size_bytes)
+    a, b, c = data.entries
+
+    # when more are read, and the store then disappears
+    for read in (a, b, a, c):
+        data.read(read)
+    fsspec.filesystem("memory").rm("/bucket/data/shards", recursive=True)
+
+    # then the two read last are still there
+    data.read(a)
+    data.read(c)
+    with pytest.raises(DatasetError, match="is missing"):
+        data.read(b)
+    fsspec.filesystem("memory").pipe("/bucket/data/shards/x", b"")

@@ -9,7 +9,7 @@ import torch
 
 from model import training
 from model.checkpoints import load_checkpoint
-from model.data import read_manifest, read_sequence
+from model.data import Dataset
 from model.hat import HATConfig
 from model.presets import PRESETS
 from model.training import Progress, TrainConfig, TrainingError, compact_hat, learning_rate, train
@@ -172,15 +172,12 @@ def test_every_loss_trains(config: TrainConfig, loss: str) -> None:
 
 
 def test_training_never_sees_the_held_out_sequences(config: TrainConfig, data_folder: Path) -> None:
-    # given held-out frames of a colour that occurs nowhere else
-    held_out = [entry for entry in read_manifest(data_folder) if entry.split == "val"]
+    data = Dataset.open(data_folder)
 
-    sampler = training.TripletSampler.from_folder(data_folder, config.patch_px, seed=0)
+    sampler = training.TripletSampler(data, config.patch_px, seed=0)
 
-    assert len(sampler.sequences) == len(read_manifest(data_folder)) - len(held_out)
-    for entry in held_out:
-        lr, _ = read_sequence(data_folder, entry)
-        assert not any(torch.equal(lr, other) for other, _ in sampler.sequences)
+    assert {entry.split for entry in data.entries} == {"train", "val"}
+    assert sampler.entries == [entry for entry in data.entries if entry.split == "train"]
 
 
 def test_the_cosine_starts_warm_and_ends_at_zero(config: TrainConfig) -> None:

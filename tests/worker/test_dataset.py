@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.data import DatasetError, read_manifest, read_sequence
+from model.data import Dataset, DatasetError
 from worker.contract.failure import JobFailureError
 from worker.dataset import prepare
 
@@ -27,7 +27,8 @@ def test_a_video_becomes_runs_of_25_consecutive_frames(make_video: MakeVideo, tm
     prepare([video], tmp_path / "data", sequences_per_video=5)
 
     # then they are frames 0 to 24 and 25 to 49, low and high resolution alike
-    runs = [read_sequence(tmp_path / "data", entry) for entry in read_manifest(tmp_path / "data")]
+    data = Dataset.open(tmp_path / "data")
+    runs = [(tensors["clean"], tensors["hr"]) for tensors in map(data.read, data.entries)]
     assert len(runs) == 2
     for first, (lr, hr) in zip((0, 25), runs, strict=True):
         expected = torch.tensor([4.0 * number for number in range(first, first + 25)])
@@ -106,7 +107,7 @@ def test_a_source_without_video_is_refused(tmp_path: Path) -> None:
 def test_a_video_too_short_for_a_run_gives_no_data_set(make_video: MakeVideo, tmp_path: Path) -> None:
     video = make_video("short.mp4", frames=24)
 
-    with pytest.raises(DatasetError, match="no sequence of enough frames"):
+    with pytest.raises(DatasetError, match="no usable sequence"):
         prepare([video], tmp_path / "data")
 
 
