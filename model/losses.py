@@ -41,10 +41,13 @@ def encoder_loss(output: Tensor, target: Tensor, encoded: EncodedFrames, alpha: 
     """`MAE + alpha * MAE(F_LQ[t+1], F_HQ[t]) + (0.1 - alpha) * MAE(F_HQ[t], F_LQ[t-1])` (equation 11), alpha 0 to 0.1.
 
     The F are the three encoders' features at the bottleneck, before they are fused: neighbours and centre are drawn
-    towards each other.
+    towards each other. Only the paper's fusion has them.
     """
     if not 0 <= alpha <= ENCODER_WEIGHT:
         raise ValueError(f"alpha is {alpha}: the encoder loss takes 0 to {ENCODER_WEIGHT}")
-    drawn_to_next = alpha * mae(encoded.next, encoded.center)
-    drawn_to_previous = (ENCODER_WEIGHT - alpha) * mae(encoded.center, encoded.previous)
+    left, right = encoded.sides
+    # Under autocast the features are bfloat16, in which a mean over so many would be coarse.
+    previous, center, following = (features.float() for features in (left, encoded.center, right))
+    drawn_to_next = alpha * mae(following, center)
+    drawn_to_previous = (ENCODER_WEIGHT - alpha) * mae(center, previous)
     return mae(output, target) + drawn_to_next + drawn_to_previous

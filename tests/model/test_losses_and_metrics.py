@@ -87,7 +87,7 @@ def test_the_encoder_loss_is_equation_11() -> None:
     output, target = two_images()
     generator = torch.Generator().manual_seed(1)
     previous, center, following = (torch.randn(1, 8, 2, 3, generator=generator) for _ in range(3))
-    encoded = EncodedFrames([], previous, center, following)
+    encoded = EncodedFrames([], center, (previous, following))
 
     for alpha in (0.0, 0.02, 0.1):
         # when it is worked out by numpy
@@ -103,7 +103,7 @@ def test_the_encoder_loss_of_three_equal_frames_is_the_mae() -> None:
     output, target = two_images()
     same = torch.ones(1, 8, 2, 3)
 
-    assert encoder_loss(output, target, EncodedFrames([], same, same, same), 0.05) == mae(output, target)
+    assert encoder_loss(output, target, EncodedFrames([], same, (same, same)), 0.05) == mae(output, target)
 
 
 def test_an_alpha_beyond_equation_11_is_refused() -> None:
@@ -111,7 +111,7 @@ def test_an_alpha_beyond_equation_11_is_refused() -> None:
     same = torch.ones(1, 8, 2, 3)
 
     with pytest.raises(ValueError, match=r"alpha is 0\.8: the encoder loss takes 0 to 0\.1"):
-        encoder_loss(output, target, EncodedFrames([], same, same, same), 0.8)
+        encoder_loss(output, target, EncodedFrames([], same, (same, same)), 0.8)
 
 
 def test_psnr_agrees_with_scikit_image() -> None:
