@@ -4,7 +4,7 @@ Part of the composition root: torch and av are imported inside the commands, as 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -89,33 +89,100 @@ def prepare(
     print_result(f"{out}: " + ", ".join(f"{count} {split}" for split, count in splits.items()))
 
 
-@training_cli.command(epilog="Example:  vsr train compact-hat data-set/ runs/hat")
+@training_cli.command(
+    epilog="Examples:  vsr train compact-unet data/ runs/mine   |   "
+    "vsr train paper data/ runs/paper --hat weights/hat.safetensors --condition jpeg=1   |   "
+    "torchrun --nproc-per-node 2 -m app.cli train compact-unet data/ runs/mine"
+)
 def train(
-    preset: Annotated[str, typer.Argument(help="compact-hat, compact-unet or paper-unet.", show_default=False)],
-    data: Annotated[Path, typer.Argument(help="A data set made by `vsr prepare`.", show_default=False)],
+    preset: Annotated[
+        str,
+        typer.Argument(
+            help="compact-unet, balanced-unet, aligned-unet; compact-hat, balanced-hat; paper, paper-residual (a GPU).",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str, typer.Argument(help="A data set made by `vsr prepare`: a folder, or s3://...", show_default=False)
+    ],
     run: Annotated[Path, typer.Argument(help="Folder of this run; an interrupted run goes on.", show_default=False)],
-    hat: Annotated[Path | None, typer.Option(help="Weights of the frozen HAT, for a U-Net.")] = None,
+    hat: Annotated[
+        Path | None, typer.Option(help="Weights of the HAT in front of a U-Net. Default: the preset's, if shipped.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default: the preset's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Patches per step, of all processes together.")] = None,
+    patch: Annotated[int | None, typer.Option(min=8, help="Side of a patch in low-resolution pixels.")] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SHARE", help="Input to train on, by the data set's name; repeat for a mixture."),
+    ] = None,
+    loss: Annotated[Literal["mse", "mae", "mae_ssim", "encoder"] | None, typer.Option(help="The paper's four.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Of mae_ssim (0 to 1) or encoder (0 to 0.1). Default: the paper's best.")
+    ] = None,
+    no_neighbours: Annotated[
+        bool, typer.Option("--no-neighbours", help="The control: both neighbours are the current frame.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="Of the first weights and of the patches.")] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Train HAT, or the U-Net behind a frozen HAT. Checkpoints and metrics (JSON lines) go to the run's folder."""
+    """Train HAT, or the U-Net behind a frozen HAT. Weights, curves and pictures go to the run's folder.
+
+    Started by torchrun, it trains on several GPUs. The finished weights:  vsr weights import RUN/weights.safetensors
+    --name mine, then  vsr upscale VIDEO --preset mine.
+    """
     from dataclasses import replace
 
-    from model.training import TRAIN_PRESETS
+    from model.training import TRAIN_PRESETS, Progress
     from model.training import train as run_training
 
     if preset not in TRAIN_PRESETS:
         raise typer.BadParameter(f"there is no {preset!r}: choose one of {', '.join(TRAIN_PRESETS)}")
+    chosen: dict[str, object] = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "patch_px": patch,
+        "conditions": dict(_share(text) for text in condition) if condition else None,
+        "loss": loss,
+        "alpha": alpha,
+        "neighbours": "current" if no_neighbours else None,
+        "seed": seed,
+        "device": device,
+    }
+    changes = {name: value for name, value in chosen.items() if value is not None}
+    if loss is not None:
+        changes["alpha"] = alpha  # The preset's alpha is for the preset's loss.
+
     config = TRAIN_PRESETS[preset](data, run, hat)
-    changes = {"steps": steps, "device": device}
-    config = replace(config, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
     kept = "interrupted: the same command goes on from the last checkpoint"
-    with interruptible(kept), _model_errors(), ProgressLine("training", rate_unit="steps/s") as line:
+    with interruptible(kept), _model_errors(), ExitStack() as shown:
+        lines: dict[str, ProgressLine] = {}
+
+        def line(label: str, rate_unit: str) -> ProgressLine:
+            if label not in lines:
+                shown.close()  # One bar after the other.
+                lines[label] = shown.enter_context(ProgressLine(label, rate_unit=rate_unit))
+            return lines[label]
+
+        def show(now: Progress) -> None:
+            label = f"training, loss {now.loss:.5f}, {now.patches_per_second:.0f} patches/s"
+            label += "" if now.psnr_y_db is None else f", {now.psnr_y_db:.2f} dB"
+            line("training", "steps/s").update(now.step, now.steps, label=label)
+
         info = run_training(
-            config,
-            on_progress=lambda now: line.update(now.step, now.steps, label=f"training, loss {now.loss:.5f}"),
+            replace(config, **changes),  # type: ignore[arg-type]
+            on_progress=show,
+            on_caching=lambda done, total: line("enlarging with HAT, once", "frames/s").update(done, total),
         )
-    print_result(str(info.path))
+    print_result(f"{info.path}")
+
+
+def _share(text: str) -> tuple[str, float]:
+    name, _, share = text.partition("=")
+    try:
+        return name, float(share or 1)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not NAME=SHARE, as in h264=0.5") from error
 
 
 @training_cli.command(epilog="Example:  vsr evaluate data-set/ --preset compact")
@@ -163,7 +230,7 @@ def _model_errors() -> Iterator[None]:
     from model.checkpoints import CheckpointError
     from model.data import DatasetError
     from model.presets import PresetUnavailableError
-    from model.training import TrainingError
+    from model.training import TrainingError, TrainingStoppedError
     from model.upscaler import DeviceUnavailableError
 
     try:
@@ -174,5 +241,7 @@ def _model_errors() -> Iterator[None]:
         raise JobFailureError(FailureCode.WEIGHTS_MISSING, str(error)) from error
     except DeviceUnavailableError as error:
         raise JobFailureError(FailureCode.DEVICE_UNAVAILABLE, str(error)) from error
+    except TrainingStoppedError as error:  # By Ctrl-C or SIGTERM: not a failure.
+        raise KeyboardInterrupt from error
     except (DatasetError, TrainingError) as error:
         raise JobFailureError(FailureCode.UNSUPPORTED_SOURCE, str(error)) from error
