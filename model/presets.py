@@ -1,6 +1,6 @@
 """Presets: which two networks, and where their weights come from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,23 +29,38 @@ class Preset:
     scale: int = TwoStepUpscaler.scale
 
 
+_COMPACT_HAT = HATConfig(
+    embed_dim=48, depths=(4,), num_heads=(3,), window_size=8, compress_ratio=4, squeeze_factor=12, num_feat=32
+)
+_BALANCED_HAT = HATConfig(
+    embed_dim=60, depths=(4, 4), num_heads=(3, 3), window_size=8, compress_ratio=3, squeeze_factor=30, num_feat=32
+)
+_COMPACT_UNET = UNetConfig(width=24, levels=3, pixel_unshuffle=2, output="residual", batch_norm=False)
+_ALIGNED_UNET = replace(_COMPACT_UNET, fusion="aligned")
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset(
-            name="compact",
-            description="small HAT and narrow U-Net, trained by this project, for a CPU",
+            name="aligned",
+            description="small HAT, and a narrow U-Net that sees its neighbours aligned, for a CPU",
             weights="shipped",
-            hat=HATConfig(
-                embed_dim=48,
-                depths=(4,),
-                num_heads=(3,),
-                window_size=8,
-                compress_ratio=4,
-                squeeze_factor=12,
-                num_feat=32,
-            ),
-            unet=UNetConfig(width=24, levels=3, pixel_unshuffle=2, output="residual", batch_norm=False),
+            hat=_COMPACT_HAT,
+            unet=_ALIGNED_UNET,
+        ),
+        Preset(
+            name="balanced",
+            description="a HAT of twice the work, and the U-Net of aligned, for a CPU with time",
+            weights="shipped",
+            hat=_BALANCED_HAT,
+            unet=_ALIGNED_UNET,
+        ),
+        Preset(
+            name="compact",
+            description="small HAT, and a narrow U-Net fused as in the paper, for a CPU",
+            weights="shipped",
+            hat=_COMPACT_HAT,
+            unet=_COMPACT_UNET,
         ),
         Preset(
             name="paper",
@@ -53,6 +68,13 @@ PRESETS: dict[str, Preset] = {
             weights="user",
             hat=HATConfig(),
             unet=UNetConfig(),
+        ),
+        Preset(
+            name="paper-residual",
+            description="as paper, but the U-Net draws what is added to HAT's frame",
+            weights="user",
+            hat=HATConfig(),
+            unet=UNetConfig(output="residual"),
         ),
         Preset(
             name="tiny-random",
@@ -103,7 +125,7 @@ def what_is_missing(preset: Preset, path: Path | None) -> str:
     where = "no folder of weights was given" if path is None else f"{path} does not exist"
     return (
         f"preset {preset.name!r} needs weights that are not shipped and {where}: import a published HAT x2 with "
-        "`vsr weights import`, train its U-Net with `vsr train paper-unet`, and save the run's weights.safetensors "
+        f"`vsr weights import`, train its U-Net with `vsr train {preset.name}`, and save the run's weights.safetensors "
         "under that name; HAT alone would not be this preset"
     )
 

@@ -9,6 +9,13 @@ With L = 5 and c = 64:
     next_lr      H x W     -> Phi_R         -> H/16 x W/16 x 1024 ┘
 
 Psi goes down once more than Phi because its input is twice as large.
+
+In the aligned form, which is ours, there is no Phi, and the sum has one term. Each neighbour is aligned with the centre
+instead, and what it says against it enters at the top, where the sub-pixel detail is:
+
+    center_sr, previous_lr -> back projection -> 2H x 2W ┐
+    center_sr              ------------------    2H x 2W ┼─ channels -> Psi -> 2H x 2W x 3
+    center_sr, next_lr     -> back projection -> 2H x 2W ┘
 """
 
 from dataclasses import asdict, dataclass
@@ -18,9 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.back_projection import SCALE, back_projected_residual
 from model.padding import pad_to_multiple
 
-SCALE = 2
+# Brings residuals, a few hundredths of the range, to the size of the frames beside them.
+RESIDUAL_GAIN = 8.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,8 @@ class UNetConfig:
     halves the image. `pixel_unshuffle` folds that many pixels squared into the channels of all three inputs (and
     unfolds the output), so that a small network works on a coarser grid. With `output` "direct" the network draws the
     frame itself, as in the paper; with "residual" it draws what is added to the upscaled centre, starting at zero, so
-    untrained it changes nothing.
+    untrained it changes nothing. `fusion` says how the neighbours enter: "bottleneck" as in the paper, "aligned" as
+    `model/back_projection.py` tells.
     """
 
     width: int = 64
@@ -39,6 +49,7 @@ class UNetConfig:
     pixel_unshuffle: int = 1
     output: Literal["direct", "residual"] = "direct"
     batch_norm: bool = True
+    fusion: Literal["bottleneck", "aligned"] = "bottleneck"
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.levels < 2 or self.pixel_unshuffle < 1:
@@ -48,6 +59,8 @@ class UNetConfig:
             )
         if self.output not in ("direct", "residual"):
             raise ValueError(f"output must be 'direct' or 'residual', not {self.output!r}")
+        if self.fusion not in ("bottleneck", "aligned"):
+            raise ValueError(f"fusion must be 'bottleneck' or 'aligned', not {self.fusion!r}")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -67,12 +80,18 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class EncodedFrames:
-    """The features of the three frames at the bottleneck, of one shape, and the centre's skips, top first."""
+    """The features of the frames at the bottleneck, of one shape, and the centre's skips, top first.
+
+    `sides` are the previous and the next frame's; none where the neighbours entered at the top already.
+    """
 
     skips: list[Tensor]
-    previous: Tensor
     center: Tensor
-    next: Tensor
+    sides: tuple[Tensor, ...]
+
+    def fused(self) -> Tensor:
+        """The sum of equation 5."""
+        return sum(self.sides, start=self.center)
 
 
 class ConditionalUNet(nn.Module):
@@ -84,12 +103,14 @@ class ConditionalUNet(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        inputs, channels = 3 * config.pixel_unshuffle**2, config.channels
-        self.phi_left = Encoder(inputs, channels[:-1], config.batch_norm)
-        self.phi_right = Encoder(inputs, channels[:-1], config.batch_norm)
-        self.psi_encoder = Encoder(inputs, channels, config.batch_norm)
+        folded, channels = 3 * config.pixel_unshuffle**2, config.channels
+        if config.fusion == "bottleneck":
+            self.phi_left = Encoder(folded, channels[:-1], config.batch_norm)
+            self.phi_right = Encoder(folded, channels[:-1], config.batch_norm)
+        seen_by_psi = folded if config.fusion == "bottleneck" else 3 * folded
+        self.psi_encoder = Encoder(seen_by_psi, channels, config.batch_norm)
         self.psi_decoder = Decoder(channels, config.batch_norm)
-        self.head = nn.Conv2d(channels[0], inputs, 1)
+        self.head = nn.Conv2d(channels[0], folded, 1)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 initialise(layer)
@@ -101,15 +122,21 @@ class ConditionalUNet(nn.Module):
 
     def encode(self, center_sr: Tensor, previous_lr: Tensor, next_lr: Tensor) -> EncodedFrames:
         """The three frames down to the bottleneck, not yet fused."""
-        *_, left = self.phi_left(self.fold(previous_lr, self.config.multiple))
-        *_, right = self.phi_right(self.fold(next_lr, self.config.multiple))
-        *skips, center = self.psi_encoder(self.fold(center_sr, SCALE * self.config.multiple))
-        return EncodedFrames(skips, left, center, right)
+        center = self.fold(center_sr - 0.5, SCALE * self.config.multiple)
+        if self.config.fusion == "aligned":
+            residuals = [RESIDUAL_GAIN * back_projected_residual(center_sr, lr) for lr in (previous_lr, next_lr)]
+            seen = [center, *(self.fold(residual, SCALE * self.config.multiple) for residual in residuals)]
+            *skips, deepest = self.psi_encoder(torch.cat(seen, dim=1))
+            return EncodedFrames(skips, deepest, sides=())
+        *_, left = self.phi_left(self.fold(previous_lr - 0.5, self.config.multiple))
+        *_, right = self.phi_right(self.fold(next_lr - 0.5, self.config.multiple))
+        *skips, deepest = self.psi_encoder(center)
+        return EncodedFrames(skips, deepest, sides=(left, right))
 
     def decode(self, encoded: EncodedFrames, center_sr: Tensor) -> Tensor:
-        """Fuse (equation 5) and go up again (equation 6); `center_sr` gives the size and what a residual adds to."""
+        """Fuse and go up again (equation 6); `center_sr` gives the size and what a residual adds to."""
         height, width = center_sr.shape[-2:]
-        features = self.psi_decoder(encoded.previous + encoded.center + encoded.next, encoded.skips)
+        features = self.psi_decoder(encoded.fused(), encoded.skips)
         # Near white a bfloat16 step is a whole 8-bit level, so under autocast the picture itself stays in float32.
         with torch.autocast(features.device.type, enabled=False):
             drawn = F.pixel_shuffle(self.head(features.float()), self.config.pixel_unshuffle)
@@ -117,8 +144,8 @@ class ConditionalUNet(nn.Module):
         return center_sr + drawn if self.config.output == "residual" else drawn
 
     def fold(self, frames: Tensor, multiple: int) -> Tensor:
-        """Pad to a whole number of the deepest pixels, unshuffle, and centre on zero, as convolutions pad with zero."""
-        folded = F.pixel_unshuffle(pad_to_multiple(frames, multiple) - 0.5, self.config.pixel_unshuffle)
+        """Pad to a whole number of the deepest pixels, and unshuffle. Frames lie around zero, as convolutions pad."""
+        folded = F.pixel_unshuffle(pad_to_multiple(frames, multiple), self.config.pixel_unshuffle)
         return folded.contiguous(memory_format=torch.channels_last)
 
 

@@ -43,7 +43,7 @@ def test_other_networks_do_not_pass_for_the_paper_preset(tmp_path: Path, hat: HA
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no preset 'huge', only compact, paper, tiny-random"):
+    with pytest.raises(ValueError, match="no preset 'huge', only aligned, balanced, compact, paper, paper-residual, tiny-random"):
         load_upscaler("huge", CPU, None)
 
 

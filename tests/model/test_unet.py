@@ -1,6 +1,7 @@
 """The U-Net's geometry, its two output forms, and what it sees."""
 
 import json
+from typing import Literal
 
 import pytest
 import torch
@@ -35,10 +36,17 @@ def test_the_sides_have_their_own_weights() -> None:
     assert not torch.equal(left, right)
 
 
+FUSIONS: list[Literal["bottleneck", "aligned"]] = ["bottleneck", "aligned"]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("pixel_unshuffle", [1, 2])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 20), (16, 16), (17, 33)])
-def test_a_frame_of_any_size_keeps_its_size(pixel_unshuffle: int, height: int, width: int) -> None:
-    unet = ConditionalUNet(UNetConfig(width=4, levels=3, pixel_unshuffle=pixel_unshuffle)).eval()
+def test_a_frame_of_any_size_keeps_its_size(
+    fusion: Literal["bottleneck", "aligned"], pixel_unshuffle: int, height: int, width: int
+) -> None:
+    config = UNetConfig(width=4, levels=3, pixel_unshuffle=pixel_unshuffle, fusion=fusion)
+    unet = ConditionalUNet(config).eval()
     center_sr, neighbour = torch.rand(2, 3, 2 * height, 2 * width), torch.rand(2, 3, height, width)
 
     with torch.no_grad():
@@ -67,9 +75,10 @@ def test_an_untrained_direct_network_draws_its_own_picture() -> None:
     assert not torch.allclose(output, center_sr, atol=0.1)
 
 
-def test_each_neighbour_has_its_own_influence() -> None:
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_each_neighbour_has_its_own_influence(fusion: Literal["bottleneck", "aligned"]) -> None:
     torch.manual_seed(0)
-    unet = ConditionalUNet(UNetConfig(width=8, levels=2, batch_norm=False)).eval()
+    unet = ConditionalUNet(UNetConfig(width=8, levels=2, batch_norm=False, fusion=fusion)).eval()
     center_sr, first, second = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)
 
     with torch.no_grad():

@@ -10,8 +10,11 @@ from redis import Redis
 
 # Names and descriptions as in `model.presets.PRESETS`, which a test holds.
 PRESETS = {
-    "compact": "small HAT and narrow U-Net, trained by this project, for a CPU",
+    "aligned": "small HAT, and a narrow U-Net that sees its neighbours aligned, for a CPU",
+    "balanced": "a HAT of twice the work, and the U-Net of aligned, for a CPU with time",
+    "compact": "small HAT, and a narrow U-Net fused as in the paper, for a CPU",
     "paper": "HAT x2 and the full U-Net of the paper, with the user's weights, for a GPU",
+    "paper-residual": "as paper, but the U-Net draws what is added to HAT's frame",
 }
 # Networks with random weights. The service accepts them only with VSR_ENABLE_TEST_PRESETS.
 TEST_PRESETS = {

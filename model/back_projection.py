@@ -1,0 +1,48 @@
+"""What a neighbouring frame says against an enlarged frame, in the manner of iterative back-projection.
+
+Irani and Peleg (*Improving Resolution by Image Registration*, 1991): were the enlarged centre right, then moving and
+shrinking it would give the neighbour as it was recorded. What is left between the two shows where the enlargement
+guessed wrong: a neighbour that moved by a fraction of a pixel has sampled the scene at other points. The plain
+neighbour shows the same, but mixed with everything that the centre knows already.
+
+Legend: B batch, H W low-resolution height and width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.alignment import estimate_motion, inverse_motion, sample, warp
+
+SCALE = 2
+
+
+def back_projected_residual(center_sr: Tensor, neighbour_lr: Tensor) -> Tensor:
+    """What `neighbour_lr` (B, 3, H, W) has more than `center_sr` (B, 3, 2H, 2W) foretells, on the centre's fine grid.
+
+    Both in [0, 1]; the result is (B, 3, 2H, 2W), around zero: a few hundredths where the motion was found, more where
+    something is hidden in one of the frames. Always float32; no gradient flows to the frames.
+    """
+    with torch.no_grad(), torch.autocast(center_sr.device.type, enabled=False):
+        center_sr, neighbour_lr = center_sr.float(), neighbour_lr.float()
+        blurred_sr = blur_as_shrinking_does(center_sr)
+        motion = estimate_motion(F.avg_pool2d(blurred_sr, SCALE), neighbour_lr)
+        foretold = sample(blurred_sr, inverse_motion(motion), mode="bicubic")
+        fine_motion = F.interpolate(motion, scale_factor=SCALE, mode="bilinear", align_corners=False)
+        return warp(neighbour_lr - foretold, fine_motion, mode="bicubic")
+
+
+def blur_as_shrinking_does(frames: Tensor) -> Tensor:
+    """(B, 3, 2H, 2W) without what is lost in shrinking by two: the bicubic kernel (Keys, a = -0.5) twice as wide."""
+    taps = torch.tensor([keys_kernel(tap / SCALE) for tap in range(-3, 4)], device=frames.device)
+    kernel = (taps / taps.sum()).repeat(3, 1)
+    padded = F.pad(frames, (3, 3, 3, 3), mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel[:, None, None, :], groups=3), kernel[:, None, :, None], groups=3)
+
+
+def keys_kernel(x: float, a: float = -0.5) -> float:
+    """The cubic convolution kernel of Keys (1981) at distance `x`."""
+    x = abs(x)
+    if x < 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0

@@ -1,0 +1,54 @@
+"""What a neighbour says against an enlarged frame."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.alignment import sample
+from model.back_projection import back_projected_residual
+from model.data import shrink
+
+
+def scene(height: int, width: int) -> Tensor:
+    """(1, 3, H, W): a random pattern with detail down to two pixels."""
+    generator = torch.Generator().manual_seed(1)
+    layers = [
+        F.interpolate(
+            torch.rand(1, 3, height // side, width // side, generator=generator), (height, width), mode="bicubic"
+        )
+        for side in (2, 8, 16)
+    ]
+    return torch.stack(layers).mean(0).clamp(0, 1)
+
+
+def moved(frame: Tensor, x_px: float) -> Tensor:
+    motion = torch.tensor([-x_px, 0.0]).view(1, 2, 1, 1).expand(1, 2, *frame.shape[-2:])
+    return sample(frame, motion, mode="bicubic").clamp(0, 1)
+
+
+def shrunk(frame: Tensor) -> Tensor:
+    return shrink((frame * 255).round().to(torch.uint8)).float() / 255
+
+
+def test_a_neighbour_contradicts_a_wrong_enlargement_more_than_the_right_one() -> None:
+    # given a scene that moves by a pixel and a half, its true frame, and a blurred guess of it
+    truth = scene(96, 96)
+    neighbour_lr = shrunk(moved(truth, 1.5))
+    guess = F.interpolate(shrunk(truth), scale_factor=2, mode="bicubic", antialias=True)
+
+    # when both are compared with the neighbour
+    of_truth, of_guess = (back_projected_residual(center, neighbour_lr)[..., 8:-8, 8:-8] for center in (truth, guess))
+
+    # then the guess leaves more, and what it leaves points to where it is wrong
+    error = (truth - guess)[..., 8:-8, 8:-8].flatten()
+    assert of_guess.square().mean() > 2 * of_truth.square().mean()
+    assert torch.corrcoef(torch.stack((error, of_guess.flatten())))[0, 1] > 0.1
+
+
+def test_the_residual_is_float32_under_autocast_and_carries_no_gradient() -> None:
+    center_sr = torch.rand(1, 3, 32, 48, requires_grad=True)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        residual = back_projected_residual(center_sr, torch.rand(1, 3, 16, 24))
+
+    assert (residual.dtype, residual.shape, residual.requires_grad) == (torch.float32, (1, 3, 32, 48), False)
