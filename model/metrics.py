@@ -1,10 +1,19 @@
-"""Image quality, in the two conventions of the field: RGB, and luma alone (Y) as most tables report.
+"""Image quality, in the two conventions of the field: RGB, and luma alone (Y) as most tables report; and flicker.
 
-Tensors are (B, 3, H, W) RGB in [0, 1]; results are one number per image, (B,).
+Tensors are (B, 3, H, W) RGB in [0, 1]; results are one number per image, (B,), or per pair of consecutive frames.
 """
 
 import torch
 from torch import Tensor
+
+from model.alignment import warp
+
+SSIM_WINDOW_PX = 11
+
+# Sundaram et al. (ECCV 2010): a pixel is occluded where going there and back misses its start by more than this,
+# squared px: a share of both squared motions, and a constant.
+OCCLUSION_SHARE = 0.01
+OCCLUSION_PX2 = 0.5
 
 
 def luma(rgb: Tensor) -> Tensor:
@@ -28,7 +37,10 @@ def psnr_y(output: Tensor, target: Tensor, *, border_px: int) -> Tensor:
 
 
 def ssim_y(output: Tensor, target: Tensor, *, border_px: int) -> Tensor:
-    """Structural similarity of luma (Wang et al. 2004): Gaussian window of 11 px and sigma 1.5, data range 1.0."""
+    """Structural similarity of luma (Wang et al. 2004): Gaussian window of 11 px and sigma 1.5, data range 1.0.
+
+    What is left without the border must be larger than the window.
+    """
     # Here, not above: serving never needs torchmetrics and does not install it.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -36,6 +48,45 @@ def ssim_y(output: Tensor, target: Tensor, *, border_px: int) -> Tensor:
     per_image = structural_similarity_index_measure(output, target, data_range=1.0, reduction="none")
     assert isinstance(per_image, Tensor)
     return per_image
+
+
+def warping_error(frames: Tensor, motion: Tensor, seen_again: Tensor, *, border_px: int) -> Tensor:
+    """E_warp of Lai et al. (ECCV 2018, equations 10 and 11) of each pair of T consecutive frames, (T - 1,).
+
+    The squared difference between a frame and the next one warped back onto it, summed over the three colours, mean
+    over the pixels that are `seen_again`; 0 is no flicker, and a blurred video flickers less than the truth does.
+    `motion` (T - 1, 2, H, W) in px goes from each frame to the next and `seen_again` (T - 1, 1, H, W) says where; both
+    are taken from the true frames, for all methods alike. NaN where no pixel is seen again.
+    """
+    difference = (frames[:-1] - warp(frames[1:], motion)).double().square().sum(1, keepdim=True)
+    counted = _without_border(seen_again, border_px).double()
+    return (_without_border(difference, border_px) * counted).sum((1, 2, 3)) / counted.sum((1, 2, 3))
+
+
+def not_occluded(forward: Tensor, backward: Tensor) -> Tensor:
+    """(B, 1, H, W) bool: which pixels of a frame are still seen in the next one.
+
+    `forward` and `backward` (B, 2, H, W) are the motion to the next frame and back. A pixel counts if the way there and
+    back ends near its start (Sundaram et al., ECCV 2010), and if it does not leave the picture.
+    """
+    returned = warp(backward, forward)
+    missed = (forward + returned).square().sum(1, keepdim=True)
+    allowed = OCCLUSION_SHARE * (forward.square() + returned.square()).sum(1, keepdim=True) + OCCLUSION_PX2
+    height, width = forward.shape[-2:]
+    x = torch.arange(width, device=forward.device) + forward[:, :1]
+    y = torch.arange(height, device=forward.device)[:, None] + forward[:, 1:]
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    return (missed <= allowed) & inside
+
+
+def temporal_difference_error(frames: Tensor, target: Tensor, *, border_px: int) -> Tensor:
+    """The dtSSD of Erofeev et al. (BMVC 2015), on RGB, of each pair of T consecutive frames, (T - 1,).
+
+    The root of the mean squared difference between the change from frame to frame and the true change. Unlike the
+    warping error it needs no motion, and does not reward blur.
+    """
+    error = _without_border(frames - target, border_px).double()
+    return error.diff(dim=0).square().mean((1, 2, 3)).sqrt()
 
 
 def _without_border(images: Tensor, border_px: int) -> Tensor:
