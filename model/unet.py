@@ -25,9 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.back_projection import SCALE, back_projected_residual
+from model.back_projection import back_projected_residual
 from model.padding import pad_to_multiple
 
+SCALE = 2
 # Brings residuals, a few hundredths of the range, to the size of the frames beside them.
 RESIDUAL_GAIN = 8.0
 

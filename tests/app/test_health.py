@@ -109,7 +109,7 @@ def test_models_tell_which_are_loaded(gateway: RunningGateway, redis: Redis) -> 
     models = {model["preset"]: model for model in gateway.http.get("/v1/models").json()["models"]}
 
     # Then
-    assert set(models) == {"compact", "paper"}
+    assert set(models) == {"aligned", "balanced", "compact", "paper", "paper-residual"}
     assert (models["compact"]["loaded"], models["compact"]["scale"], models["compact"]["device"]) == (True, 2, "cpu")
     assert (models["paper"]["loaded"], models["paper"]["scale"]) == (False, None)
     assert models["paper"]["description"]

@@ -165,7 +165,7 @@ def test_an_unknown_preset_is_answered_with_the_known_ones(
 
     # Then only the latter takes it
     assert refused.status_code == 422
-    assert refused.json()["known_presets"] == ["compact", "paper"]
+    assert refused.json()["known_presets"] == ["aligned", "balanced", "compact", "paper", "paper-residual"]
     assert accepted.status_code == 202
 
 
