@@ -3,16 +3,23 @@
 Part of the composition root: torch and av are imported inside the commands, as in `app/cli.py`.
 """
 
+import os
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from app.cli_options import DeviceOption, JsonOption, PresetOption, WeightsDirOption, interruptible
-from app.terminal import ProgressLine, print_json, print_result, print_table
+from app.cli_options import DeviceName, DeviceOption, JsonOption, WeightsDirOption, interruptible
+from app.terminal import ProgressLine, print_json, print_note, print_result, print_table
 from worker.contract.failure import FailureCode, JobFailureError
+
+if TYPE_CHECKING:
+    from model.data import Dataset
 
 weights_cli = typer.Typer(help="Weight files: what is there, the user's own, and whether they are whole.")
 training_cli = typer.Typer()
@@ -185,37 +192,230 @@ def _share(text: str) -> tuple[str, float]:
         raise typer.BadParameter(f"{text!r} is not NAME=SHARE, as in h264=0.5") from error
 
 
-@training_cli.command(epilog="Example:  vsr evaluate data-set/ --preset compact")
+@training_cli.command(
+    epilog="Examples:  vsr evaluate data-set/ --preset compact --condition clean --out report/   |   "
+    "vsr evaluate my-videos/ --weights runs/mine/weights.safetensors   |   "
+    "vsr evaluate data-set/ --sweep --preset compact-unet --steps 2000 --seeds 3 --out sweep/"
+)
 def evaluate(
-    data: Annotated[Path, typer.Argument(help="A data set made by `vsr prepare`.", show_default=False)],
-    preset: PresetOption = "compact",
-    split: Annotated[Literal["val", "test", "train"], typer.Option(help="Which part of the data set.")] = "val",
-    frames_per_sequence: Annotated[int | None, typer.Option(min=1, help="Default: all with two neighbours.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]",
+            help="A data set of `vsr prepare` (folder or URL), or your own videos or folders of PNG frames.",
+            show_default=False,
+        ),
+    ] = None,
+    data_option: Annotated[str | None, typer.Option("--data", metavar="DATA", help="The same as an option.")] = None,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(help="Networks and weights, several times for several. Default: compact.", show_default=False),
+    ] = None,
+    weights: Annotated[
+        list[Path] | None, typer.Option(help="Or a weight file, as a run leaves it.", show_default=False)
+    ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(help="Low-resolution input, by the data set's name for it. Default: all.", show_default=False),
+    ] = None,
+    split: Annotated[
+        Literal["train", "val", "test", "all"] | None,
+        typer.Option(help="Part of the data set. Default: val; all of your own videos.", show_default=False),
+    ] = None,
+    frames_per_sequence: Annotated[
+        int | None,
+        typer.Option(min=1, help="A run of so many in the middle. Default: all with two neighbours; of a sweep 5."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.md, report.json and index.html, a page of pictures.")
+    ] = None,
+    frame_size: Annotated[str, typer.Option(metavar="WxH", help="Low-resolution px for cost and time.")] = "320x180",
+    timed_frames: Annotated[int, typer.Option(min=0, help="Their median is the time; 0 measures none.")] = 5,
+    device: DeviceOption = None,
     weights_dir: WeightsDirOption = None,
     as_json: JsonOption = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Train the paper's Tables I to III again; --preset is one of `vsr train`.")
+    ] = False,
+    tables: Annotated[
+        str, typer.Option(help="Of a sweep, separated by commas: I, II, III, output, neighbours.")
+    ] = "I,II,III",
+    seeds: Annotated[int, typer.Option(min=1, help="Of a sweep, per arm.")] = 3,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each run of a sweep. Default: the preset's.")] = None,
+    hat: Annotated[Path | None, typer.Option(help="Weights of the frozen HAT of a sweep.")] = None,
 ) -> None:
-    """Compare bicubic, Lanczos, HAT alone and the two steps, with and without neighbours, on held-out sequences."""
-    from dataclasses import asdict
+    """Compare networks with plain enlargement and with their own controls, on frames whose truth is known.
 
+    Every preset is measured as HAT alone, and as two steps with true neighbours, with the current frame for both
+    neighbours, and with the neighbours of another video: PSNR, SSIM, flicker, and what they cost.
+    """
+    if (data is None) == (data_option is None):
+        raise typer.BadParameter("name the data once, as DATA or with --data")
+    location = data or data_option or ""
+    if sweep:
+        if weights or len(preset or []) > 1 or out is None:
+            raise typer.BadParameter("a sweep takes one --preset of `vsr train`, --hat instead of --weights, and --out")
+        _sweep(
+            location,
+            preset[0] if preset else "compact-unet",
+            out,
+            hat=hat,
+            steps=steps,
+            device=device,
+            as_json=as_json,
+            tables=tables.split(","),
+            seeds=seeds,
+            split=split or "val",
+            conditions=condition or [],
+            frames_per_sequence=frames_per_sequence,
+        )
+        return
+    width, height = _frame_size(frame_size)
+
+    from worker.cpu_environment import restart_with_cpu_environment
+
+    # Before torch is loaded: what is timed here is what is served.
+    restart_with_cpu_environment()
+    from model.complexity import measure_costs
+    from model.contenders import file_contender, preset_contender
     from model.evaluation import evaluate as run_evaluation
-    from model.evaluation import to_markdown
-    from model.presets import load_upscaler
+    from model.evaluation_page import write_page
+    from model.evaluation_report import make_report, provenance_of
+    from model.run_folder import commit
     from model.upscaler import resolve_device
 
-    with _model_errors(), ProgressLine("evaluating", rate_unit="sequences/s", quiet=as_json) as line:
-        upscaler = load_upscaler(preset, resolve_device("cpu"), _weights_dir(weights_dir))
+    presets = preset or ([] if weights else ["compact"])
+    with _model_errors():
+        chosen_device = resolve_device(device or "auto")
+        try:
+            contenders = [preset_contender(name, _weights_dir(weights_dir)) for name in presets]
+        except ValueError as error:
+            raise JobFailureError(FailureCode.UNKNOWN_PRESET, str(error)) from error
+        contenders += [file_contender(path) for path in weights or []]
+    labels = [contender.label for contender in contenders]
+    if repeated := [label for label in labels if labels.count(label) > 1]:
+        raise typer.BadParameter(f"two of the networks are called {repeated[0]}: rename a file, or a run's folder")
+    with (
+        interruptible("interrupted: nothing was written"),
+        _model_errors(),
+        _dataset_of(location, condition or [], quiet=as_json) as (dataset, is_prepared),
+        ProgressLine("evaluating", "sequences/s", quiet=as_json) as line,
+    ):
+        chosen_split = split or ("val" if is_prepared else "all")
         scores = run_evaluation(
-            upscaler.hat,
-            upscaler.unet,
-            data,
-            split=split,
+            dataset,
+            contenders,
+            split=chosen_split,
+            conditions=condition or [],
             frames_per_sequence=frames_per_sequence,
+            device=chosen_device,
             on_progress=line.update,
         )
+        costs = measure_costs(contenders, width=width, height=height, repetitions=timed_frames, device=chosen_device)
+        provenance = provenance_of(
+            dataset,
+            contenders,
+            command=shlex.join(["vsr", *sys.argv[1:]]),
+            commit=commit(),
+            data=location,
+            split=chosen_split,
+            frames_per_sequence=frames_per_sequence,
+            device=chosen_device,
+        )
+        report = make_report(provenance, scores, costs, contenders)
+        if out is not None:
+            report.write(out)
+            write_page(report, dataset, contenders, out, chosen_device)
     if as_json:
-        print_json([asdict(row) for row in scores])
+        sys.stdout.write(report.to_json())
     else:
-        print_result(to_markdown(scores))
+        print_result(report.to_markdown())
+    if out is not None:
+        print_note(f"pictures: {out / 'index.html'}")
+
+
+def _sweep(
+    location: str,
+    preset: str,
+    out: Path,
+    *,
+    hat: Path | None,
+    steps: int | None,
+    device: DeviceName | None,
+    as_json: bool,
+    tables: list[str],
+    seeds: int,
+    split: str,
+    conditions: list[str],
+    frames_per_sequence: int | None,
+) -> None:
+    """`vsr evaluate --sweep`."""
+    from dataclasses import replace
+
+    from model.data import Dataset
+    from model.sweep import SCORED_FRAMES, TABLES, run_sweep
+    from model.train_presets import TRAIN_PRESETS
+
+    unets = [name for name in TRAIN_PRESETS if not name.endswith("-hat")]
+    if preset not in unets:
+        raise typer.BadParameter(f"a sweep cannot train {preset!r}: choose one of {', '.join(unets)}")
+    if unknown := [table for table in tables if table not in TABLES]:
+        raise typer.BadParameter(f"there is no table {unknown[0]!r}: choose of {', '.join(TABLES)}")
+    kept = "interrupted: the same command goes on from the last checkpoint"
+    with interruptible(kept), _model_errors(), ProgressLine("sweeping", "runs/s", quiet=as_json) as line:
+        dataset = Dataset.open(location)
+        base = TRAIN_PRESETS[preset](location, out, hat)
+        if steps is not None:
+            base = replace(base, steps=steps, epochs=None)
+        if device is not None:
+            base = replace(base, device=device)
+        result = run_sweep(
+            dataset,
+            base,
+            out,
+            tables=tables,
+            seeds=seeds,
+            split=split,
+            conditions=conditions,
+            frames_per_sequence=frames_per_sequence or SCORED_FRAMES,
+            on_progress=lambda done, total, name: line.update(done, total, label=f"sweeping, {name}"),
+        )
+        result.write(out)
+    if as_json:
+        sys.stdout.write(result.to_json())
+    else:
+        print_result(result.to_markdown())
+
+
+@contextmanager
+def _dataset_of(location: str, conditions: list[str], *, quiet: bool) -> "Iterator[tuple[Dataset, bool]]":
+    """A data set opened, and True; or the user's own material made into one for as long as this lasts, and False."""
+    from model.data import CLEAN, MANIFEST, Dataset, is_remote
+    from worker.dataset import prepare as prepare_dataset
+
+    if is_remote(location) or (Path(location) / MANIFEST).is_file() or not Path(location).exists():
+        yield Dataset.open(location), True
+        return
+    with TemporaryDirectory(prefix="vsr-evaluate-") as folder:
+        with ProgressLine("preparing", "videos/s", quiet=quiet) as line:
+            dataset = prepare_dataset(
+                [Path(location)],
+                Path(folder) / "data-set",
+                fit="keep",
+                conditions=[condition for condition in conditions if condition != CLEAN],
+                workers=len(os.sched_getaffinity(0)),
+                on_progress=lambda done, total, name: line.update(done, total),
+            )
+        for skipped in dataset.skipped:
+            print_note(f"skipped {skipped.name}: {skipped.reason}")
+        yield dataset, False
+
+
+def _frame_size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise typer.BadParameter(f"{text!r} is not a size such as 320x180")
+    return int(width), int(height)
 
 
 def _weights_dir(chosen: Path | None) -> Path:
