@@ -111,7 +111,7 @@ class EnlargedCache:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise TrainingError(
-                f"HAT's outputs need {needed / 1e9:.1f} GB in {self.folder}, where {free / 1e9:.1f} GB are free: "
+                f"HAT's outputs need {needed / 1e6:,.1f} MB in {self.folder}, where {free / 1e6:,.1f} MB are free: "
                 "choose another cache folder, fewer centres, or no cache"
             )
 

@@ -114,11 +114,16 @@ class _CountedOnce:
 
     def __init__(self, block: nn.Module) -> None:
         self._layers = [layer for layer in block.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        self._before: list[tuple[float | None, Tensor | None]] = []
 
     def __enter__(self) -> None:
         for layer in self._layers:
-            layer.track_running_stats = False
+            counted = None if layer.num_batches_tracked is None else layer.num_batches_tracked.clone()
+            self._before.append((layer.momentum, counted))
+            layer.momentum = 0.0
 
     def __exit__(self, *_: object) -> None:
-        for layer in self._layers:
-            layer.track_running_stats = True
+        for layer, (momentum, counted) in zip(self._layers, self._before, strict=True):
+            layer.momentum = momentum
+            if counted is not None and layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.copy_(counted)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.data import DecodedSequence, write_dataset
+from model.data import DecodedSequence, shrink, write_dataset
 from model.hat import HAT, HATConfig
 from model.presets import PRESETS, random_upscaler
 from model.unet import ConditionalUNet
@@ -54,5 +54,19 @@ def data_folder(tmp_path: Path) -> Path:
         )
         for n in range(6)
     ]
+    write_dataset(sequences, folder, seed=0)
+    return folder
+
+
+@pytest.fixture
+def two_conditions_folder(tmp_path: Path) -> Path:
+    """A data set of four sequences of five frames, 48x48 px, one held out, each clean and darkened."""
+    folder = tmp_path / "two-conditions"
+    sequences = []
+    for n in range(4):
+        hr = moving_pattern(5, 48, 48, n)
+        split = "val" if n == 0 else "train"
+        dark = (shrink(hr).float() * 0.8).to(torch.uint8)
+        sequences.append(DecodedSequence(f"waves/{n}.mp4", f"source-{n}", "CC0", split, hr, degraded={"dark": dark}))
     write_dataset(sequences, folder, seed=0)
     return folder
