@@ -16,8 +16,8 @@ from torch import Tensor
 COARSEST_SIDE_PX = 12
 PYRAMID_LEVELS_MAX = 5
 REFINEMENTS_PER_LEVEL = 3
-# Half the side of the window in which motion is taken for constant; it is weighted by two box filters, a tent.
-WINDOW_RADIUS_PX = 2
+# Half the side of the window in which motion is taken for constant; its weights are a tent.
+WINDOW_RADIUS_PX = 4
 # Added to the diagonal of the normal equations (luma in [0, 1], gradients per px): flat areas move with those around.
 DAMPING = 1e-4
 # Rounds in which a motion is turned around.
@@ -96,8 +96,11 @@ def gray(rgb: Tensor) -> Tensor:
 
 
 def window_mean(values: Tensor) -> Tensor:
-    """Mean over a window around each pixel, nearer ones counting more."""
-    side = 2 * WINDOW_RADIUS_PX + 1
-    for _ in range(2):
-        values = F.avg_pool2d(values, side, stride=1, padding=WINDOW_RADIUS_PX, count_include_pad=False)
-    return values
+    """Mean over a window around each pixel of (B, C, H, W), nearer ones counting more; edges are repeated."""
+    batch, channels, height, width = values.shape
+    planes = values.reshape(batch * channels, 1, height, width)
+    weights = [min(tap, 2 * WINDOW_RADIUS_PX + 2 - tap) for tap in range(1, 2 * WINDOW_RADIUS_PX + 2)]
+    kernel = torch.tensor(weights, device=values.device, dtype=values.dtype) / sum(weights)
+    planes = F.pad(planes, (WINDOW_RADIUS_PX,) * 4, mode="replicate")
+    planes = F.conv2d(F.conv2d(planes, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    return planes.view(batch, channels, height, width)

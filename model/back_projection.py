@@ -17,19 +17,22 @@ from model.alignment import estimate_motion, inverse_motion, sample, warp
 SCALE = 2
 
 
-def back_projected_residual(center_sr: Tensor, neighbour_lr: Tensor) -> Tensor:
-    """What `neighbour_lr` (B, 3, H, W) has more than `center_sr` (B, 3, 2H, 2W) foretells, on the centre's fine grid.
+def back_projected_residuals(center_sr: Tensor, *neighbours_lr: Tensor) -> list[Tensor]:
+    """What each neighbour (B, 3, H, W) has more than `center_sr` (B, 3, 2H, 2W) foretells, on the centre's fine grid.
 
-    Both in [0, 1]; the result is (B, 3, 2H, 2W), around zero: a few hundredths where the motion was found, more where
-    something is hidden in one of the frames. Always float32; no gradient flows to the frames.
+    Frames are in [0, 1]; each result is (B, 3, 2H, 2W), around zero: a few hundredths where the motion was found, more
+    where something is hidden in one of the frames. Always float32; no gradient flows to the frames.
     """
     with torch.no_grad(), torch.autocast(center_sr.device.type, enabled=False):
-        center_sr, neighbour_lr = center_sr.float(), neighbour_lr.float()
-        blurred_sr = blur_as_shrinking_does(center_sr)
-        motion = estimate_motion(F.avg_pool2d(blurred_sr, SCALE), neighbour_lr)
-        foretold = sample(blurred_sr, inverse_motion(motion), mode="bicubic")
-        fine_motion = F.interpolate(motion, scale_factor=SCALE, mode="bilinear", align_corners=False)
-        return warp(neighbour_lr - foretold, fine_motion, mode="bicubic")
+        blurred_sr = blur_as_shrinking_does(center_sr.float())
+        center_lr = F.avg_pool2d(blurred_sr, SCALE)
+        residuals = []
+        for neighbour_lr in neighbours_lr:
+            motion = estimate_motion(center_lr, neighbour_lr)
+            foretold = sample(blurred_sr, inverse_motion(motion), mode="bicubic")
+            fine_motion = F.interpolate(motion, scale_factor=SCALE, mode="bilinear", align_corners=False)
+            residuals.append(warp(neighbour_lr.float() - foretold, fine_motion, mode="bicubic"))
+        return residuals
 
 
 def blur_as_shrinking_does(frames: Tensor) -> Tensor:

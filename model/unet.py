@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.back_projection import back_projected_residual
+from model.back_projection import back_projected_residuals
 from model.padding import pad_to_multiple
 
 SCALE = 2
@@ -125,9 +125,9 @@ class ConditionalUNet(nn.Module):
         """The three frames down to the bottleneck, not yet fused."""
         center = self.fold(center_sr - 0.5, SCALE * self.config.multiple)
         if self.config.fusion == "aligned":
-            residuals = [RESIDUAL_GAIN * back_projected_residual(center_sr, lr) for lr in (previous_lr, next_lr)]
-            seen = [center, *(self.fold(residual, SCALE * self.config.multiple) for residual in residuals)]
-            *skips, deepest = self.psi_encoder(torch.cat(seen, dim=1))
+            residuals = back_projected_residuals(center_sr, previous_lr, next_lr)
+            sides = [self.fold(RESIDUAL_GAIN * residual, SCALE * self.config.multiple) for residual in residuals]
+            *skips, deepest = self.psi_encoder(torch.cat((center, *sides), dim=1))
             return EncodedFrames(skips, deepest, sides=())
         *_, left = self.phi_left(self.fold(previous_lr - 0.5, self.config.multiple))
         *_, right = self.phi_right(self.fold(next_lr - 0.5, self.config.multiple))
