@@ -1,5 +1,9 @@
-"""Presets: which two networks, and where their weights come from."""
+"""Presets: which two networks, and where their weights come from.
 
+Beside those known here, an imported file of two networks is a preset of its own name: what a user has trained.
+"""
+
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -7,7 +11,15 @@ from typing import Literal
 import torch
 from torch import nn
 
-from model.checkpoints import SHIPPED_WEIGHTS_DIR, SUFFIX, CheckpointError, load_checkpoint
+from model.checkpoints import (
+    SHIPPED_WEIGHTS_DIR,
+    SUFFIX,
+    CheckpointError,
+    CheckpointInfo,
+    load_checkpoint,
+    read_passport,
+    save_checkpoint,
+)
 from model.hat import HAT, HATConfig, start_as_bilinear
 from model.unet import ConditionalUNet, UNetConfig
 from model.upscaler import TwoStepUpscaler
@@ -28,6 +40,9 @@ class Preset:
     unet: UNetConfig
     scale: int = TwoStepUpscaler.scale
 
+
+PRESET_NAME = r"[a-z0-9][a-z0-9-]{0,39}"
+"""What jobs accept as the name of a preset."""
 
 _COMPACT_HAT = HATConfig(
     embed_dim=48, depths=(4,), num_heads=(3,), window_size=8, compress_ratio=4, squeeze_factor=12, num_feat=32
@@ -101,9 +116,7 @@ def load_upscaler(preset: str, device: torch.device, weights_dir: Path | None) -
     `weights_dir` holds the user's checkpoints. Raises ValueError for an unknown preset, PresetUnavailableError where
     weights are missing, CheckpointError where they are damaged or of another network.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"there is no preset {preset!r}, only {', '.join(PRESETS)}")
-    chosen = PRESETS[preset]
+    chosen = find_preset(preset, weights_dir)
     if chosen.weights == "random":
         return random_upscaler(chosen).to(device)
     folder = SHIPPED_WEIGHTS_DIR if chosen.weights == "shipped" else weights_dir
@@ -118,6 +131,40 @@ def load_upscaler(preset: str, device: torch.device, weights_dir: Path | None) -
     return TwoStepUpscaler(hat, unet).to(device)
 
 
+def find_preset(name: str, weights_dir: Path | None) -> Preset:
+    """One of ours, or an imported file of two networks, which is a preset of its own name.
+
+    ValueError where there is neither, CheckpointError where the file is damaged or holds HAT alone.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    path = None if weights_dir is None else weights_dir / f"{name}{SUFFIX}"
+    if path is None or not path.is_file() or not re.fullmatch(PRESET_NAME, name):
+        raise ValueError(
+            f"there is no preset {name!r}, only {', '.join(PRESETS)}, and imported weights (`vsr weights import`)"
+        )
+    info = read_passport(path)
+    if info.unet is None:
+        raise CheckpointError(f"{path} holds HAT alone, expected HAT and U-Net")
+    return Preset(name, "your own weights", weights="user", hat=info.hat, unet=info.unet)
+
+
+def import_preset(source: Path, weights_dir: Path, name: str) -> CheckpointInfo:
+    """Put a finished run's weights into `weights_dir`, where they are a preset called `name`, or a HAT of that name.
+
+    CheckpointError for a damaged file, and for a name that is taken: of a shipped preset, or of one of ours whose
+    networks these are not.
+    """
+    if not re.fullmatch(PRESET_NAME, name):
+        raise CheckpointError(f"{name!r} is not a name for a preset: use up to 40 of a-z, 0-9 and '-'")
+    info, hat, unet = load_checkpoint(source)
+    ours = PRESETS.get(name)
+    if ours is not None and (ours.weights != "user" or (info.hat, info.unet) != (ours.hat, ours.unet)):
+        raise CheckpointError(f"{name!r} is the name of a preset of other networks or weights: choose another name")
+    weights_dir.mkdir(parents=True, exist_ok=True)
+    return save_checkpoint(weights_dir / f"{name}{SUFFIX}", hat, unet, info.notes)
+
+
 def what_is_missing(preset: Preset, path: Path | None) -> str:
     """One line on which weights are missing and how to get them."""
     if preset.weights == "shipped":
@@ -125,8 +172,8 @@ def what_is_missing(preset: Preset, path: Path | None) -> str:
     where = "no folder of weights was given" if path is None else f"{path} does not exist"
     return (
         f"preset {preset.name!r} needs weights that are not shipped and {where}: import a published HAT x2 with "
-        f"`vsr weights import`, train its U-Net with `vsr train {preset.name}`, and save the run's weights.safetensors "
-        "under that name; HAT alone would not be this preset"
+        f"`vsr weights import`, train its U-Net with `vsr train {preset.name}`, and import the run's "
+        f"weights.safetensors with `--name {preset.name}`; HAT alone would not be this preset"
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from redis import Redis
 
 from model.checkpoints import CheckpointError
-from model.presets import PRESETS, PresetUnavailableError, load_upscaler
+from model.presets import PresetUnavailableError, find_preset, load_upscaler
 from model.upscaler import DeviceUnavailableError, resolve_device
 from worker import metrics
 from worker.contract.failure import FailureCode, JobFailureError
@@ -57,12 +57,13 @@ class LoadedModels:
             began = time.perf_counter()
             upscaler = self._load(preset)
             seconds = time.perf_counter() - began
+            described = find_preset(preset, self._weights_dir)
             self._upscalers[preset] = upscaler
             self._descriptions.append(
                 LoadedModel(
                     preset=preset,
-                    scale=PRESETS[preset].scale,
-                    description=PRESETS[preset].description,
+                    scale=described.scale,
+                    description=described.description,
                     device=str(self.device),
                     loaded_at=now(),
                 )
@@ -78,12 +79,10 @@ class LoadedModels:
             announce_loaded(redis, description, ttl_seconds)
 
     def _load(self, preset: str) -> Upscaler:
-        if preset not in PRESETS:
-            raise JobFailureError(
-                FailureCode.UNKNOWN_PRESET, f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}"
-            )
         try:
             networks = load_upscaler(preset, self.device, self._weights_dir)
+        except ValueError as error:
+            raise JobFailureError(FailureCode.UNKNOWN_PRESET, str(error)) from error
         except PresetUnavailableError as error:
             raise JobFailureError(FailureCode.WEIGHTS_MISSING, str(error)) from error
         except CheckpointError as error:

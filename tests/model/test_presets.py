@@ -7,7 +7,7 @@ import torch
 
 from model.checkpoints import CheckpointError, save_checkpoint
 from model.hat import HAT
-from model.presets import PRESETS, PresetUnavailableError, load_upscaler
+from model.presets import PRESETS, PresetUnavailableError, find_preset, import_preset, load_upscaler
 from model.unet import ConditionalUNet
 
 CPU = torch.device("cpu")
@@ -43,9 +43,49 @@ def test_other_networks_do_not_pass_for_the_paper_preset(tmp_path: Path, hat: HA
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no preset 'huge', only aligned, balanced, compact, paper, paper-residual, tiny-random"):
+    with pytest.raises(
+        ValueError, match="no preset 'huge', only aligned, balanced, compact, paper, paper-residual, tiny-random"
+    ):
         load_upscaler("huge", CPU, None)
 
 
 def test_every_preset_names_itself() -> None:
     assert all(name == preset.name for name, preset in PRESETS.items())
+
+
+def test_what_a_user_has_trained_is_a_preset_of_the_name_it_was_imported_under(
+    tmp_path: Path, hat: HAT, unet: ConditionalUNet
+) -> None:
+    # given the weights that a run left
+    run = save_checkpoint(tmp_path / "weights.safetensors", hat, unet, {"steps": "6"})
+
+    # when they are imported
+    info = import_preset(run.path, tmp_path / "weights", "mine")
+
+    # then they load by that name, with their passport
+    upscaler = load_upscaler("mine", CPU, tmp_path / "weights")
+    assert (info.name, info.sha256, info.notes) == ("mine", run.sha256, {"steps": "6"})
+    assert find_preset("mine", tmp_path / "weights").unet == unet.config
+    assert torch.equal(upscaler.unet.head.weight, unet.head.weight)
+
+
+@pytest.mark.parametrize("name", ["compact", "paper"])
+def test_the_name_of_a_preset_with_other_networks_is_taken(
+    tmp_path: Path, hat: HAT, unet: ConditionalUNet, name: str
+) -> None:
+    run = save_checkpoint(tmp_path / "weights.safetensors", hat, unet, {})
+
+    with pytest.raises(CheckpointError, match=f"'{name}' is the name of a preset of other networks or weights"):
+        import_preset(run.path, tmp_path / "weights", name)
+
+
+def test_a_name_that_no_job_could_ask_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"'\.\./mine' is not a name for a preset"):
+        import_preset(tmp_path / "weights.safetensors", tmp_path, "../mine")
+
+
+def test_an_imported_hat_alone_is_no_preset(tmp_path: Path, hat: HAT) -> None:
+    save_checkpoint(tmp_path / "hat.safetensors", hat, None, {})
+
+    with pytest.raises(CheckpointError, match="holds HAT alone, expected HAT and U-Net"):
+        find_preset("hat", tmp_path)

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from model import training
-from model.checkpoints import load_checkpoint, save_checkpoint
+from model.checkpoints import load_checkpoint, read_passport, save_checkpoint
 from model.data import Dataset, DatasetError, DecodedSequence, write_dataset
 from model.hat import HAT, HATConfig
 from model.presets import PRESETS
@@ -414,6 +414,24 @@ def test_checkpointed_hat_trains_the_same(config: TrainConfig, tmp_path: Path) -
     _, other, _ = load_checkpoint(checkpointed.path)
     for (key, value), same in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.allclose(value, same, atol=1e-6), key
+
+
+@pytest.mark.parametrize("name", TRAIN_PRESETS)
+def test_every_preset_describes_the_networks_it_is_named_after(name: str, tmp_path: Path) -> None:
+    config = TRAIN_PRESETS[name](tmp_path, tmp_path, tmp_path / "hat.safetensors")
+
+    preset = PRESETS[name.removesuffix("-hat").removesuffix("-unet")]
+    assert config.hat == preset.hat
+    assert config.unet == (preset.unet if config.stage == "unet" else None)
+
+
+def test_a_unet_is_trained_behind_the_shipped_hat_unless_another_is_named(tmp_path: Path) -> None:
+    # given no weights of a HAT
+    config = TRAIN_PRESETS["compact-unet"](tmp_path, tmp_path, None)
+
+    # then those of the preset are taken
+    assert config.hat_weights is not None
+    assert read_passport(Path(config.hat_weights)).hat == PRESETS["compact"].hat
 
 
 def test_the_cosine_starts_warm_and_ends_at_zero(config: TrainConfig) -> None:

@@ -6,6 +6,10 @@ import pytest
 import torch
 from redis import Redis
 
+from model.checkpoints import save_checkpoint
+from model.hat import HAT
+from model.presets import PRESETS
+from model.unet import ConditionalUNet
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.presets import loaded_models
 from worker.loaded_models import LoadedModels, usable_device
@@ -44,6 +48,19 @@ def test_an_unknown_preset_is_answered_with_the_known_ones(tmp_path: Path) -> No
     with pytest.raises(JobFailureError, match="compact") as caught:
         LoadedModels(CPU, tmp_path, None).get("enormous")
     assert caught.value.code is FailureCode.UNKNOWN_PRESET
+
+
+def test_weights_that_a_user_trained_are_a_preset_too(tmp_path: Path) -> None:
+    # Given
+    preset = PRESETS["tiny-random"]
+    save_checkpoint(tmp_path / "mine.safetensors", HAT(preset.hat), ConditionalUNet(preset.unet), {})
+    models = LoadedModels(CPU, tmp_path, None)
+
+    # When
+    first, second = models.get("mine"), models.get("mine")
+
+    # Then
+    assert first is second
 
 
 def test_a_gpu_that_cannot_be_used_is_never_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
