@@ -41,17 +41,26 @@ def list_weights(weights_dir: WeightsDirOption = None, as_json: JsonOption = Fal
     print_table(["name", "networks", "scale", "size", "sha256"], rows)
 
 
-@weights_cli.command(name="import", epilog="Example:  vsr weights import HAT_SRx2_ImageNet-pretrain.pth")
+@weights_cli.command(
+    name="import",
+    epilog="Examples:  vsr weights import HAT_SRx2_ImageNet-pretrain.pth   |   "
+    "vsr weights import runs/mine/weights.safetensors --name mine",
+)
 def import_weights(
-    source: Annotated[Path, typer.Argument(help="A published HAT x2 checkpoint (.pth).", show_default=False)],
-    name: Annotated[str, typer.Option(help="Its name here.")] = "hat",
+    source: Annotated[
+        Path,
+        typer.Argument(help="A published HAT x2 (.pth), or what `vsr train` made (.safetensors).", show_default=False),
+    ],
+    name: Annotated[str, typer.Option(help="Its name here; of two networks, the name of your preset.")] = "hat",
     weights_dir: WeightsDirOption = None,
 ) -> None:
-    """Convert a published HAT checkpoint to safetensors. Nothing in the file is executed."""
-    from model.checkpoints import import_hat
+    """Take in weights: a published HAT, converted to safetensors, or a run's, for --preset. Nothing is executed."""
+    from model.checkpoints import SUFFIX, import_hat
+    from model.presets import import_preset
 
     with _model_errors():
-        info = import_hat(source, _weights_dir(weights_dir), name)
+        take_in = import_preset if source.suffix == SUFFIX else import_hat
+        info = take_in(source, _weights_dir(weights_dir), name)
     print_result(f"{info.path}  sha256 {info.sha256}")
 
 
