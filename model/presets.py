@@ -51,7 +51,8 @@ _BALANCED_HAT = HATConfig(
     embed_dim=60, depths=(4, 4), num_heads=(3, 3), window_size=8, compress_ratio=3, squeeze_factor=30, num_feat=32
 )
 _COMPACT_UNET = UNetConfig(width=24, levels=3, pixel_unshuffle=2, output="residual", batch_norm=False)
-_ALIGNED_UNET = replace(_COMPACT_UNET, fusion="aligned")
+# Wider than compact's, with what is saved by having no Phi.
+_ALIGNED_UNET = replace(_COMPACT_UNET, width=32, fusion="aligned")
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset

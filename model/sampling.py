@@ -48,7 +48,7 @@ class EnlargedFrames(Protocol):
 
 @dataclass(frozen=True)
 class _Patch:
-    """Where a patch lies (x and y are its low-resolution corner) and how it is turned."""
+    """Where a patch lies (x and y are its low-resolution corner), how it is turned, and whether it has neighbours."""
 
     entry: SequenceEntry
     condition: str
@@ -58,6 +58,7 @@ class _Patch:
     reversed_in_time: bool
     mirrored: bool
     quarter_turns: int
+    alone: bool
 
 
 class TripletSampler:
@@ -76,17 +77,20 @@ class TripletSampler:
         conditions: Mapping[str, float] | None = None,
         split: str = "train",
         enlarged: EnlargedFrames | None = None,
+        alone_share: float = 0.0,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         """`patch_px` is the side of a low-resolution patch; `conditions` says in which proportion each is drawn.
 
+        In `alone_share` of the patches both neighbours are the current frame itself, as at the ends of a shot.
         DatasetError for an empty split, patches larger than every frame, or a condition that the data set lacks.
         """
         self.dataset = dataset
         self.patch_px = patch_px
         self.conditions = dict(conditions or {CLEAN: 1.0})
         self.enlarged = enlarged
+        self.alone_share = alone_share
         self.rank, self.ranks = rank, ranks
         if missing := [name for name in self.conditions if name not in dataset.conditions]:
             raise DatasetError(
@@ -133,6 +137,7 @@ class TripletSampler:
             reversed_in_time=bool(self._below(2)),  # Motion looks as natural backwards.
             mirrored=bool(self._below(2)),
             quarter_turns=self._below(4),
+            alone=self.alone_share > 0 and float(torch.rand((), generator=self.generator)) < self.alone_share,
         )
 
     def _load(self, patch: _Patch) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -142,6 +147,8 @@ class TripletSampler:
         triplet = tensors[patch.condition][patch.t - 1 : patch.t + 2, :, y : y + side, x : x + side]
         if patch.reversed_in_time:
             triplet = triplet.flip(0)
+        if patch.alone:
+            triplet = triplet[[1, 1, 1]]
         high = (slice(None), slice(SCALE * y, SCALE * (y + side)), slice(SCALE * x, SCALE * (x + side)))
         target = tensors["hr"][patch.t][high]
         center_sr = None

@@ -100,17 +100,19 @@ def _our_unet(preset: str, data: str | Path, run: Path, hat_weights: Path | None
         hat=PRESETS[preset].hat,
         unet=PRESETS[preset].unet,
         hat_weights=str(hat_weights or shipped_hat(preset) or "") or None,
-        batch_size=16,
-        patch_px=32,
-        learning_rate=5e-4,
+        # Motion is estimated on the patch, and at its edges there is none to be found: large patches, and few of them.
+        batch_size=4,
+        patch_px=64,
+        learning_rate=1e-3,
         schedule="cosine",
         loss="mae",
-        steps=6000,
-        gradient_clip_norm=1.0,
+        steps=12_000,
+        gradient_clip_norm=0.5,
         ema_decay=0.999,
         conditions=MIXED,
+        alone_share=0.05,
         cache_enlarged=True,
-        cached_centers=8,
+        cached_centers=4,
     )
 
 

@@ -70,6 +70,7 @@ def train(
             config.seed,
             conditions=config.conditions,
             enlarged=cache,
+            alone_share=config.alone_share,
             rank=ranks.rank,
             ranks=ranks.count,
         )
