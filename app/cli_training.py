@@ -81,28 +81,63 @@ def verify_weights(
             print_result(f"{path}: whole, sha256 {info.sha256}")
 
 
-@training_cli.command(epilog="Example:  vsr prepare my-videos/ data-set/")
+@training_cli.command(
+    epilog="Example:  vsr prepare my-videos/ data/ --degrade h264:crf=18-34 --degrade noise:sigma=1-5+vp9:crf=24-45"
+)
 def prepare(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="SRC...", help="Videos, or folders of them.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="SRC...",
+            help="Videos, folders of them or of numbered PNG frames, a folder with index.csv, or OpenVid-1M's.",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the data set.", show_default=False)],
-    seed: Annotated[int, typer.Option(help="Of the split by source video.")] = 0,
-    sequences_per_video: Annotated[int, typer.Option(min=1, help="At most so many sequences of each video.")] = 1,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the high resolution in px. Default: crops of 256, or what is there.")
+    ] = None,
+    fit: Annotated[
+        Literal["resize", "crop", "keep"] | None,
+        typer.Option(help="Default: crop; sequences of an index.csv are kept as they are."),
+    ] = None,
+    degrade: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A condition beside the clean one, may be repeated: h264:crf=18-34, hevc:crf=20-36, vp9:crf=24-45, "
+            "jpeg:quality=30-95, noise:sigma=1-10, chroma:420; joined by +, or with one value: h264:crf=28."
+        ),
+    ] = None,
+    sequences_per_video: Annotated[int, typer.Option(min=1, help="At most so many of each, evenly spread.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the split by source video, the crops and the degradations.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
+    shard_mb: Annotated[int, typer.Option(min=1, help="Size of a shard, about, in MB.")] = 256,
 ) -> None:
-    """Make a training set: sequences of 25 frames, at high and low resolution, split by source video."""
+    """Make a data set: sequences of 25 frames of one shot, at high and low resolution, split by source video.
+
+    Killed and called again, it goes on where it was. Videos that cannot be used are skipped and listed.
+    """
     from worker.dataset import prepare as prepare_dataset
 
-    with _model_errors(), ProgressLine("preparing", rate_unit="sequences/s") as line:
-        entries = prepare_dataset(
+    kept = "interrupted: the same command goes on where it was"
+    with interruptible(kept), _model_errors(), ProgressLine("preparing", rate_unit="videos/s") as line:
+        dataset = prepare_dataset(
             sources,
             out,
             seed=seed,
+            size_px=size,
+            fit=fit,
+            conditions=degrade or [],
             sequences_per_video=sequences_per_video,
-            on_progress=lambda done, name: line.update(done, None),
+            workers=workers or len(os.sched_getaffinity(0)),
+            shard_bytes=shard_mb * 1024**2,
+            on_progress=lambda done, total, name: line.update(done, total),
         )
-    splits = {split: sum(entry.split == split for entry in entries) for split in ("train", "val", "test")}
+    splits = {split: sum(entry.split == split for entry in dataset.entries) for split in ("train", "val", "test")}
     print_result(f"{out}: " + ", ".join(f"{count} {split}" for split, count in splits.items()))
+    print_result(f"conditions: {', '.join(dataset.conditions)}")
+    for skipped in dataset.skipped:
+        print_result(f"skipped {skipped.name}: {skipped.reason}")
 
 
 @training_cli.command(

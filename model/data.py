@@ -97,6 +97,15 @@ class SequenceEntry:
 
 
 @dataclass(frozen=True)
+class PackedSequence:
+    """The bytes of a shard's member, and its manifest entry, which lacks its place in a shard yet."""
+
+    entry: SequenceEntry
+    conditions: tuple[str, ...]
+    content: bytes
+
+
+@dataclass(frozen=True)
 class Skipped:
     """Material that gave no sequence, and why."""
 
@@ -112,6 +121,32 @@ def shrink(hr: Tensor) -> Tensor:
     """
     lr = F.interpolate(hr.float(), scale_factor=1 / SCALE, mode="bicubic", antialias=True)
     return lr.round().clamp(0, 255).to(torch.uint8)
+
+
+def pack(sequence: DecodedSequence) -> PackedSequence:
+    """Make the clean low resolution and lay all out as it is written; DatasetError where a side is odd."""
+    frames, _, height, width = sequence.hr.shape
+    if height % SCALE or width % SCALE:
+        raise DatasetError(f"{sequence.name}: {width}x{height} is not a multiple of {SCALE}")
+    tensors = {CLEAN: shrink(sequence.hr), **sequence.degraded}
+    # For those who stream the shards without the manifest. One entry only: safetensors does not keep their order.
+    about = json.dumps({"name": sequence.name, "source": sequence.source, "licence": sequence.licence})
+    content = safetensors.torch.save({"hr": sequence.hr.contiguous(), **tensors}, {"sequence": about})
+    entry = SequenceEntry(
+        name=sequence.name,
+        shard="",
+        offset_bytes=0,
+        size_bytes=len(content),
+        split=sequence.split or "",
+        source=sequence.source,
+        licence=sequence.licence,
+        frames=frames,
+        height=height,
+        width=width,
+        sha256=hashlib.sha256(content).hexdigest(),
+        degradations=dict(sequence.degradations),
+    )
+    return PackedSequence(entry, tuple(tensors), content)
 
 
 class Dataset:
@@ -296,7 +331,7 @@ class DatasetWriter:
             "scale": SCALE,
             "seed": seed,
             "conditions": list(self._conditions),
-            "recipe": {**(recipe or {}), "shard_bytes": shard_bytes},
+            "recipe": dict(recipe or {}),
         }
         self._shard_bytes = shard_bytes
         self._shard_number = 0
@@ -311,7 +346,7 @@ class DatasetWriter:
         if self._shard is not None:
             self._shard.close()
 
-    def commit(self, sequences: Sequence[DecodedSequence], skipped: Sequence[Skipped] = ()) -> None:
+    def commit(self, sequences: Sequence[PackedSequence], skipped: Sequence[Skipped] = ()) -> None:
         """Add sequences, and what gave none; when this returns they are on the disk and will not be asked for again."""
         entries = [self._append(sequence, len(self.entries) + place) for place, sequence in enumerate(sequences)]
         if self._shard is not None:
@@ -345,36 +380,19 @@ class DatasetWriter:
         (self.folder / JOURNAL).unlink()
         return Dataset.open(self.folder)
 
-    def _append(self, sequence: DecodedSequence, number: int) -> SequenceEntry:
-        frames, _, height, width = sequence.hr.shape
-        if height % SCALE or width % SCALE:
-            raise DatasetError(f"{sequence.name}: {width}x{height} is not a multiple of {SCALE}")
-        tensors = {"hr": sequence.hr.contiguous(), CLEAN: shrink(sequence.hr), **sequence.degraded}
-        if tuple(tensors) != ("hr", *self._conditions):
-            raise DatasetError(f"{sequence.name} has the conditions {list(tensors)[1:]}, not those of the data set")
-        # For those who stream the shards without the manifest. One entry only: safetensors does not keep their order.
-        about = json.dumps({"name": sequence.name, "source": sequence.source, "licence": sequence.licence})
-        content = safetensors.torch.save(tensors, {"sequence": about})
+    def _append(self, sequence: PackedSequence, number: int) -> SequenceEntry:
+        if sequence.conditions != self._conditions:
+            raise DatasetError(
+                f"{sequence.entry.name} has the conditions {sequence.conditions}, not {self._conditions}"
+            )
         member = TarInfo(f"{number:08d}.safetensors")
-        member.size = len(content)
-        shard = self._shard_with_room_for(len(content))
+        member.size = len(sequence.content)
+        shard = self._shard_with_room_for(member.size)
         shard.write(member.tobuf(USTAR_FORMAT))
         offset_bytes = shard.tell()
-        shard.write(content + bytes(-len(content) % BLOCKSIZE))
-        return SequenceEntry(
-            name=sequence.name,
-            shard=_shard_name(self._shard_number),
-            offset_bytes=offset_bytes,
-            size_bytes=len(content),
-            split=sequence.split or "",
-            source=sequence.source,
-            licence=sequence.licence,
-            frames=frames,
-            height=height,
-            width=width,
-            sha256=hashlib.sha256(content).hexdigest(),
-            degradations=dict(sequence.degradations),
-        )
+        shard.write(sequence.content)
+        shard.write(bytes(-member.size % BLOCKSIZE))
+        return replace(sequence.entry, shard=_shard_name(self._shard_number), offset_bytes=offset_bytes)
 
     def _shard_with_room_for(self, size_bytes: int) -> BinaryIO:
         if self._shard is not None and self._shard.tell() > 0 and self._shard.tell() + size_bytes > self._shard_bytes:
@@ -431,7 +449,7 @@ def write_dataset(sequences: Iterable[DecodedSequence], folder: Path, seed: int)
     first = next(upcoming, None)
     with DatasetWriter(folder, seed=seed, conditions=list(first.degraded) if first else []) as writer:
         for sequence in chain([first] if first else [], upcoming):
-            writer.commit([sequence])
+            writer.commit([pack(sequence)])
         return writer.finish()
 
 

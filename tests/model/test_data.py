@@ -21,6 +21,7 @@ from model.data import (
     DecodedSequence,
     SequenceEntry,
     Skipped,
+    pack,
     shrink,
     split_by_source,
     write_dataset,
@@ -137,7 +138,7 @@ def tar(shard: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
 def write_dataset_in_shards(folder: Path, names: str, shard_bytes: int) -> Dataset:
     with DatasetWriter(folder, seed=0, conditions=["dark"], shard_bytes=shard_bytes) as writer:
         for name in names:
-            writer.commit([sequence(name)])
+            writer.commit([pack(sequence(name))])
         return writer.finish()
 
 
@@ -146,16 +147,16 @@ def test_a_writer_killed_and_made_anew_ends_with_the_same_bytes(tmp_path: Path, 
     # given a data set written in one go
     undisturbed = DatasetWriter(tmp_path / "undisturbed", seed=0, conditions=["dark"], shard_bytes=15_000)
     for name in "abcd":
-        undisturbed.commit([sequence(name)], [Skipped(f"before {name}", "not needed")])
+        undisturbed.commit([pack(sequence(name))], [Skipped(f"before {name}", "not needed")])
     undisturbed.finish()
 
     # when another is killed behind a commit, in the middle of writing more to shard and journal
     folder = tmp_path / "killed"
     with DatasetWriter(folder, seed=0, conditions=["dark"], shard_bytes=15_000) as killed:
         for name in "abcd"[:killed_after]:
-            killed.commit([sequence(name)], [Skipped(f"before {name}", "not needed")])
-        killed._append(sequence("lost"), number=99)
-        killed._append(sequence("lost too"), number=100)
+            killed.commit([pack(sequence(name))], [Skipped(f"before {name}", "not needed")])
+        killed._append(pack(sequence("lost")), number=99)
+        killed._append(pack(sequence("lost too")), number=100)
     with (folder / "unfinished.jsonl").open("a") as journal:
         journal.write('{"entries": [{"name": "lo')
 
@@ -164,14 +165,14 @@ def test_a_writer_killed_and_made_anew_ends_with_the_same_bytes(tmp_path: Path, 
     assert resumed.commits == killed_after
     assert not (folder / "manifest.json").exists()
     for name in "abcd"[resumed.commits :]:
-        resumed.commit([sequence(name)], [Skipped(f"before {name}", "not needed")])
+        resumed.commit([pack(sequence(name))], [Skipped(f"before {name}", "not needed")])
     resumed.finish()
     assert files_in(folder) == files_in(tmp_path / "undisturbed")
 
 
 def test_an_unfinished_data_set_of_another_recipe_is_not_gone_on_with(tmp_path: Path) -> None:
     with DatasetWriter(tmp_path, seed=0, recipe={"size": 128}) as writer:
-        writer.commit([replace(sequence("a"), degraded={})])
+        writer.commit([pack(replace(sequence("a"), degraded={}))])
 
     with pytest.raises(DatasetError, match=r"unfinished data set made otherwise \(seed, size\)"):
         DatasetWriter(tmp_path, seed=1, recipe={"size": 256})

@@ -23,7 +23,7 @@ _ENCODERS = {VideoCodec.H264: "libx264", VideoCodec.HEVC: "libx265", VideoCodec.
 _SVT_PRESETS = {"ultrafast": 12, "veryfast": 11, "faster": 10, "fast": 9, "medium": 8, "slow": 6, "veryslow": 4}
 # The last vector extension that all current x86 servers share. Above it, encoders choose other code by processor, and
 # with AVX-512 one x264 run in six gave other bytes for the same frames.
-_SAME_CODE_EVERYWHERE = ["asm=avx2"] if platform.machine() in ("x86_64", "AMD64") else []
+SAME_CODE_EVERYWHERE = ["asm=avx2"] if platform.machine() in ("x86_64", "AMD64") else []
 _MAX_GOP_FRAMES = 240
 _MIN_AV1_SIDE = 32  # SVT-AV1 accepts less, then waits for ever on 16x128 and the like
 
@@ -92,14 +92,14 @@ def _encoder_options(encoding: Encoding) -> dict[str, str]:
     match encoding.codec:
         case VideoCodec.H264:
             # stitchable: headers that do not depend on the content, so that segments share them.
-            options["x264-params"] = ":".join(["stitchable=1", "open-gop=0", *_SAME_CODE_EVERYWHERE])
+            options["x264-params"] = ":".join(["stitchable=1", "open-gop=0", *SAME_CODE_EVERYWHERE])
         case VideoCodec.HEVC:
             options["x265-params"] = ":".join(
-                [f"pools={ENCODER_THREADS}", "frame-threads=1", "open-gop=0", "log-level=error", *_SAME_CODE_EVERYWHERE]
+                [f"pools={ENCODER_THREADS}", "frame-threads=1", "open-gop=0", "log-level=error", *SAME_CODE_EVERYWHERE]
             )
         case VideoCodec.AV1:
             options["preset"] = str(_SVT_PRESETS[encoding.encoder_preset])
-            options["svtav1-params"] = ":".join([f"lp={ENCODER_THREADS}", *_SAME_CODE_EVERYWHERE])
+            options["svtav1-params"] = ":".join([f"lp={ENCODER_THREADS}", *SAME_CODE_EVERYWHERE])
             # SVT-AV1 prints its settings to stderr, over any progress bar, unless this says: errors only.
             os.environ.setdefault("SVT_LOG", "1")
     return options

@@ -37,7 +37,7 @@ def open_source(source: Path, max_pixels: int) -> Iterator[InputContainer]:
     """Open an untrusted file for reading. Raises `JobFailureError`; only failures of opening are named here."""
     if source.stat().st_size == 0:
         raise JobFailureError(FailureCode.EMPTY_FILE, "the file is empty")
-    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file", "max_pixels": str(_with_padding(max_pixels))}
+    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file", "max_pixels": size_limit_option(max_pixels)}
     try:
         container = av.open(str(source), "r", options=options, metadata_errors="replace", timeout=60.0)
     except (av.FFmpegError, ValueError, IndexError) as error:
@@ -76,7 +76,7 @@ def prepare_decoder(stream: VideoStream, max_pixels: int) -> None:
     """Set the threads and the size limit of a decoder; must come before its first packet."""
     stream.thread_type = "AUTO"
     stream.thread_count = DECODER_THREADS
-    stream.codec_context.options = {"max_pixels": str(_with_padding(max_pixels))}
+    stream.codec_context.options = {"max_pixels": size_limit_option(max_pixels)}
 
 
 def decode_all(
@@ -131,9 +131,9 @@ def frame_crc32(frame: VideoFrame) -> int:
     return crc
 
 
-def _with_padding(max_pixels: int) -> int:
-    """Codecs count their padding to whole blocks too. The exact limit is checked by `survey`."""
-    return max_pixels + max_pixels // 8
+def size_limit_option(max_pixels: int) -> str:
+    """FFmpeg's `max_pixels`: codecs count their padding to whole blocks too. The exact limit is checked by `survey`."""
+    return str(max_pixels + max_pixels // 8)
 
 
 def _corrupt(frames_done: int, seconds: float, reason: str) -> JobFailureError:

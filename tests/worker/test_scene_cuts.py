@@ -1,0 +1,91 @@
+"""Cuts are found, motion and brightness are not taken for them, and each frame is judged by its past alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worker.scene_cuts import CutDetector
+from worker.settings import VideoLimits
+from worker.video.decode import decode_frames
+from worker.video.survey import survey
+
+Image = np.ndarray
+
+
+def texture(seed: int, height: int = 120, width: int = 400) -> Image:
+    """Smooth blobs of many colours, others for every seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
+    return coarse.repeat(20, axis=0).repeat(20, axis=1)
+
+
+def still(seed: int, frames: int) -> list[Image]:
+    """A camera that stands still, with noise."""
+    chance = np.random.default_rng(seed + 1000)
+    picture = texture(seed)[:, :160].astype(np.int16)
+    return [np.clip(picture + chance.integers(-8, 9, picture.shape), 0, 255).astype(np.uint8) for _ in range(frames)]
+
+
+def pan(seed: int, frames: int, speed: int) -> list[Image]:
+    return [texture(seed)[:, speed * number : speed * number + 160] for number in range(frames)]
+
+
+def cuts_in(frames: list[Image]) -> list[int]:
+    detector = CutDetector()
+    return [number for number, frame in enumerate(frames) if detector.begins_shot(frame)]
+
+
+def test_hard_cuts_are_found_where_they_are() -> None:
+    assert cuts_in(still(1, 8) + still(2, 5) + still(3, 2) + still(4, 1)) == [8, 13, 15]
+
+
+def test_a_cut_out_of_a_pan_and_into_one_is_found() -> None:
+    assert cuts_in(pan(1, 10, speed=4) + still(2, 5) + pan(3, 10, speed=4)) == [10, 15]
+
+
+@pytest.mark.parametrize("speed", [1, 5, 10])
+def test_a_pan_is_no_cut(speed: int) -> None:
+    assert cuts_in(pan(1, 12, speed)) == []
+
+
+def test_getting_dark_slowly_is_no_cut() -> None:
+    picture = texture(1)[:, :160]
+    assert cuts_in([(picture * (1 - number / 30)).astype(np.uint8) for number in range(30)]) == []
+
+
+def test_the_depth_of_the_video_does_not_matter() -> None:
+    frames = still(1, 4) + still(2, 4)
+
+    assert cuts_in([frame.astype(np.uint16) * 257 for frame in frames]) == cuts_in(frames) == [4]
+
+
+def test_a_frame_is_judged_by_its_past_alone() -> None:
+    frames = still(1, 6) + still(2, 6)
+
+    assert [cuts_in(frames[:end]) for end in (6, 7, 12)] == [[], [6], [6]]
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 300), (63, 65), (480, 854)])
+def test_frames_of_any_size_are_judged(height: int, width: int) -> None:
+    dark, bright = (np.full((height, width, 3), level, dtype=np.uint8) for level in (10, 200))
+
+    assert cuts_in([dark, dark, dark, bright, bright]) == [3]
+
+
+def test_the_cuts_of_real_clips_are_found(real_clips: list[Path]) -> None:
+    # given the shortest real clips, whose cuts a person has looked for
+    cuts = {"06_big-buck-bunny_animation_aac.mp4": [92], "10_roadtrip_10bit_vp9.webm": [42]}
+    cuts |= {"08_caminandes-to-face_vfr_audio.mp4": [66]}
+    quick = [clip for clip in real_clips if clip.stat().st_size < 200_000 or clip.name in cuts]
+
+    assert {clip.name: cuts_in(list(decoded(clip))) for clip in quick} == {
+        clip.name: cuts.get(clip.name, []) for clip in quick
+    }
+
+
+def decoded(path: Path) -> Iterator[Image]:
+    found = survey(path, VideoLimits())
+    yield from decode_frames(
+        path, found.stream_index, found.picture, found.frames, 0, len(found.frames), max_pixels=VideoLimits().max_pixels
+    )
