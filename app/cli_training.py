@@ -129,7 +129,7 @@ def prepare(
             fit=fit,
             conditions=degrade or [],
             sequences_per_video=sequences_per_video,
-            workers=workers or len(os.sched_getaffinity(0)),
+            workers=workers or _cores(),
             shard_bytes=shard_mb * 1024**2,
             on_progress=lambda done, total, name: line.update(done, total),
         )
@@ -229,11 +229,12 @@ def train(
 
 
 def _share(text: str) -> tuple[str, float]:
-    name, _, share = text.partition("=")
+    """NAME=SHARE, or NAME alone for a share of 1. Names of conditions hold a "=" themselves, as in h264:crf=28."""
+    name, _, share = text.rpartition("=")
     try:
-        return name, float(share or 1)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not NAME=SHARE, as in h264=0.5") from error
+        return name, float(share)
+    except ValueError:
+        return text, 1.0
 
 
 @training_cli.command(
@@ -413,6 +414,8 @@ def _sweep(
             base = replace(base, steps=steps, epochs=None)
         if device is not None:
             base = replace(base, device=device)
+        if conditions:
+            base = replace(base, conditions=dict.fromkeys(conditions, 1.0))
         result = run_sweep(
             dataset,
             base,
@@ -447,7 +450,7 @@ def _dataset_of(location: str, conditions: list[str], *, quiet: bool) -> "Iterat
                 Path(folder) / "data-set",
                 fit="keep",
                 conditions=[condition for condition in conditions if condition != CLEAN],
-                workers=len(os.sched_getaffinity(0)),
+                workers=_cores(),
                 on_progress=lambda done, total, name: line.update(done, total),
             )
         for skipped in dataset.skipped:
@@ -460,6 +463,11 @@ def _frame_size(text: str) -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise typer.BadParameter(f"{text!r} is not a size such as 320x180")
     return int(width), int(height)
+
+
+def _cores() -> int:
+    """Those that this process may use: fewer than the machine's in a container with a CPU set."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _weights_dir(chosen: Path | None) -> Path:

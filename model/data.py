@@ -244,6 +244,8 @@ class Dataset:
                 )
             except FileNotFoundError as error:
                 raise DatasetError(f"{self.location}/{entry.shard} is missing") from error
+            if len(fetched) > entry.size_bytes:
+                raise DatasetError(f"the server of {self.location} does not serve ranges of bytes, which this needs")
             content = np.frombuffer(bytearray(fetched), dtype=np.uint8)  # a bytearray: torch wants to be able to write
             self._verify(entry, content)
             self._fetched[key] = content

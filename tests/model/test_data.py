@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import socket
 import subprocess
 import tarfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,11 @@ import fsspec
 import pytest
 import safetensors.torch
 import torch
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 
 from model.data import (
     Dataset,
@@ -342,3 +350,58 @@ def test_of_remote_sequences_those_used_last_are_kept(in_memory: str, monkeypatc
     with pytest.raises(DatasetError, match="is missing"):
         data.read(b)
     fsspec.filesystem("memory").pipe("/bucket/data/shards/x", b"")
+
+
+@contextmanager
+def served(folder: Path, *, ranges: bool = True) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    """The folder behind a real web server: its address, and the list of what was asked of it, with the ranges."""
+    asked: list[tuple[str, str | None]] = []
+
+    async def answer(request: Request) -> Response:
+        path = request.path_params["path"]
+        asked.append((path, request.headers.get("range")))
+        file = folder / path
+        if not file.is_file():
+            return Response(status_code=404)
+        return FileResponse(file) if ranges else Response(file.read_bytes())
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        app = Starlette(routes=[Route("/{path:path}", answer)])
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", asked
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_over_http_only_the_bytes_of_the_sequences_read_are_asked_for(tmp_path: Path) -> None:
+    # given a data set behind a web server
+    write_dataset([sequence(name) for name in "abc"], tmp_path, seed=0)
+
+    with served(tmp_path) as (address, asked):
+        # when one of its sequences is read twice, and one more does not exist
+        data = Dataset.open(address)
+        second = data.entries[1]
+        tensors = [data.read(second)["hr"] for _ in range(2)]
+        with pytest.raises(DatasetError, match=r"00009\.tar is missing"):
+            data.read(replace(second, shard="shards/00009.tar"))
+        with pytest.raises(DatasetError, match=r"no manifest\.json"):
+            Dataset.open(f"{address}/nowhere")
+
+    # then its bytes went over the wire once
+    assert torch.equal(tensors[0], sequence("b").hr)
+    span = f"bytes={second.offset_bytes}-{second.offset_bytes + second.size_bytes - 1}"
+    assert asked[:3] == [("manifest.json", None), ("shards/00000.tar", span), ("shards/00009.tar", span)]
+
+
+def test_a_server_without_ranges_is_refused(tmp_path: Path) -> None:
+    write_dataset([sequence("a")], tmp_path, seed=0)
+
+    with served(tmp_path, ranges=False) as (address, _):
+        data = Dataset.open(address)
+        with pytest.raises(DatasetError, match="does not serve ranges"):
+            data.read(data.entries[0])
