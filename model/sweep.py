@@ -26,6 +26,7 @@ from model.evaluation import BORDER_PX, PSNR_MAX_DB, check_size, conditions_of, 
 from model.evaluation_report import Table, manifest_sha256
 from model.hat import HAT
 from model.metrics import psnr, psnr_y
+from model.run_folder import commit, cpu_name
 from model.train_config import TrainConfig, TrainingError
 from model.training import train
 from model.unet import ConditionalUNet
@@ -102,8 +103,8 @@ class Sweep:
 
     def to_markdown(self) -> str:
         """All tables."""
-        about = ", ".join(f"{name} {value}" for name, value in self.about.items())
-        return f"# Sweep\n\n{about}\n\n" + "\n".join(table.to_markdown() for table in self.tables())
+        about = "".join(f"- {name}: {value}\n" for name, value in self.about.items())
+        return f"# Sweep\n\n{about}\n" + "\n".join(table.to_markdown() for table in self.tables())
 
     def to_json(self) -> str:
         """The rows in the fields' own names, not rounded."""
@@ -180,30 +181,39 @@ def run_sweep(
     """Train every arm with seeds 0, 1, ... and score it: mean PSNR over frames of a split, per condition.
 
     Without `conditions`, under those that `base` trains on, or all of the data set where it names none.
-    `on_progress(runs done, runs in all, run's name)` counts a run in parts while it trains. Raises what `train` raises.
+    `on_progress(runs done, runs in all, what is being done)` counts a run in parts while it trains. Raises what `train`
+    raises.
     """
     conditions = conditions_of(dataset, conditions or list(base.conditions))
     arms = [arm for table in dict.fromkeys(tables) for arm in arms_of(table, base)]
     if base.hat_weights is None:
         raise TrainingError("a sweep trains U-Nets behind a HAT: name its weights")
     _, hat, _ = load_checkpoint(Path(base.hat_weights))
-    scorer = Scorer(
-        dataset, hat, split, conditions, frames_per_sequence, folder / "enlarged", resolve_device(base.device)
-    )
     runs = [(arm.run, seed, arm.config) for arm in {arm.run: arm for arm in arms}.values() for seed in range(seeds)]
+
+    def tell(done: float, doing: str) -> None:
+        if on_progress is not None:
+            on_progress(done, len(runs), doing)
+
+    cache_folder, device = folder / "enlarged", resolve_device(base.device)
+    scorer = Scorer(dataset, hat, split, conditions, frames_per_sequence, cache_folder, device)
+    scorer.fill_cache(hat, lambda frames, of: tell(0, enlarging(frames, of)))
     of_runs: dict[str, list[Scores]] = {}
     for done, (run, seed, config) in enumerate(runs):
+        seeded = replace(
+            config,
+            seed=seed,
+            data_folder=dataset.location,
+            run_folder=str(folder / "runs" / f"{run}-seed{seed}"),
+            cache_enlarged=True,
+            cache_folder=str(cache_folder),
+            validation_frames=0,  # It is scored when it is finished, and not on the way.
+        )
 
-        def training(fraction: float, done: int = done, name: str = f"{run}, seed {seed}") -> None:
-            if on_progress is not None:
-                on_progress(done + fraction, len(runs), name)
+        def tell_of_run(part: float, doing: str, done: int = done) -> None:
+            tell(done + part, doing)
 
-        run_folder = folder / "runs" / f"{run}-seed{seed}"
-        seeded = replace(config, seed=seed, data_folder=dataset.location, run_folder=str(run_folder))
-        seeded = replace(seeded, cache_enlarged=True, cache_folder=str(folder / "enlarged"))
-        # Scored when it is finished, and not on the way.
-        seeded = replace(seeded, validation_frames=0)
-        of_runs.setdefault(run, []).append(train_and_score(seeded, scorer, training))
+        of_runs.setdefault(run, []).append(train_and_score(seeded, scorer, tell_of_run))
     hat_scores = scorer.score(None)
     rows: list[SweepRow] = []
     for table in dict.fromkeys(tables):
@@ -213,12 +223,12 @@ def run_sweep(
             rows += [row_of(arm, condition, of_runs[arm.run], baseline) for arm in arms if arm.table == table]
     about = {
         "data": dataset.location,
-        "split": split,
-        "frames_per_sequence": frames_per_sequence,
+        **scorer.described,
         "seeds": seeds,
-        "steps": base.steps,
-        "hat_sha256": sha256_of(hat.state_dict()),
-        "unet": json.dumps(base.unet.to_json_fields() if base.unet else None),
+        "trained": {name: value for name, value in asdict(base).items() if name not in PLACES},
+        "commit": commit(),
+        "torch": torch.__version__,
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
     }
     return Sweep(about, rows)
 
@@ -236,7 +246,7 @@ class Scorer:
         cache_folder: Path,
         device: torch.device,
     ) -> None:
-        """Enlarges what is not in the cache yet. DatasetError for an empty split or frames that are too small."""
+        """DatasetError for an empty split or frames that are too small."""
         self.dataset, self.conditions, self.device = dataset, conditions, device
         self.entries = dataset.split(split)
         for entry in self.entries:
@@ -252,8 +262,13 @@ class Scorer:
             "frames_per_sequence": frames_per_sequence,
             "border_px": BORDER_PX,
         }
-        hat.to(device).eval()
-        self.cache.fill(dataset, self.entries, conditions, lambda lr: as_served(hat, lr), device)
+
+    def fill_cache(self, hat: HAT, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Enlarge what is not in the cache yet."""
+        hat.to(self.device).eval()
+        self.cache.fill(
+            self.dataset, self.entries, self.conditions, lambda lr: as_served(hat, lr), self.device, on_progress
+        )
 
     def score(self, unet: ConditionalUNet | None, neighbours: str = "true") -> Scores:
         """Mean PSNR per condition; of HAT alone without a U-Net, of a control with "current" `neighbours`."""
@@ -284,8 +299,16 @@ class Scorer:
         ).cpu()
 
 
-def train_and_score(config: TrainConfig, scorer: Scorer, on_progress: Callable[[float], None]) -> Scores:
-    """Train one run and score it, or take the score that is kept beside it if that is of the same run and frames."""
+def enlarging(frames: int, of: int) -> str:
+    """What is being done before the first step of the first run."""
+    return f"enlarging with HAT, once for all runs, {frames} of {of} frames"
+
+
+def train_and_score(config: TrainConfig, scorer: Scorer, tell: Callable[[float, str], None]) -> Scores:
+    """Train one run and score it, or take the score that is kept beside it if that is of the same run and frames.
+
+    `tell(part of the run that is done, what is being done)`.
+    """
     path = Path(config.run_folder) / SCORE
     # Through JSON and back, so that tuples compare equal to lists; where things lie does not matter.
     deciding = {**asdict(config), **dict.fromkeys(PLACES), "scored": scorer.described}
@@ -295,7 +318,12 @@ def train_and_score(config: TrainConfig, scorer: Scorer, on_progress: Callable[[
         if kept["of"] == deciding:
             scores: Scores = kept["scores"]
             return scores
-    info = train(config, on_progress=lambda now: on_progress(now.step / now.steps))
+    name = Path(config.run_folder).name
+    info = train(
+        config,
+        on_progress=lambda now: tell(now.step / now.steps, name),
+        on_caching=lambda frames, of: tell(0, enlarging(frames, of)),
+    )
     _, _, unet = load_checkpoint(info.path)
     scores = scorer.score(unet, config.neighbours)
     partial = path.with_suffix(".partial")

@@ -117,7 +117,7 @@ def test_a_sweep_makes_the_papers_table_again(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     sequences = [
-        DecodedSequence(split, split, "CC0", split, torch.randint(256, (3, 3, 64, 64), generator=generator).byte())
+        DecodedSequence(split, split, "CC0", split, torch.randint(256, (3, 3, 128, 128), generator=generator).byte())
         for split in ("train", "val")
     ]
     write_dataset(sequences, tmp_path / "data-set", seed=0)

@@ -123,7 +123,8 @@ def test_a_sweep_trains_each_run_with_each_seed_and_tells_mean_and_spread(
     assert mae.psnr_rgb_spread_db > 0
     assert mae.psnr_rgb_db != mse.psnr_rgb_db
     assert mae.over_hat_y_db == pytest.approx(mae.psnr_y_db - hat.psnr_y_db)
-    assert progress[-1] == (6, 6, "mae-current, seed 1")
+    assert progress[0] == (0, 6, "enlarging with HAT, once for all runs, 1 of 1 frames")
+    assert progress[-1] == (6, 6, "mae-current-seed1")
 
 
 def test_a_finished_run_is_not_repeated_and_another_length_is(
@@ -150,6 +151,7 @@ def test_a_finished_run_is_not_repeated_and_another_length_is(
 def test_a_score_is_the_one_that_evaluation_gives(dataset: Dataset, base: TrainConfig, tmp_path: Path) -> None:
     upscaler = random_upscaler(TINY)
     scorer = Scorer(dataset, upscaler.hat, "val", ["clean"], 2, tmp_path / "enlarged", torch.device("cpu"))
+    scorer.fill_cache(upscaler.hat)
     contender = Contender("tiny", upscaler.hat, upscaler.unet, "a", "b")
 
     expected = {row.method: row for row in evaluate(dataset, [contender])}  # four frames have two with neighbours
