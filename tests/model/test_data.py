@@ -367,6 +367,7 @@ def served(folder: Path, *, ranges: bool = True) -> Iterator[tuple[str, list[tup
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # from here on who connects waits, until the server is there
         app = Starlette(routes=[Route("/{path:path}", answer)])
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
