@@ -142,7 +142,7 @@ def prepare(
 
 @training_cli.command(
     epilog="Examples:  vsr train compact-unet data/ runs/mine   |   "
-    "vsr train paper data/ runs/paper --hat weights/hat.safetensors --condition jpeg=1   |   "
+    "vsr train paper data/ runs/paper --hat weights/hat.safetensors --condition jpeg:quality=75   |   "
     "torchrun --nproc-per-node 2 -m app.cli train compact-unet data/ runs/mine"
 )
 def train(
@@ -165,7 +165,7 @@ def train(
     patch: Annotated[int | None, typer.Option(min=8, help="Side of a patch in low-resolution pixels.")] = None,
     condition: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=SHARE", help="Input to train on, by the data set's name; repeat for a mixture."),
+        typer.Option(metavar="NAME[@SHARE]", help="Input to train on, by the data set's name; repeat for a mixture."),
     ] = None,
     loss: Annotated[Literal["mse", "mae", "mae_ssim", "encoder"] | None, typer.Option(help="The paper's four.")] = None,
     alpha: Annotated[
@@ -204,7 +204,6 @@ def train(
     if loss is not None:
         changes["alpha"] = alpha  # The preset's alpha is for the preset's loss.
 
-    config = TRAIN_PRESETS[preset](data, run, hat)
     kept = "interrupted: the same command goes on from the last checkpoint"
     with interruptible(kept), _model_errors(), ExitStack() as shown:
         lines: dict[str, ProgressLine] = {}
@@ -220,8 +219,9 @@ def train(
             label += "" if now.psnr_y_db is None else f", {now.psnr_y_db:.2f} dB"
             line("training", "steps/s").update(now.step, now.steps, label=label)
 
+        config = replace(TRAIN_PRESETS[preset](data, run, hat), **changes)  # type: ignore[arg-type]
         info = run_training(
-            replace(config, **changes),  # type: ignore[arg-type]
+            config,
             on_progress=show,
             on_caching=lambda done, total: line("enlarging with HAT, once", "frames/s").update(done, total),
         )
@@ -229,12 +229,12 @@ def train(
 
 
 def _share(text: str) -> tuple[str, float]:
-    """NAME=SHARE, or NAME alone for a share of 1. Names of conditions hold a "=" themselves, as in h264:crf=28."""
-    name, _, share = text.rpartition("=")
+    """NAME@SHARE, or NAME alone for a share of 1."""
+    name, _, share = text.partition("@")
     try:
-        return name, float(share)
-    except ValueError:
-        return text, 1.0
+        return name, float(share or 1)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not NAME@SHARE, as in clean@0.5") from error
 
 
 @training_cli.command(
