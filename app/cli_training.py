@@ -186,7 +186,9 @@ def train(
 
     from model.training import TRAIN_PRESETS, Progress
     from model.training import train as run_training
+    from worker.cpu_environment import restart_with_cpu_environment
 
+    restart_with_cpu_environment()
     if preset not in TRAIN_PRESETS:
         raise typer.BadParameter(f"there is no {preset!r}: choose one of {', '.join(TRAIN_PRESETS)}")
     chosen: dict[str, object] = {
