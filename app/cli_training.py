@@ -160,6 +160,9 @@ def train(
     hat: Annotated[
         Path | None, typer.Option(help="Weights of the HAT in front of a U-Net. Default: the preset's, if shipped.")
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Weights to start from, such as the shipped ones. Default: drawn at random.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default: the preset's.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Patches per step, of all processes together.")] = None,
     patch: Annotated[int | None, typer.Option(min=8, help="Side of a patch in low-resolution pixels.")] = None,
@@ -192,6 +195,7 @@ def train(
     if preset not in TRAIN_PRESETS:
         raise typer.BadParameter(f"there is no {preset!r}: choose one of {', '.join(TRAIN_PRESETS)}")
     chosen: dict[str, object] = {
+        "start_weights": None if start is None else str(start),
         "steps": steps,
         "batch_size": batch_size,
         "patch_px": patch,
@@ -484,6 +488,7 @@ def _model_errors() -> Iterator[None]:
     from model.checkpoints import CheckpointError
     from model.data import DatasetError
     from model.presets import PresetUnavailableError
+    from model.train_config import CannotWriteError
     from model.training import TrainingError, TrainingStoppedError
     from model.upscaler import DeviceUnavailableError
 
@@ -495,6 +500,8 @@ def _model_errors() -> Iterator[None]:
         raise JobFailureError(FailureCode.WEIGHTS_MISSING, str(error)) from error
     except DeviceUnavailableError as error:
         raise JobFailureError(FailureCode.DEVICE_UNAVAILABLE, str(error)) from error
+    except CannotWriteError as error:
+        raise JobFailureError(FailureCode.OUT_OF_DISK, str(error)) from error
     except TrainingStoppedError as error:  # By Ctrl-C or SIGTERM: not a failure.
         raise KeyboardInterrupt from error
     except (DatasetError, TrainingError) as error:

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 
 from model.curves import Curves
 from model.ranks import Ranks
-from model.train_config import TrainConfig, TrainingError
+from model.train_config import CannotWriteError, TrainConfig, TrainingError
 
 # What may differ between a run and its continuation.
 RESUMABLE_FIELDS = {
@@ -42,6 +42,7 @@ RESUMABLE_FIELDS = {
     "data_folder",
     "run_folder",
     "hat_weights",
+    "start_weights",
     "cache_folder",
     "compile",
 }
@@ -135,7 +136,7 @@ class RunFolder:
             yield
         except (OSError, SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise TrainingError(f"cannot write into {self.path}: {reason}; {self.what_is_kept()}") from error
+            raise CannotWriteError(f"cannot write into {self.path}: {reason}; {self.what_is_kept()}") from error
 
     def what_is_kept(self) -> str:
         """What one can still rely on when a run ends early."""

@@ -71,7 +71,9 @@ def build(config: TrainConfig) -> Stage:
         if config.hat is None:
             raise TrainingError("the stage 'hat' needs the configuration of a HAT")
         hat = HAT(config.hat)
-        if config.hat.upscale == 2:
+        if config.start_weights is not None:
+            take_over(hat, load_checkpoint(Path(config.start_weights))[1], config.start_weights)
+        elif config.hat.upscale == 2:
             start_as_bilinear(hat)
         return Stage(hat, None)
     if config.unet is None or config.hat_weights is None:
@@ -84,7 +86,18 @@ def build(config: TrainConfig) -> Stage:
         wanted, found = config.hat.to_json_fields(), info.hat.to_json_fields()
         differing = [f"{name} {found[name]}, expected {wanted[name]}" for name in wanted if found[name] != wanted[name]]
         raise TrainingError(f"{config.hat_weights} is not the HAT of this preset: {'; '.join(differing)}")
-    return Stage(hat, ConditionalUNet(config.unet), config.neighbours)
+    unet = ConditionalUNet(config.unet)
+    if config.start_weights is not None:
+        take_over(unet, load_checkpoint(Path(config.start_weights))[2], config.start_weights)
+    return Stage(hat, unet, config.neighbours)
+
+
+def take_over(network: HAT | ConditionalUNet, trained: HAT | ConditionalUNet | None, file: str) -> None:
+    """Start from weights trained before, which must be of the same network."""
+    if trained is None or trained.config != network.config:
+        found = None if trained is None else trained.config
+        raise TrainingError(f"{file} cannot be the start: it holds {found}, expected {network.config}")
+    network.load_state_dict(trained.state_dict())
 
 
 def recompute_in_backward(network: nn.Module) -> None:

@@ -15,6 +15,10 @@ class TrainingError(Exception):
     """A run that cannot start or must not go on; the message is one line that says why."""
 
 
+class CannotWriteError(TrainingError):
+    """The disk is full, or the folder may not be written."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides a run.
@@ -42,6 +46,8 @@ class TrainConfig:
     learning_rate: float
     schedule: Literal["constant", "cosine"]
     loss: Literal["mse", "mae", "mae_ssim", "encoder"]
+    start_weights: str | None = None
+    """A file with the network that learns, to go on from; None: drawn at random."""
     steps: int | None = None
     epochs: float | None = None
     alpha: float | None = None

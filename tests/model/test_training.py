@@ -488,3 +488,24 @@ def test_the_control_is_trained_with_the_current_frame_in_place_of_both_neighbou
 
     # then both learn the same, as no neighbour was seen
     assert len(sha256s) == 1
+
+
+def test_a_run_may_start_from_weights_trained_before(unet_config: TrainConfig, tmp_path: Path) -> None:
+    # given a finished run
+    before = train(replace(unet_config, steps=2))
+
+    # when another starts from its weights and learns nothing
+    still = replace(unet_config, run_folder=str(tmp_path / "second"), start_weights=str(before.path), seed=7)
+    after = train(replace(still, steps=1, learning_rate=0.0))
+
+    # then it holds them
+    assert after.sha256 == before.sha256
+
+
+def test_weights_of_another_network_are_no_start(unet_config: TrainConfig) -> None:
+    # given weights of HAT alone
+    start = str(unet_config.hat_weights)
+
+    # when a U-Net is to start from them, then that is refused
+    with pytest.raises(TrainingError, match=r"cannot be the start: it holds None, expected UNetConfig"):
+        train(replace(unet_config, start_weights=start))
