@@ -265,6 +265,12 @@ def evaluate(
     weights: Annotated[
         list[Path] | None, typer.Option(help="Or a weight file, as a run leaves it.", show_default=False)
     ] = None,
+    control: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A weight file trained with --no-neighbours, to compare the others with.", show_default=False
+        ),
+    ] = None,
     condition: Annotated[
         list[str] | None,
         typer.Option(help="Low-resolution input, by the data set's name for it. Default: all.", show_default=False),
@@ -304,7 +310,7 @@ def evaluate(
         raise typer.BadParameter("name the data once, as DATA or with --data")
     location = data or data_option or ""
     if sweep:
-        if weights or len(preset or []) > 1 or out is None:
+        if weights or control or len(preset or []) > 1 or out is None:
             raise typer.BadParameter("a sweep takes one --preset of `vsr train`, --hat instead of --weights, and --out")
         _sweep(
             location,
@@ -343,6 +349,7 @@ def evaluate(
         except ValueError as error:
             raise JobFailureError(FailureCode.UNKNOWN_PRESET, str(error)) from error
         contenders += [file_contender(path) for path in weights or []]
+        contenders += [file_contender(path, is_control=True) for path in control or []]
     labels = [contender.label for contender in contenders]
     if repeated := [label for label in labels if labels.count(label) > 1]:
         raise typer.BadParameter(f"two of the networks are called {repeated[0]}: rename a file, or a run's folder")

@@ -56,7 +56,7 @@ def measure_costs(
             both = (first.multiply_adds or 0) + multiply_adds(unet, large, small, small)
             second_milliseconds = timed(partial(as_served, unet, sr, lr, lr))
             total = (first.milliseconds or 0) + second_milliseconds if second_milliseconds else None
-            method = two_steps(contender, "two-step")
+            method = two_steps(contender, "trained-control" if contender.is_control else "two-step")
             costs.append(Cost(method, width, height, parameters(hat, unet), both, total))
     return costs
 

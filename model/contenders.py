@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from model.baselines import bicubic, lanczos, nearest
-from model.checkpoints import load_checkpoint, sha256_of
+from model.checkpoints import CheckpointError, load_checkpoint, sha256_of
 from model.hat import HAT
 from model.presets import load_upscaler
 from model.sampling import Batch
 from model.unet import ConditionalUNet
 
-MethodKind = Literal["plain", "hat", "two-step", "no-neighbours", "foreign-neighbours", "truth"]
+MethodKind = Literal["plain", "hat", "two-step", "no-neighbours", "foreign-neighbours", "trained-control", "truth"]
 
 
 @dataclass(frozen=True)
 class Contender:
     """Networks to be compared, under a label of their own; without a U-Net HAT is all there is.
 
-    The digests are of the tensors, as `model.checkpoints.sha256_of` gives them.
+    A control was trained with the current frame for both neighbours, and is measured so and in no other way. The
+    digests are of the tensors, as `model.checkpoints.sha256_of` gives them.
     """
 
     label: str
@@ -30,6 +31,7 @@ class Contender:
     unet: ConditionalUNet | None
     weights_sha256: str
     hat_sha256: str
+    is_control: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ def preset_contender(preset: str, weights_dir: Path | None) -> Contender:
     return Contender(preset, upscaler.hat, upscaler.unet, sha256_of(upscaler.state_dict()), hat_sha256)
 
 
-def file_contender(path: Path) -> Contender:
+def file_contender(path: Path, *, is_control: bool = False) -> Contender:
     """The networks of a weight file, by its name; by its folder's, where it is a run's. Raises CheckpointError."""
     info, hat, unet = load_checkpoint(path)
     label = path.absolute().parent.name if path.stem == "weights" else path.stem
-    return Contender(label, hat, unet, info.sha256, sha256_of(hat.state_dict()))
+    if is_control and unet is None:
+        raise CheckpointError(f"{path} holds HAT alone: a control has a U-Net that was trained without neighbours")
+    return Contender(label, hat, unet, info.sha256, sha256_of(hat.state_dict()), is_control)
 
 
 def outputs(contenders: Sequence[Contender], batch: Batch, strangers: Batch | None) -> dict[Method, Tensor]:
@@ -78,7 +82,9 @@ def outputs(contenders: Sequence[Contender], batch: Batch, strangers: Batch | No
             ("two-step", batch.previous_lr, batch.next_lr),
             ("no-neighbours", batch.center_lr, batch.center_lr),
         ]
-        if strangers is not None:
+        if contender.is_control:
+            neighbours = [("trained-control", batch.center_lr, batch.center_lr)]
+        elif strangers is not None:
             neighbours.append(("foreign-neighbours", strangers.previous_lr, strangers.next_lr))
         for kind, previous_lr, next_lr in neighbours:
             center_sr = enlarged[contender.hat_sha256]
@@ -98,9 +104,10 @@ def hat_methods(contenders: Sequence[Contender]) -> dict[str, Method]:
 
 
 def two_steps(contender: Contender, kind: MethodKind) -> Method:
-    """The row of a contender's two steps, with its neighbours or with a control's."""
+    """The row of a contender's two steps, with its neighbours or as a control."""
     assert contender.unet is not None
-    control = "" if kind == "two-step" else f", {kind.replace('-', ' ')}"
+    said = {"two-step": "", "trained-control": ", trained without neighbours"}
+    control = said.get(kind, f", {kind.replace('-', ' ')}")
     return Method(f"two steps, {contender.unet.config.output}{control} ({contender.label})", kind, contender.label)
 
 

@@ -78,7 +78,7 @@ def write_page(
     ]
     number = 0
     for condition in dict.fromkeys(row.condition for row in report.scores):
-        for contender in contenders:
+        for contender in (one for one in contenders if not one.is_control):
             parts.append(f"<h2>{escape(condition)}: {escape(contender.label)}</h2>")
             ours, before = compared(contender, contenders)
             for scene in scenes_of(report, dataset, condition, ours, before):

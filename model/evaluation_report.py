@@ -96,6 +96,21 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class ControlGain:
+    """What two steps give over a control that was trained without neighbours, as PSNR; positive is better."""
+
+    condition: str
+    group: str
+    networks: str
+    control: str
+    sequences: int
+    psnr_y_db: float
+    psnr_rgb_db: float
+    worst_sequence: str
+    worst_psnr_y_db: float
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What it takes to repeat an evaluation."""
 
@@ -122,13 +137,13 @@ class Report:
     costs: list[Cost]
     means: list[MethodMeans] = field(default_factory=list)
     gains: list[Gain] = field(default_factory=list)
+    control_gains: list[ControlGain] = field(default_factory=list)
 
     def tables(self) -> list[Table]:
         """What networks cost; then for each condition what two steps give, and one table per group."""
         tables = [cost_table(self.costs)]
         for condition in dict.fromkeys(row.condition for row in self.means):
-            if gains := [gain for gain in self.gains if gain.condition == condition]:
-                tables.append(gain_table(condition, gains))
+            tables += self.gain_tables(condition)
             of_condition = [row for row in self.means if row.condition == condition]
             for group in dict.fromkeys(row.group for row in of_condition):
                 tables.append(means_table([row for row in of_condition if row.group == group]))
@@ -138,10 +153,18 @@ class Report:
         """Of each condition what two steps give, and the methods over all sequences; then the cost."""
         tables: list[Table] = []
         for condition in dict.fromkeys(row.condition for row in self.means):
-            if gains := [gain for gain in self.gains if gain.condition == condition]:
-                tables.append(gain_table(condition, gains))
+            tables += self.gain_tables(condition)
             tables.append(means_table([row for row in self.means if (row.condition, row.group) == (condition, "all")]))
         return [*tables, cost_table(self.costs)]
+
+    def gain_tables(self, condition: str) -> list[Table]:
+        """What two steps give over HAT alone, and over controls where there are any."""
+        gains = [gain for gain in self.gains if gain.condition == condition]
+        control_gains = [gain for gain in self.control_gains if gain.condition == condition]
+        return [
+            *([gain_table(condition, gains)] if gains else []),
+            *([control_table(condition, control_gains)] if control_gains else []),
+        ]
 
     def to_markdown(self) -> str:
         """The whole report as a text."""
@@ -157,13 +180,14 @@ class Report:
         )
 
     def to_json(self) -> str:
-        """`provenance`, `costs`, `gains`, `means` and `sequences`, in the fields' own names and units, not rounded."""
+        """All that was measured and follows from it, in the fields' own names and units, not rounded."""
         content = {
             "format": FORMAT,
             "provenance": asdict(self.provenance),
             "floor_db": FLOOR_DB,
             "costs": [_flat(cost) for cost in self.costs],
             "gains": [asdict(gain) for gain in self.gains],
+            "control_gains": [asdict(gain) for gain in self.control_gains],
             "means": [_flat(row) for row in self.means],
             "sequences": [{**_flat(row), "moving": row.moving} for row in self.scores],
         }
@@ -182,16 +206,20 @@ def make_report(
     """Means and gains per condition and group, in a fixed order."""
     means: list[MethodMeans] = []
     gains: list[Gain] = []
+    control_gains: list[ControlGain] = []
     hats = hat_methods(contenders)
+    trained = [one for one in contenders if one.unet is not None and not one.is_control]
     for condition in dict.fromkeys(row.condition for row in scores):
         for group, members in groups_of([row for row in scores if row.condition == condition]).items():
             means += [means_of(condition, group, rows) for rows in _by_method(members).values()]
-            gains += [
-                gain_of(condition, group, members, contender, hats[contender.label])
-                for contender in contenders
-                if contender.unet is not None
+            gains += [gain_of(condition, group, members, contender, hats[contender.label]) for contender in trained]
+            control_gains += [
+                control_gain_of(condition, group, members, contender, control)
+                for contender in trained
+                for control in contenders
+                if control.is_control
             ]
-    return Report(provenance, scores, costs, means, gains)
+    return Report(provenance, scores, costs, means, gains, control_gains)
 
 
 def groups_of(rows: list[SequenceScores]) -> dict[str, list[SequenceScores]]:
@@ -235,10 +263,7 @@ def gain_of(condition: str, group: str, rows: list[SequenceScores], contender: C
     alone = means_of(condition, group, by_method[two_steps(contender, "no-neighbours")])
     foreign_rows = by_method.get(two_steps(contender, "foreign-neighbours"))
     foreign = means_of(condition, group, foreign_rows).psnr_y_db if foreign_rows else None
-    differences = {
-        two_row.sequence: _less(two_row.psnr_y_db, one_row.psnr_y_db)
-        for two_row, one_row in zip(ours, first, strict=True)
-    }
+    differences = _differences(ours, first)
     worst = min(differences, key=lambda sequence: differences[sequence])
     return Gain(
         condition=condition,
@@ -254,6 +279,28 @@ def gain_of(condition: str, group: str, rows: list[SequenceScores], contender: C
         worst_sequence=worst,
         worst_psnr_y_db=differences[worst],
         below_floor=sum(difference < FLOOR_DB for difference in differences.values()),
+    )
+
+
+def control_gain_of(
+    condition: str, group: str, rows: list[SequenceScores], contender: Contender, control: Contender
+) -> ControlGain:
+    """What a contender's two steps give over a trained control in a group."""
+    by_method = _by_method(rows)
+    ours, theirs = by_method[two_steps(contender, "two-step")], by_method[two_steps(control, "trained-control")]
+    two, one = means_of(condition, group, ours), means_of(condition, group, theirs)
+    differences = _differences(ours, theirs)
+    worst = min(differences, key=lambda sequence: differences[sequence])
+    return ControlGain(
+        condition=condition,
+        group=group,
+        networks=contender.label,
+        control=control.label,
+        sequences=len(ours),
+        psnr_y_db=_less(two.psnr_y_db, one.psnr_y_db),
+        psnr_rgb_db=_less(two.psnr_rgb_db, one.psnr_rgb_db),
+        worst_sequence=worst,
+        worst_psnr_y_db=differences[worst],
     )
 
 
@@ -312,6 +359,22 @@ def gain_table(condition: str, gains: list[Gain]) -> Table:
     ]
     note = "By the neighbours: true neighbours less both replaced by the current frame. " + " ".join(notes)
     return Table(f"What two steps give: {condition}", columns, rows, note)
+
+
+def control_table(condition: str, gains: list[ControlGain]) -> Table:
+    """One row per group, networks and control."""
+    rows = [
+        (
+            f"{gain.group} ({gain.networks} over {gain.control})",
+            str(gain.sequences),
+            _number(gain.psnr_y_db, "{:+z.3f}"),
+            _number(gain.psnr_rgb_db, "{:+z.3f}"),
+            _number(gain.worst_psnr_y_db, "{:+z.3f}"),
+        )
+        for gain in gains
+    ]
+    columns = ("group", "sequences", "PSNR-Y (dB)", "PSNR-RGB (dB)", "worst sequence, PSNR-Y (dB)")
+    return Table(f"Over a control trained without neighbours: {condition}", columns, rows)
 
 
 def means_table(means: list[MethodMeans]) -> Table:
@@ -374,6 +437,11 @@ def _by_method(rows: list[SequenceScores]) -> dict[Method, list[SequenceScores]]
     for row in rows:
         by_method.setdefault(row.method, []).append(row)
     return by_method
+
+
+def _differences(ours: list[SequenceScores], theirs: list[SequenceScores]) -> dict[str, float]:
+    """PSNR-Y in dB of one method less another's, by sequence."""
+    return {our.sequence: _less(our.psnr_y_db, their.psnr_y_db) for our, their in zip(ours, theirs, strict=True)}
 
 
 def _less(left: float | None, right: float | None) -> float:

@@ -1,5 +1,6 @@
 """What is compared: each method under its own name, each control with the neighbours it is called after."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,12 +85,27 @@ def test_networks_with_the_same_hat_share_its_row(batch: Batch) -> None:
     assert "two steps, residual (other)" in names
 
 
+def test_a_control_that_was_trained_without_neighbours_never_sees_any(batch: Batch, strangers: Batch) -> None:
+    one = preset_contender("tiny-random", None)
+    assert one.unet is not None
+    control = replace(one, label="control", is_control=True)
+
+    results = outputs([one, control], batch, strangers)
+
+    of_control = [method for method in results if method.networks == "control"]
+    assert [method.name for method in of_control] == ["two steps, residual, trained without neighbours (control)"]
+    center_sr = as_served(one.hat, batch.center_lr)
+    assert torch.equal(results[of_control[0]], as_served(one.unet, center_sr, batch.center_lr, batch.center_lr))
+
+
 def test_a_hat_alone_has_no_two_steps(batch: Batch, upscaler: TwoStepUpscaler, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "mine.safetensors", upscaler.hat, None, {})
 
     results = outputs([file_contender(tmp_path / "mine.safetensors")], batch, None)
 
     assert [method.name for method in results][3:] == ["HAT alone (mine)"]
+    with pytest.raises(CheckpointError, match="a control has a U-Net"):
+        file_contender(tmp_path / "mine.safetensors", is_control=True)
 
 
 def test_the_weights_of_a_run_are_called_after_its_folder(upscaler: TwoStepUpscaler, tmp_path: Path) -> None:

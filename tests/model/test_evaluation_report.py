@@ -91,6 +91,30 @@ def test_the_worst_sequence_is_named_and_counted_against_the_floor(report: Repor
     )
 
 
+def test_two_steps_are_compared_with_a_trained_control_sequence_by_sequence(tiny: Contender) -> None:
+    # given a control that is better on the second of two equally long sequences
+    control = replace(tiny, label="control", is_control=True)
+    scores = []
+    for sequence, control_db in (("a/x", 29.0), ("a/y", 31.5)):
+        for method, psnr_db in (
+            (hat_alone(tiny), 30.0),
+            (two_steps(tiny, "two-step"), 31.0),
+            (two_steps(tiny, "no-neighbours"), 30.5),
+            (two_steps(control, "trained-control"), control_db),
+        ):
+            scores.append(row(sequence, method, psnr_db))
+
+    report = make_report(PROVENANCE, scores, [], [tiny, control])
+
+    (over_all, static) = report.control_gains
+    assert (over_all.group, over_all.networks, over_all.control) == ("all", "tiny-random", "control")
+    assert over_all.psnr_y_db == pytest.approx((2.0 - 0.5) / 2)
+    assert (over_all.worst_sequence, over_all.worst_psnr_y_db) == ("a/y", pytest.approx(-0.5))
+    assert static.group == "static"
+    assert [gain.networks for gain in report.gains] == 2 * ["tiny-random"]  # a control is not a contender
+    assert "| all (tiny-random over control) | 2 | +0.750 | +0.750 | -0.500 |" in report.to_markdown()
+
+
 def test_kinds_of_material_are_groups_where_there_are_several() -> None:
     one, other = (row(name, NEAREST, 20, motion_px=2) for name in ("a/x", "b/x"))
     plain = replace(one, group="")
