@@ -8,6 +8,9 @@ and condition holds the frames of some centres:
 
 Named by content, the files serve any run and any data set with the same sequence. Each appears whole or not at all, so
 caching goes on where it was interrupted, and several processes can share the work.
+
+Training compact's U-Net on one CPU thread made 41 patches/s with cached frames and 16 without. Rounding to float16
+costs it 0.0001 dB on clean frames and none on H.264 (crf 28); uint8 would cost 0.012 and 0.002 dB, for half the disk.
 """
 
 import hashlib
@@ -21,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.data import Dataset, SequenceEntry
-from model.train_config import TrainingError
+from model.train_config import CannotWriteError, TrainingError
 
 # A GPU enlarges so many low-resolution pixels at a time (64 frames of 64x64, or one of 640x360); a CPU one frame.
 GPU_PIXELS_AT_A_TIME = 2**18
@@ -110,7 +113,7 @@ class EnlargedCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            raise TrainingError(
+            raise CannotWriteError(
                 f"HAT's outputs need {needed / 1e6:,.1f} MB in {self.folder}, where {free / 1e6:,.1f} MB are free: "
                 "choose another cache folder, fewer centres, or no cache"
             )
