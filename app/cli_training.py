@@ -252,7 +252,7 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DATA]",
+            metavar="DATA",
             help="A data set of `vsr prepare` (folder or URL), or your own videos or folders of PNG frames.",
             show_default=False,
         ),
@@ -327,6 +327,8 @@ def evaluate(
             frames_per_sequence=frames_per_sequence,
         )
         return
+    if steps is not None or hat is not None:
+        raise typer.BadParameter("--steps and --hat are of a sweep: add --sweep, or name weights with --weights")
     width, height = _frame_size(frame_size)
 
     from worker.cpu_environment import restart_with_cpu_environment

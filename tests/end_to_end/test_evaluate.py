@@ -146,6 +146,7 @@ def test_a_sweep_makes_the_papers_table_again(
         (["--sweep"], ExitCode.USAGE, "a sweep takes one --preset of `vsr train`"),
         (["--sweep", "--out", "x", "--preset", "compact-hat"], ExitCode.USAGE, "cannot train 'compact-hat'"),
         (["--sweep", "--out", "x", "--tables", "IV"], ExitCode.USAGE, "there is no table 'IV'"),
+        (["--steps", "5"], ExitCode.USAGE, "--steps and --hat are of a sweep"),
         (["--data", "other"], ExitCode.USAGE, "name the data once"),
     ],
 )
