@@ -126,9 +126,9 @@ def _in_order(work: Callable[[SourceVideo], Made], videos: list[SourceVideo], wo
 
 
 def _begin_process() -> None:
-    """One thread per process: there are as many processes as cores. Ctrl-C is for the parent, and its end is ours."""
+    """One thread: there are as many processes as cores. Ctrl-C ends it without a word, and so does the parent's end."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
