@@ -9,6 +9,7 @@ checkpoint.pt        weights, optimiser, random state and step, replaced atomica
 weights.safetensors  the finished networks
 """
 
+import io
 import json
 import os
 import pickle
@@ -109,9 +110,11 @@ class RunFolder:
         partial = self.checkpoint.with_suffix(".partial")
         with self.writing():
             try:
-                # To a file of ours: for one of its own torch hides the reason of a failure.
+                # By way of memory: of a file that cannot be written torch hides the reason.
+                content = io.BytesIO()
+                torch.save(dict(state), content)
                 with partial.open("wb") as file:
-                    torch.save(dict(state), file)
+                    file.write(content.getbuffer())
                     file.flush()
                     os.fsync(file.fileno())
                 partial.replace(self.checkpoint)
