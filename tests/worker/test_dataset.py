@@ -472,7 +472,11 @@ def test_the_helpers_of_a_killed_process_end_with_it(five_videos: Path, tmp_path
     command = [sys.executable, str(tmp_path / "main.py"), str(five_videos), str(tmp_path / "data")]
     repository = Path(__file__).parents[2]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, cwd=repository, env=os.environ | {"PYTHONPATH": str(repository)}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=repository,
+        env=os.environ | {"PYTHONPATH": str(repository)},
     ) as process:
         assert process.stdout is not None
         helpers = [int(pid) for pid in process.stdout.readline().split()]
