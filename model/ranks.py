@@ -58,7 +58,8 @@ class Ranks:
                 )
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=devices)
+        # Batch normalisation is synchronised, and HAT's tables never change: no buffer needs to be sent around.
+        return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
 
 
 @contextmanager
@@ -76,7 +77,10 @@ def joined(device_name: str) -> Iterator[Ranks]:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    if device.type == "cuda":
+        dist.init_process_group("nccl", timeout=_PATIENCE, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
