@@ -10,6 +10,7 @@ from app.exit_codes import ExitCode
 from tests.end_to_end.conftest import write_moving_video
 from worker.cpu_environment import CPU_ENVIRONMENT
 
+
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command starts anew when its environment is not set."""
