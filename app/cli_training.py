@@ -117,7 +117,7 @@ def prepare(
 
     Killed and called again, it goes on where it was. Videos that cannot be used are skipped and listed.
     """
-    from worker.dataset import prepare as prepare_dataset
+    from worker.dataset.prepare import prepare as prepare_dataset
 
     kept = "interrupted: the same command goes on where it was"
     with interruptible(kept), _model_errors(), ProgressLine("preparing", rate_unit="videos/s") as line:
@@ -187,8 +187,8 @@ def train(
     """
     from dataclasses import replace
 
-    from model.training import TRAIN_PRESETS, Progress
-    from model.training import train as run_training
+    from model.training.loop import TRAIN_PRESETS, Progress
+    from model.training.loop import train as run_training
     from worker.cpu_environment import restart_with_cpu_environment
 
     restart_with_cpu_environment()
@@ -335,12 +335,12 @@ def evaluate(
 
     # Before torch is loaded: what is timed here is what is served.
     restart_with_cpu_environment()
-    from model.complexity import measure_costs
-    from model.contenders import file_contender, preset_contender
-    from model.evaluation import evaluate as run_evaluation
-    from model.evaluation_page import write_page
-    from model.evaluation_report import make_report, provenance_of
-    from model.run_folder import commit
+    from model.evaluation.complexity import measure_costs
+    from model.evaluation.contenders import file_contender, preset_contender
+    from model.evaluation.page import write_page
+    from model.evaluation.report import make_report, provenance_of
+    from model.evaluation.scores import evaluate as run_evaluation
+    from model.training.run_folder import commit
     from model.upscaler import resolve_device
 
     presets = preset or ([] if weights else ["compact"])
@@ -413,8 +413,8 @@ def _sweep(
     from dataclasses import replace
 
     from model.data import Dataset
-    from model.sweep import SCORED_FRAMES, TABLES, run_sweep
-    from model.train_presets import TRAIN_PRESETS
+    from model.evaluation.sweep import SCORED_FRAMES, TABLES, run_sweep
+    from model.training.presets import TRAIN_PRESETS
 
     unets = [name for name in TRAIN_PRESETS if not name.endswith("-hat")]
     if preset not in unets:
@@ -453,7 +453,7 @@ def _sweep(
 def _dataset_of(location: str, conditions: list[str], *, quiet: bool) -> "Iterator[tuple[Dataset, bool]]":
     """A data set opened, and True; or the user's own material made into one for as long as this lasts, and False."""
     from model.data import CLEAN, MANIFEST, Dataset, is_remote
-    from worker.dataset import prepare as prepare_dataset
+    from worker.dataset.prepare import prepare as prepare_dataset
 
     if is_remote(location) or (Path(location) / MANIFEST).is_file() or not Path(location).exists():
         yield Dataset.open(location), True
@@ -497,8 +497,8 @@ def _model_errors() -> Iterator[None]:
     from model.checkpoints import CheckpointError
     from model.data import DatasetError
     from model.presets import PresetUnavailableError
-    from model.train_config import CannotWriteError
-    from model.training import TrainingError, TrainingStoppedError
+    from model.training.config import CannotWriteError
+    from model.training.loop import TrainingError, TrainingStoppedError
     from model.upscaler import DeviceUnavailableError
 
     try:

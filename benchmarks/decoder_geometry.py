@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from model.checkpoints import load_checkpoint, sha256_of
 from model.data import Dataset
-from model.enlarged import EnlargedCache
-from model.losses import mae
 from model.metrics import psnr, psnr_y
 from model.sampling import TripletSampler
-from model.train_presets import shipped_hat
+from model.training.enlarged import EnlargedCache
+from model.training.losses import mae
+from model.training.presets import shipped_hat
 from model.unet import ConditionalUNet, UNetConfig, double_convolution, initialise
 from model.upscaler import TwoStepUpscaler
 

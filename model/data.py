@@ -9,7 +9,7 @@ A data set is a folder, or any address that fsspec knows (`s3://`, `http://`, `m
 Why tar and safetensors: few large files that any object store streams, that `tar` and webdataset read without us, and
 whose members are not compressed, so that a patch is read where it lies, by a memory map or a range of bytes.
 
-Decoding video is not done here (`worker/dataset.py` does); this module starts from decoded frames.
+Decoding video is not done here (`worker/dataset/prepare.py` does); this module starts from decoded frames.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
+    from fsspec import AbstractFileSystem
 
 SCALE = 2
 FRAMES_PER_SEQUENCE = 25

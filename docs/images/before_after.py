@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from model.data import shrink
-from model.evaluation import outputs, triplets
+from model.evaluation.scores import outputs, triplets
 from model.metrics import psnr_y
 from model.presets import load_upscaler
 

@@ -173,7 +173,13 @@ def test_listing_canceling_and_deleting(gateway: RunningGateway, client: Client)
     assert [[job.id for job in jobs] for jobs in (page.jobs, rest.jobs)] == [[second.id], [first.id]]
     assert [job.id for job in client.list(status="canceled").jobs] == [first.id]
     assert [job.id for job in client.list().jobs] == [first.id]
-    assert [model.preset for model in client.models().models] == ["aligned", "balanced", "compact", "paper", "paper-residual"]
+    assert [model.preset for model in client.models().models] == [
+        "aligned",
+        "balanced",
+        "compact",
+        "paper",
+        "paper-residual",
+    ]
 
 
 def test_problems_are_typed_and_speak_the_words_of_the_service(start_gateway: StartGateway, tmp_path: Path) -> None:

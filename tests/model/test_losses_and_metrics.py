@@ -9,8 +9,8 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from model.losses import encoder_loss, mae, mae_ssim, mse
 from model.metrics import luma, psnr, psnr_y, ssim_y
+from model.training.losses import encoder_loss, mae, mae_ssim, mse
 from model.unet import EncodedFrames
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.checkpoints import SHIPPED_WEIGHTS_DIR, list_checkpoints, verify_checkpoint
 from model.data import shrink
-from model.evaluation import outputs, triplets
+from model.evaluation.scores import outputs, triplets
 from model.metrics import psnr_y
 from model.presets import PRESETS, load_upscaler
 
