@@ -39,6 +39,10 @@ class Learner:
         self.step += 1
         self._losses_sum, self._losses = self._losses_sum + loss, self._losses + 1
 
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers: gradients that are none show in the loss a step later only."""
+        return all(bool(torch.isfinite(weights).all()) for weights in self.trained.parameters())
+
     def take_loss(self) -> float:
         """The mean loss of the steps since the last call."""
         mean = self._losses_sum / self._losses

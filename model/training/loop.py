@@ -51,9 +51,9 @@ def train(
     by torchrun, its processes train as one, and the first of them alone writes and reports. `on_caching` hears of
     frames that HAT has enlarged, and of all that it is to enlarge.
 
-    Raises TrainingError when the run folder belongs to another run, the loss is not a number or a file cannot be
-    written, and TrainingStoppedError after SIGTERM or Ctrl-C; checkpoints stay intact. DatasetError and CheckpointError
-    where data or weights are missing or damaged.
+    Raises TrainingError when the run folder belongs to another run or is further than asked for, the loss is not a
+    number or a file cannot be written, and TrainingStoppedError after SIGTERM or Ctrl-C; checkpoints stay intact.
+    DatasetError and CheckpointError where data or weights are missing or damaged.
     """
     run = RunFolder(Path(config.run_folder))
     with joined(config.device) as ranks:
@@ -76,8 +76,15 @@ def train(
         )
         learner = Learner(config, stage, optimizer, sampler)
         learner.go_on(run)
-        if learner.step == config.steps and run.weights.is_file():
-            return read_passport(run.weights)
+        if learner.step > config.total_steps:
+            raise TrainingError(
+                f"{run.path} is at step {learner.step} already: ask for that many or more, not {config.total_steps}"
+            )
+        if learner.step == config.total_steps and run.weights.is_file():
+            finished = read_passport(run.weights)
+            # Of a run that was prolonged and killed at its end, the weights there are those of the shorter one.
+            if finished.notes.get("steps") == str(config.total_steps):
+                return finished
         if ranks.is_first:
             run.begin(config, material(stage, dataset), ranks, learner.step)
         if cache is not None:
@@ -123,6 +130,10 @@ def train(
                 learner.count(step_loss)
 
                 validates = learner.step % config.checkpoint_every == 0 or learner.step == config.total_steps
+                if (validates or stops) and not learner.is_finite():
+                    raise TrainingError(
+                        f"the weights are no longer numbers after step {learner.step}; {run.what_is_kept()}"
+                    )
                 if reports is not None:
                     progress = None
                     if validates or learner.step % config.report_every == 0:

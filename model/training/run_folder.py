@@ -69,7 +69,7 @@ class RunFolder:
         """
         if not self.config.is_file():
             return
-        written = json.loads(self.config.read_text())
+        written = self._described()
         before, now = written["config"] | written["material"], as_json(config) | dict(material)
         changed = [
             f"{name} was {before[name]}, now {value}"
@@ -83,12 +83,22 @@ class RunFolder:
         """Add this start to config.json, and forget what a killed run recorded past `step`, as it is done again now."""
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
-        starts = json.loads(self.config.read_text())["starts"] if self.config.is_file() else []
+        starts = self._described()["starts"] if self.config.is_file() else []
         starts.append(this_start(ranks, step))
         description = {"config": as_json(config), "material": dict(material), "starts": starts}
         self._replace(self.config, (json.dumps(description, indent=1) + "\n").encode())
         self._begun_at_step = step
         self._forget_after(step)
+
+    def _described(self) -> dict[str, Any]:
+        """The config.json that is there; TrainingError where it is not a run's."""
+        try:
+            described = json.loads(self.config.read_text())
+            return {name: described[name] for name in ("config", "material", "starts")}
+        except (ValueError, TypeError, KeyError) as error:
+            raise TrainingError(
+                f"{self.config} is not a training run's, or is damaged: choose another folder"
+            ) from error
 
     def load_state(self) -> dict[str, Any] | None:
         """What `save_state` was given last, on the CPU; None for a new run. TrainingError for a damaged checkpoint."""

@@ -256,6 +256,23 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(
     assert checkpoint.read_bytes() == before
 
 
+def test_gradients_that_are_no_numbers_never_reach_the_checkpoint_though_the_loss_is_one(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a run that went well up to its first checkpoint
+    train(replace(config, steps=3))
+    checkpoint = Path(config.run_folder) / "checkpoint.pt"
+    before = checkpoint.read_bytes()
+
+    # when the last step before the next one has a finite loss whose slope is infinite: the root of 0
+    monkeypatch.setattr(loop, "loss_of", lambda config, output, target, encoded: (output * 0).sum().abs().sqrt())
+    with pytest.raises(TrainingError, match=r"no longer numbers after step 4; the last checkpoint is intact"):
+        train(replace(config, steps=4))
+
+    # then what was there is there
+    assert checkpoint.read_bytes() == before
+
+
 @pytest.mark.parametrize("file", ["checkpoint.partial", "metrics.jsonl", "config.partial"])
 def test_a_full_disk_is_one_line_and_spares_the_checkpoint(config: TrainConfig, file: str) -> None:
     # given a run that went well up to its first checkpoint, and a disk that then takes no more
@@ -289,6 +306,42 @@ def test_a_run_does_not_go_on_with_other_data_of_the_same_name(
 
     with pytest.raises(TrainingError, match="holds another run: data_sha256 was"):
         train(replace(config, data_folder=str(two_conditions_folder)))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model_type": "bert"}'])
+def test_a_folder_with_a_config_of_something_else_is_refused_and_left_alone(config: TrainConfig, content: str) -> None:
+    folder = Path(config.run_folder)
+    folder.mkdir()
+    (folder / "config.json").write_text(content)
+
+    with pytest.raises(TrainingError, match=r"config\.json is not a training run's, or is damaged"):
+        train(config)
+
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("config.json", content)]
+
+
+def test_a_run_is_not_passed_off_as_a_shorter_one(config: TrainConfig) -> None:
+    train(replace(config, steps=3))
+
+    with pytest.raises(TrainingError, match="is at step 3 already: ask for that many or more, not 2"):
+        train(replace(config, steps=2))
+
+
+def test_a_prolonged_run_killed_before_it_shipped_does_not_return_the_weights_of_the_shorter_one(
+    config: TrainConfig,
+) -> None:
+    # given a run that was prolonged, and the weights it had before
+    shipped = Path(config.run_folder) / "weights.safetensors"
+    train(replace(config, steps=3))
+    shorter = shipped.read_bytes()
+    longer = train(replace(config, steps=4))
+    shipped.write_bytes(shorter)
+
+    # when the same command is given again
+    returned = train(replace(config, steps=4))
+
+    # then it ships what the checkpoint holds
+    assert (returned.sha256, returned.notes["steps"]) == (longer.sha256, "4")
 
 
 def test_a_run_may_be_prolonged(config: TrainConfig) -> None:
@@ -356,6 +409,8 @@ def test_every_loss_trains(unet_config: TrainConfig, loss: str) -> None:
         ({"loss": "encoder"}, "the stage 'hat' has none"),
         ({"loss": "mae_ssim", "alpha": 2.0}, r"alpha is 2\.0: the loss 'mae_ssim' takes 0 to 1\.0"),
         ({"stage": "unet", "loss": "encoder", "alpha": 0.8}, r"alpha is 0\.8: the loss 'encoder' takes 0 to 0\.1"),
+        ({"loss": "mae", "alpha": 0.5}, "the loss 'mae' has no alpha: only mae_ssim and encoder have one"),
+        ({"neighbours": "current"}, "only a U-Net can be trained without neighbours"),
         ({"ema_decay": 1.0}, r"ema_decay is 1\.0"),
         ({"batch_size": 0}, "batch_size is 0: expected at least 1"),
     ],
