@@ -1,5 +1,6 @@
 """Random patches for training, drawn from a data set that stays where it is."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -96,7 +97,8 @@ class TripletSampler:
             raise DatasetError(
                 f"{dataset.location} has no condition {missing[0]!r}, only {', '.join(dataset.conditions)}"
             )
-        if min(self.conditions.values()) < 0 or sum(self.conditions.values()) <= 0:
+        shares = self.conditions.values()
+        if not (all(math.isfinite(share) and share >= 0 for share in shares) and sum(shares) > 0):
             raise DatasetError(f"conditions need shares of at least 0, not all of them 0: {self.conditions}")
         self.entries = [
             entry

@@ -80,6 +80,10 @@ class TrainConfig:
             raise TrainingError(
                 f"the encoder loss is for the paper's fusion: in {self.unet.fusion!r} no encoder sees a neighbour"
             )
+        if self.neighbours == "current" and self.stage == "hat":
+            raise TrainingError("a HAT sees one frame alone: only a U-Net can be trained without neighbours")
+        if self.alpha is not None and self.loss not in DEFAULT_ALPHA:
+            raise TrainingError(f"the loss {self.loss!r} has no alpha: only {' and '.join(DEFAULT_ALPHA)} have one")
         limit = ENCODER_WEIGHT if self.loss == "encoder" else 1.0
         if self.alpha is not None and not 0 <= self.alpha <= limit:
             raise TrainingError(f"alpha is {self.alpha}: the loss {self.loss!r} takes 0 to {limit}")

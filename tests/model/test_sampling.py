@@ -142,6 +142,9 @@ def test_a_batch_that_cannot_be_shared_is_refused(data_folder: Path) -> None:
         ({"patch_px": 25}, "no sequence of the split 'train' has three frames of at least 25x25"),
         ({"conditions": {"vhs": 1.0}}, "no condition 'vhs', only clean"),
         ({"conditions": {"clean": 0.0}}, "shares"),
+        ({"conditions": {"clean": -1.0}}, "shares"),
+        ({"conditions": {"clean": float("nan")}}, "shares"),
+        ({"conditions": {"clean": float("inf")}}, "shares"),
         ({"split": "test"}, "no sequence in the split 'test'"),
     ],
 )
