@@ -53,7 +53,8 @@ class Table:
         """As GitHub reads it."""
         lines = [f"### {self.title}", ""]
         lines += ["| " + " | ".join(self.columns) + " |", "|---|" + "---:|" * (len(self.columns) - 1)]
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        # The names of networks are those of files, which may hold what ends a cell.
+        lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in self.rows]
         return "\n".join([*lines, "", *([self.note, ""] if self.note else [])])
 
 
@@ -223,11 +224,16 @@ def make_report(
 
 
 def groups_of(rows: list[SequenceScores]) -> dict[str, list[SequenceScores]]:
-    """All; each kind of material, where there are several; static and moving. Empty groups are left out."""
+    """All; each kind of material, where there are several; static and moving. Empty groups are left out.
+
+    A kind whose name is one of those three is told apart by a slash, as the folder that it is.
+    """
     groups = {"all": rows}
     kinds = sorted({row.group for row in rows} - {""})
     if len(kinds) > 1:
-        groups |= {kind: [row for row in rows if row.group == kind] for kind in kinds}
+        for kind in kinds:
+            name = f"{kind}/" if kind in ("all", "static", "moving") else kind
+            groups[name] = [row for row in rows if row.group == kind]
     for name, moving in (("static", False), ("moving", True)):
         groups[name] = [row for row in rows if row.moving == moving]
     return {name: members for name, members in groups.items() if members}

@@ -10,7 +10,7 @@ import torch
 from model.data import Dataset
 from model.evaluation.complexity import Cost
 from model.evaluation.contenders import NEAREST, Contender, Method, hat_alone, preset_contender, two_steps
-from model.evaluation.report import Provenance, Report, groups_of, make_report, provenance_of
+from model.evaluation.report import Provenance, Report, Table, groups_of, make_report, provenance_of
 from model.evaluation.scores import SequenceScores
 
 PROVENANCE = Provenance(
@@ -122,6 +122,22 @@ def test_kinds_of_material_are_groups_where_there_are_several() -> None:
     assert list(groups_of([one, other])) == ["all", "a", "b", "moving"]
     assert list(groups_of([one, one])) == ["all", "moving"]
     assert list(groups_of([one, plain])) == ["all", "moving"]
+
+
+@pytest.mark.parametrize("name", ["all", "static", "moving"])
+def test_a_folder_that_is_called_as_a_group_of_ours_is_told_apart(name: str) -> None:
+    one, other = row(f"{name}/x", NEAREST, 20, motion_px=2), row("b/x", NEAREST, 30)
+
+    groups = groups_of([one, other])
+
+    assert (groups["all"], groups["static"], groups["moving"]) == ([one, other], [other], [one])
+    assert (groups[f"{name}/"], groups["b"]) == ([one], [other])
+
+
+def test_a_name_with_a_bar_stays_in_its_cell() -> None:
+    lines = Table("title", ("method", "dB"), [("HAT alone (a|b)", "20.00")]).to_markdown().splitlines()
+
+    assert lines[-1] == r"| HAT alone (a\|b) | 20.00 |"
 
 
 def test_the_numbers_of_the_json_are_those_of_the_tables(report: Report) -> None:
