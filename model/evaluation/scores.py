@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.alignment import estimate_motion
+from model.checkpoints import CheckpointError
 from model.data import CLEAN, SCALE, Dataset, DatasetError, SequenceEntry
 from model.evaluation.contenders import TRUTH, Contender, Method, on_device, outputs
 from model.metrics import (
@@ -69,7 +70,10 @@ class SequenceScores:
 
 @dataclass
 class _Tally:
-    """What is measured while a sequence passes: rows per frame and per pair, and the last frame for the next pair."""
+    """What is measured while a sequence passes: rows per frame and per pair, and the last frame for the next pair.
+
+    There is one for each method and condition, so the last frame is kept in bytes.
+    """
 
     per_frame: list[Tensor] = field(default_factory=list)
     per_pair: list[Tensor] = field(default_factory=list)
@@ -90,7 +94,8 @@ def evaluate(
 
     Without `conditions`, under all that the data set has. Of a sequence all frames with two neighbours count, or a run
     of `frames_per_sequence` of them in its middle: flicker shows between consecutive frames. `on_progress(done, total)`
-    counts sequences. DatasetError for an empty split, a condition that is not there, or frames that are too small.
+    counts sequences. DatasetError for an empty split, a condition that is not there, or frames that are too small;
+    CheckpointError for networks whose output is NaN or infinite.
     """
     device = device or torch.device("cpu")
     entries = entries_of(dataset, split)
@@ -136,10 +141,12 @@ def score_sequence(
             batch = triplets(tensors, condition, some, device)
             strangers = None if foreign_tensors is None else foreign_neighbours(foreign_tensors, condition, some, batch)
             for method, output in (outputs(contenders, batch, strangers) | {TRUTH: batch.target}).items():
+                if not output.isfinite().all():  # Rounded, the infinite would pass for black or white.
+                    raise CheckpointError(f"{method.name}: what it makes of {entry.name} is not made of numbers")
                 tally = tallies.setdefault((condition, method), _Tally())
                 seen = in_eight_bits(output)
-                frames = seen if tally.last is None else torch.cat((tally.last, seen))
-                tally.last = seen[-1:]
+                frames = seen if tally.last is None else torch.cat((tally.last.float() / 255, seen))
+                tally.last = (seen[-1:] * 255).to(torch.uint8)
                 if method != TRUTH:
                     tally.per_frame.append(per_frame(seen, batch.target))
                 if len(frames) > 1:
@@ -278,7 +285,7 @@ def true_motion(targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _column_means(rows: list[Tensor], columns: int) -> list[float | None]:
-    """None for a column without a number; NaN, where a pair has nothing in common, is none."""
+    """None for a column without a number; NaN, the warping error of a pair that has nothing in common, is none."""
     if not rows:
         return [None] * columns
     return [None if math.isnan(mean) else mean for mean in torch.cat(rows).nanmean(dim=0).tolist()]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.checkpoints import CheckpointError
 from model.data import Dataset, DatasetError, DecodedSequence, SequenceEntry, shrink, write_dataset
 from model.evaluation import scores as evaluation
 from model.evaluation.contenders import Contender, preset_contender
@@ -154,6 +155,19 @@ def test_what_cannot_be_scored_is_refused_with_its_reason(tmp_path: Path, tiny: 
         evaluate(small, [tiny])
     with pytest.raises(DatasetError, match="takes 3 frames, it has 2"):
         evaluate(short, [tiny])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_networks_that_make_no_numbers_are_refused_by_name(tmp_path: Path, tiny: Contender, value: float) -> None:
+    # given a U-Net whose training went wrong
+    assert tiny.unet is not None
+    torch.nn.init.constant_(tiny.unet.head.weight, value)
+
+    # then it is not scored by the frames that it left whole
+    with pytest.raises(
+        CheckpointError, match=r"two steps, residual \(tiny-random\): .* waves/one is not made of numbers"
+    ):
+        evaluate(dataset_of(tmp_path, one=waves(4, 32, 32, 1)), [tiny])
 
 
 @pytest.mark.parametrize(
