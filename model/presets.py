@@ -139,8 +139,9 @@ def find_preset(name: str, weights_dir: Path | None) -> Preset:
     """
     if name in PRESETS:
         return PRESETS[name]
-    path = None if weights_dir is None else weights_dir / f"{name}{SUFFIX}"
-    if path is None or not path.is_file() or not re.fullmatch(PRESET_NAME, name):
+    is_name = re.fullmatch(PRESET_NAME, name) is not None
+    path = weights_dir / f"{name}{SUFFIX}" if weights_dir is not None and is_name else None
+    if path is None or not path.is_file():
         raise ValueError(
             f"there is no preset {name!r}, only {', '.join(PRESETS)}, and imported weights (`vsr weights import`)"
         )
@@ -153,8 +154,8 @@ def find_preset(name: str, weights_dir: Path | None) -> Preset:
 def import_preset(source: Path, weights_dir: Path, name: str) -> CheckpointInfo:
     """Put a finished run's weights into `weights_dir`, where they are a preset called `name`, or a HAT of that name.
 
-    CheckpointError for a damaged file, and for a name that is taken: of a shipped preset, or of one of ours whose
-    networks these are not.
+    CheckpointError for a damaged file, and for a name that is taken: of a shipped preset, of one of ours whose
+    networks these are not, or of a HAT that was imported where these are two networks, and the other way round.
     """
     if not re.fullmatch(PRESET_NAME, name):
         raise CheckpointError(f"{name!r} is not a name for a preset: use up to 40 of a-z, 0-9 and '-'")
@@ -162,8 +163,11 @@ def import_preset(source: Path, weights_dir: Path, name: str) -> CheckpointInfo:
     ours = PRESETS.get(name)
     if ours is not None and (ours.weights != "user" or (info.hat, info.unet) != (ours.hat, ours.unet)):
         raise CheckpointError(f"{name!r} is the name of a preset of other networks or weights: choose another name")
+    path = weights_dir / f"{name}{SUFFIX}"
+    if path.is_file() and (kind := read_passport(path).kind) != info.kind:
+        raise CheckpointError(f"{name!r} is the name of weights of the kind {kind!r} already: choose another name")
     weights_dir.mkdir(parents=True, exist_ok=True)
-    return save_checkpoint(weights_dir / f"{name}{SUFFIX}", hat, unet, info.notes)
+    return save_checkpoint(path, hat, unet, info.notes)
 
 
 def what_is_missing(preset: Preset, path: Path | None) -> str:

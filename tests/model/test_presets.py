@@ -79,6 +79,31 @@ def test_the_name_of_a_preset_with_other_networks_is_taken(
         import_preset(run.path, tmp_path / "weights", name)
 
 
+def test_a_hat_is_not_replaced_by_two_networks_nor_they_by_it(tmp_path: Path, hat: HAT, unet: ConditionalUNet) -> None:
+    # given a HAT that was imported, under the name that is usual
+    alone = save_checkpoint(tmp_path / "published.safetensors", hat, None, {})
+    both = save_checkpoint(tmp_path / "weights.safetensors", hat, unet, {})
+    import_preset(alone.path, tmp_path / "weights", "hat")
+    import_preset(both.path, tmp_path / "weights", "mine")
+
+    # when a run's weights come without a name of their own, or the other way round; then what is there stays
+    with pytest.raises(CheckpointError, match="'hat' is the name of weights of the kind 'hat' already"):
+        import_preset(both.path, tmp_path / "weights", "hat")
+    with pytest.raises(CheckpointError, match="'mine' is the name of weights of the kind 'two-step' already"):
+        import_preset(alone.path, tmp_path / "weights", "mine")
+
+    # and the same kind may be imported again
+    assert import_preset(both.path, tmp_path / "weights", "mine").sha256 == both.sha256
+
+
+def test_a_name_that_leads_elsewhere_is_no_preset(tmp_path: Path, hat: HAT, unet: ConditionalUNet) -> None:
+    save_checkpoint(tmp_path / "mine.safetensors", hat, unet, {})
+    (tmp_path / "weights").mkdir()
+
+    with pytest.raises(ValueError, match=r"there is no preset '\.\./mine'"):
+        find_preset("../mine", tmp_path / "weights")
+
+
 def test_a_name_that_no_job_could_ask_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"'\.\./mine' is not a name for a preset"):
         import_preset(tmp_path / "weights.safetensors", tmp_path, "../mine")
