@@ -43,7 +43,7 @@ def test_a_run_repeated_gives_the_same_bits(upscaler: TwoStepUpscaler) -> None:
     assert torch.equal(first, rebuilt)
 
 
-@pytest.mark.parametrize("preset", ["tiny-random", "compact"])
+@pytest.mark.parametrize("preset", ["tiny-random", "compact", "aligned"])
 def test_the_number_of_threads_changes_nothing(preset: str) -> None:
     # A worker resumes, or shares, what another with more or fewer cores began.
     upscaler = random_upscaler(PRESETS[preset])
@@ -61,7 +61,7 @@ def test_the_number_of_threads_changes_nothing(preset: str) -> None:
     assert torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("preset", ["tiny-random", "compact"])
+@pytest.mark.parametrize("preset", ["tiny-random", "compact", "aligned"])
 def test_a_frame_does_not_depend_on_what_else_is_in_the_batch(preset: str) -> None:
     # given two batches of one shape that share a frame, in two places
     upscaler = random_upscaler(PRESETS[preset])
