@@ -5,7 +5,7 @@ zeros to twice its size, and joined to the features of the level above the one i
 the middle half of each axis alone (method: section 3). Both networks here are the paper's direct form at a small width,
 differ in nothing but the decoder, and see the same patches in the same order behind the same frozen HAT.
 
-    python benchmarks/decoder_geometry.py DATA --condition jpeg:quality=75 --steps 2000 --seeds 2
+    python benchmarks/decoder_geometry.py DATA --cache CACHE --condition jpeg:quality=75 --steps 2000
 """
 
 import argparse
