@@ -355,6 +355,8 @@ def evaluate(
     labels = [contender.label for contender in contenders]
     if repeated := [label for label in labels if labels.count(label) > 1]:
         raise typer.BadParameter(f"two of the networks are called {repeated[0]}: rename a file, or a run's folder")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # What cannot be written to is to be known before the work, not after.
     with (
         interruptible("interrupted: nothing was written"),
         _model_errors(),
