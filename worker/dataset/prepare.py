@@ -61,6 +61,8 @@ def prepare(
         raise JobFailureError(
             FailureCode.INVALID_OPTION, f"the size has to be an even number from {MIN_SIDE_PX} on, not {size_px}"
         )
+    if size_px is not None and fit == "keep":
+        raise JobFailureError(FailureCode.INVALID_OPTION, "keep means no other size: leave out one of the two")
     names = list(dict.fromkeys(conditions or []))
     recipe = SequenceRecipe(
         seed, Framing(fit, size_px), tuple(parse_condition(name) for name in names), sequences_per_video
@@ -107,20 +109,20 @@ def _in_order(work: Callable[[SourceVideo], Made], videos: list[SourceVideo], wo
     # spawn: forking a process that has run torch's or FFmpeg's threads may hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, max(1, len(videos))), context, _begin_process)
-    waiting: deque[tuple[SourceVideo, Future[Made]]] = deque()
+    waiting: deque[Future[Made]] = deque()
+    done = 0
     try:
         for number, video in enumerate(videos):
-            waiting.append((video, pool.submit(work, video)))
+            waiting.append(pool.submit(work, video))
             while len(waiting) >= _VIDEOS_AHEAD * workers or (waiting and number == len(videos) - 1):
-                video_done, made = waiting.popleft()
-                try:
-                    yield made.result()
-                except BrokenProcessPool as error:
-                    raise JobFailureError(
-                        FailureCode.WORKER_LOST,
-                        f"a process that read videos from {video_done.name} on died, perhaps of too little memory: "
-                        "the same command goes on there; try fewer --workers",
-                    ) from error
+                yield waiting.popleft().result()
+                done += 1
+    except BrokenProcessPool as error:
+        raise JobFailureError(
+            FailureCode.WORKER_LOST,
+            f"a process that read videos from {videos[done].name} on died, perhaps of too little memory: "
+            "the same command goes on there; try fewer --workers",
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -7,6 +7,7 @@ import csv
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,7 +59,8 @@ def find_sources(locations: list[Path]) -> tuple[list[SourceVideo], list[Skipped
             raise DatasetError(f"{location} does not exist")
         found, not_there = _sources_at(location)
         if not found:
-            raise DatasetError(f"no video, no folder of numbered PNG frames and no {INDEX} in {location}")
+            why = f" ({not_there[0].name}: {not_there[0].reason})" if not_there else ""
+            raise DatasetError(f"no video, no folder of numbered PNG frames and no {INDEX} in {location}{why}")
         missing += not_there
         for video in found:
             key = video.path.resolve()
@@ -79,35 +81,49 @@ def _sources_at(location: Path) -> tuple[list[SourceVideo], list[Skipped]]:
     if location.is_file():
         if location.suffix.lower() == ".csv":
             return _listed_by_openvid(location.parent, [location])
-        return [SourceVideo(location, location.name, location.name)], []
+        name = _readable(location.name)
+        return [SourceVideo(location, name, name)], []
     if (location / INDEX).is_file():
         return list(_indexed(location)), []
     lists = [
         path
         for folder in _OPENVID_CSV_FOLDERS
         for path in sorted((location / folder).glob("*.csv"))
-        if "video" in _columns(path)
+        if path.is_file() and "video" in _columns(path)
     ]
     if lists:
         return _listed_by_openvid(location, lists)
-    return list(_in_folder(location)), []
+    return _in_folder(location)
 
 
-def _in_folder(folder: Path) -> Iterator[SourceVideo]:
-    """Every video below the folder, and every folder in it that holds numbered PNGs and nothing else."""
-    for place, folders, files in os.walk(folder):
+def _in_folder(folder: Path) -> tuple[list[SourceVideo], list[Skipped]]:
+    """Every video below the folder, every folder of numbered PNGs and nothing else in it, and what may not be read."""
+    videos: list[SourceVideo] = []
+    closed: list[Skipped] = []
+
+    def skip(error: OSError) -> None:
+        place = Path(error.filename).relative_to(folder).as_posix()
+        closed.append(Skipped(_readable(place), error.strerror or str(error)))
+
+    for place, folders, files in os.walk(folder, onerror=skip):
         folders.sort()
         here = Path(place)
         files = [file for file in files if not file.startswith(".")]
         if not folders and files and all(_NUMBERED_PICTURE.fullmatch(file) for file in files):
-            name = folder.name if here == folder else here.relative_to(folder).as_posix()
-            yield SourceVideo(here, name, name, kind="pictures")
+            name = _readable(folder.name if here == folder else here.relative_to(folder).as_posix())
+            videos.append(SourceVideo(here, name, name, kind="pictures"))
             continue
         for file in sorted(files):
             path = here / file
             if path.suffix.lower() in VIDEO_SUFFIXES:
-                name = path.relative_to(folder).as_posix()
-                yield SourceVideo(path, name, name)
+                name = _readable(path.relative_to(folder).as_posix())
+                videos.append(SourceVideo(path, name, name))
+    return videos, closed
+
+
+def _readable(name: str) -> str:
+    """A file's name as text that can be written down: a disk takes any bytes, of which \ufffd stands for the others."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -118,8 +134,7 @@ def picture_files(folder: Path) -> list[Path]:
 
 def _indexed(folder: Path) -> Iterator[SourceVideo]:
     """Ready-made sequences, one per line of the index, with their split, source and licence."""
-    with (folder / INDEX).open(newline="") as lines:
-        rows = csv.DictReader(lines)
+    with _table(folder / INDEX) as rows:
         if missing := _INDEX_COLUMNS - set(rows.fieldnames or ()):
             raise DatasetError(f"{folder / INDEX} lacks the columns {', '.join(sorted(missing))}")
         for row in rows:
@@ -148,8 +163,8 @@ def _listed_by_openvid(folder: Path, lists: list[Path]) -> tuple[list[SourceVide
             raise DatasetError(f"{path} has no column 'video'")
         rows = 0
         before = len(videos)
-        with path.open(newline="") as lines:
-            for row in csv.DictReader(lines):
+        with _table(path) as lines:
+            for row in lines:
                 rows += 1
                 if row["video"] in there:
                     clip = _OPENVID_CLIP.fullmatch(Path(row["video"]).stem)
@@ -160,6 +175,20 @@ def _listed_by_openvid(folder: Path, lists: list[Path]) -> tuple[list[SourceVide
     return videos, missing
 
 
+@contextmanager
+def _table(path: Path) -> "Iterator[csv.DictReader[str]]":
+    """The rows of a CSV file in UTF-8, with the mark in front of it that Excel makes or without."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            yield csv.DictReader(lines)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path} is not a CSV file in UTF-8: {error}") from error
+
+
 def _columns(path: Path) -> list[str]:
-    with path.open(newline="", errors="replace") as lines:
-        return next(csv.reader(lines), [])
+    """What the first row names; nothing where a file is called .csv but is none."""
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
+        try:
+            return next(csv.reader(lines), [])
+        except csv.Error:
+            return []

@@ -2,9 +2,11 @@
 
 import csv
 import errno
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch import Tensor
 from model.data import Dataset, DatasetError, Skipped, shrink
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.dataset.prepare import prepare
+from worker.dataset.sources import find_sources
 from worker.settings import VideoLimits
 
 MakeVideo = Callable[..., Path]
@@ -167,14 +170,72 @@ def test_an_index_decides_split_source_and_licence_and_its_sequences_are_kept(
         ("", "lacks the columns file, licence, source, split"),
         ("file,split,source,licence\na.mp4,validation,one,CC0\n", r"puts a\.mp4 into 'validation'"),
         ("file,split,source,licence\na.mp4\n", r"puts a\.mp4 into None"),
+        ("file,split,source,licence\na.mp4,train,M\udcfcller,CC0\n", "is not a CSV file in UTF-8"),
+        (f"file,split,source,licence\n{'a' * 200_000}", "is not a CSV file in UTF-8"),
     ],
 )
 def test_an_index_that_cannot_be_meant_so_is_refused_by_name(tmp_path: Path, index: str, named: str) -> None:
     (tmp_path / "material").mkdir()
-    (tmp_path / "material" / "index.csv").write_text(index)
+    (tmp_path / "material" / "index.csv").write_text(index, errors="surrogateescape")
 
     with pytest.raises(DatasetError, match=rf"index\.csv {named}"):
         prepare([tmp_path / "material"], tmp_path / "data")
+
+
+def test_an_index_that_excel_wrote_begins_with_a_mark(make_video: MakeVideo, tmp_path: Path) -> None:
+    (tmp_path / "material").mkdir()
+    make_video("material/a.mp4", frames=25)
+    rows = "file,split,source,licence\na.mp4,train,Müller,CC0\n"
+    (tmp_path / "material" / "index.csv").write_text(rows, encoding="utf-8-sig")
+
+    (entry,) = prepare([tmp_path / "material"], tmp_path / "data").entries
+
+    assert (entry.name, entry.source) == ("a.mp4", "Müller")
+
+
+def test_what_is_called_csv_but_is_no_list_of_videos_does_not_matter(make_video: MakeVideo, tmp_path: Path) -> None:
+    (tmp_path / "videos" / "folder.csv").mkdir(parents=True)
+    (tmp_path / "videos" / "binary.csv").write_bytes(bytes(range(256)))
+    (tmp_path / "videos" / "long.csv").write_text("a" * 200_000)
+    make_video("videos/a.mp4", frames=25)
+
+    assert [video.name for video in find_sources([tmp_path / "videos"])[0]] == ["a.mp4"]
+
+
+def test_a_file_name_that_is_no_utf_8_is_written_with_a_mark_in_its_place(
+    make_video: MakeVideo, tmp_path: Path
+) -> None:
+    (tmp_path / "videos").mkdir()
+    make_video("whole.mp4", frames=25).rename(os.fsdecode(bytes(tmp_path / "videos") + b"/caf\xe9.mp4"))
+
+    (video,) = find_sources([tmp_path / "videos"])[0]
+    assert (video.name, video.path.is_file()) == ("caf\ufffd.mp4", True)
+    data = prepare([tmp_path / "videos"], tmp_path / "data", conditions=["noise:sigma=1"])
+
+    assert [entry.name for entry in data.entries] == ["caf\ufffd.mp4#0"]
+
+
+def test_a_folder_that_may_not_be_read_is_listed(
+    make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a folder that even the tests' user, who may be root, cannot list
+    (tmp_path / "videos" / "closed").mkdir(parents=True)
+    make_video("videos/a.mp4", frames=25)
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+    # when its parent is searched
+    videos, missing = find_sources([tmp_path / "videos"])
+
+    # then the rest is found, and it is named
+    assert [video.name for video in videos] == ["a.mp4"]
+    assert missing == [Skipped("closed", "Permission denied")]
 
 
 def test_a_folder_of_videos_is_split_by_video_and_progress_is_reported(make_video: MakeVideo, tmp_path: Path) -> None:
@@ -281,6 +342,9 @@ def test_a_source_without_video_is_refused(tmp_path: Path) -> None:
         prepare([tmp_path / "empty"], tmp_path / "data")
     with pytest.raises(DatasetError, match="does not exist"):
         prepare([tmp_path / "nothing"], tmp_path / "data")
+    (tmp_path / "empty" / "openvid.csv").write_text("video,caption\nno.mp4,a man\n")
+    with pytest.raises(DatasetError, match=r"\(openvid\.csv: 1 of its 1 videos are not in empty\)"):
+        prepare([tmp_path / "empty"], tmp_path / "data")
 
 
 def test_what_cannot_be_used_is_skipped_and_listed_with_its_reason(make_video: MakeVideo, tmp_path: Path) -> None:
@@ -349,6 +413,11 @@ def test_conditions_lie_beside_the_clean_frames_with_what_was_drawn(make_video: 
 def test_sizes_that_cannot_be_halved_or_are_tiny_are_refused(tmp_path: Path, size_px: int) -> None:
     with pytest.raises(JobFailureError, match="even number from 32 on"):
         prepare([tmp_path], tmp_path / "data", size_px=size_px)
+
+
+def test_a_size_for_what_keeps_its_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JobFailureError, match="leave out one of the two"):
+        prepare([tmp_path], tmp_path / "data", size_px=64, fit="keep")
 
 
 @pytest.fixture
@@ -457,6 +526,34 @@ def test_a_full_disk_is_one_line_and_what_was_finished_stays(
     done: list[int] = []
     prepare([five_videos], tmp_path / "data", on_progress=lambda number, *_: done.append(number))
     assert 0 < len(done) < 5
+
+
+def test_a_helper_that_dies_is_one_line_and_the_same_command_goes_on(
+    five_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given helpers that are killed after the first video, as by a lack of memory, while others are not yet asked for
+    monkeypatch.setattr("worker.dataset.prepare._VIDEOS_AHEAD", 1)
+
+    def kill_helpers(*_: object) -> None:
+        helpers = multiprocessing.active_children()
+        for helper in helpers:
+            helper.kill()
+        deadline = time.monotonic() + 30
+        while any(type(thread).__name__ == "_ExecutorManagerThread" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    # when the pool has noticed
+    with pytest.raises(
+        JobFailureError, match=r"read videos from 1\.mp4 on died, .*: the same command goes on"
+    ) as caught:
+        prepare([five_videos], tmp_path / "data", workers=2, on_progress=kill_helpers)
+
+    # then it is called by its name, and nothing that was finished is lost
+    assert caught.value.code == FailureCode.WORKER_LOST
+    done: list[int] = []
+    prepare([five_videos], tmp_path / "data", on_progress=lambda number, *_: done.append(number))
+    assert done == [2, 3, 4, 5]
 
 
 def test_the_helpers_of_a_killed_process_end_with_it(five_videos: Path, tmp_path: Path) -> None:
