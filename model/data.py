@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +24,7 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from tarfile import BLOCKSIZE, USTAR_FORMAT, TarInfo
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -47,13 +48,14 @@ FORMAT_VERSION = 2
 JOURNAL = "unfinished.jsonl"
 SHARD_BYTES = 256 * 1024**2
 
+_SHARD_NAME = re.compile(r"shards/\d{5,}\.tar")
+
 SPLITS = ("train", "val", "test")
 # The paper's 8:1:1.
 VAL_SHARE = TEST_SHARE = 0.1
 
 # Of sequences read over the network; those on a disk are in the system's own cache.
 _CACHE_BYTES = 256 * 1024**2
-_LONGEST_HEADER_BYTES = 1024**2
 
 
 class DatasetError(Exception):
@@ -186,18 +188,15 @@ class Dataset:
             if manifest.get("version") != FORMAT_VERSION:
                 raise DatasetError(
                     f"{path} is of version {manifest.get('version', 1)}, expected {FORMAT_VERSION}: "
-                    "make the data set again with `vsr prepare`"
+                    "remove the data set and make it again with `vsr prepare`"
                 )
             if manifest["scale"] != SCALE:
                 raise DatasetError(f"{path}: made for scale {manifest['scale']}, expected {SCALE}")
-            return cls(
-                location,
-                manifest["seed"],
-                tuple(manifest["conditions"]),
-                tuple(SequenceEntry(**entry) for entry in manifest["sequences"]),
-                tuple(Skipped(**line) for line in manifest["skipped"]),
-                manifest["recipe"],
-            )
+            conditions = tuple(manifest["conditions"])
+            entries = tuple(SequenceEntry(**entry) for entry in manifest["sequences"])
+            _refuse_paths_elsewhere(conditions, entries)
+            skipped = tuple(Skipped(**line) for line in manifest["skipped"])
+            return cls(location, manifest["seed"], conditions, entries, skipped, manifest["recipe"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DatasetError(f"{path} is damaged: {error!r}") from error
 
@@ -216,12 +215,24 @@ class Dataset:
         The sha256 is compared when an entry is first read. DatasetError when its shard is missing or damaged.
         """
         if is_remote(self.location):
-            return tensors_in(self._fetch(entry))
-        content = self._map(entry)
-        if (entry.shard, entry.offset_bytes) not in self._verified:
-            self._verify(entry, content)
-            self._verified.add((entry.shard, entry.offset_bytes))
-        return tensors_in(content)
+            content = self._fetch(entry)
+        else:
+            content = self._map(entry)
+            if (entry.shard, entry.offset_bytes) not in self._verified:
+                self._verify(entry, content)
+                self._verified.add((entry.shard, entry.offset_bytes))
+        try:
+            tensors = tensors_in(content)
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise DatasetError(
+                f"{self.location}/{entry.shard}: {entry.name} is no safetensors file: {error}"
+            ) from error
+        high = (entry.frames, 3, entry.height, entry.width)
+        low = (entry.frames, 3, entry.height // SCALE, entry.width // SCALE)
+        for name, shape in {"hr": high, **dict.fromkeys(self.conditions, low)}.items():
+            if name not in tensors or tensors[name].shape != shape:
+                raise DatasetError(f"{self.location}/{entry.shard}: {entry.name} has no {name!r} of {shape}")
+        return tensors
 
     def _map(self, entry: SequenceEntry) -> npt.NDArray[np.uint8]:
         if entry.shard not in self._maps:
@@ -265,6 +276,19 @@ class Dataset:
             )
 
 
+def _refuse_paths_elsewhere(conditions: Sequence[str], entries: Sequence[SequenceEntry]) -> None:
+    """ValueError for names that would lead out of the folders they stand for: a manifest may be a stranger's.
+
+    A condition names a folder of HAT's cached outputs (`model/training/enlarged.py`), a shard a file of the data set.
+    """
+    for name in conditions:
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise ValueError(f"{name!r} is no name of a condition")
+    for entry in entries:
+        if not _SHARD_NAME.fullmatch(entry.shard):
+            raise ValueError(f"{entry.shard!r} is no name of a shard")
+
+
 def is_remote(location: str) -> bool:
     """Whether this is an address for fsspec, not a folder on a disk."""
     return "://" in location
@@ -292,6 +316,8 @@ def tensors_in(content: npt.NDArray[np.uint8]) -> dict[str, Tensor]:
     for name, described in header.items():
         if name == "__metadata__":
             continue
+        if described["dtype"] != "U8":
+            raise ValueError(f"{name} is {described['dtype']}, expected U8")
         begin, end = described["data_offsets"]
         tensors[name] = body[begin:end].view(described["shape"])
     return tensors
@@ -356,6 +382,7 @@ class DatasetWriter:
         line = {"entries": [asdict(entry) for entry in entries], "skipped": [asdict(one) for one in skipped]}
         with (self.folder / JOURNAL).open("a") as journal:
             journal.write(json.dumps(line) + "\n")
+            _to_disk(journal)
         self.entries += entries
         self.skipped += skipped
         self.commits += 1
@@ -376,8 +403,7 @@ class DatasetWriter:
         partial = self.folder / f"{MANIFEST}.partial"
         with partial.open("w") as file:
             file.write(json.dumps(manifest, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            _to_disk(file)
         partial.replace(self.folder / MANIFEST)
         (self.folder / JOURNAL).unlink()
         return Dataset.open(self.folder)
@@ -439,7 +465,8 @@ class DatasetWriter:
             end = last.offset_bytes + last.size_bytes
             os.truncate(self.folder / last.shard, end + -end % BLOCKSIZE)
         for shard in (self.folder / "shards").iterdir():
-            if not self.entries or int(shard.stem) > self._shard_number:
+            ours = _SHARD_NAME.fullmatch(f"shards/{shard.name}")
+            if ours and (not self.entries or int(shard.stem) > self._shard_number):
                 shard.unlink()
         if self.entries:
             self._shard = (self.folder / _shard_name(self._shard_number)).open("ab")
@@ -478,7 +505,7 @@ def _shard_name(number: int) -> str:
     return f"shards/{number:05d}.tar"
 
 
-def _to_disk(file: BinaryIO) -> None:
+def _to_disk(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
 

@@ -8,7 +8,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,9 @@ def test_a_writer_killed_and_made_anew_ends_with_the_same_bytes(tmp_path: Path, 
         killed._append(pack(sequence("lost too")), number=100)
     with (folder / "unfinished.jsonl").open("a") as journal:
         journal.write('{"entries": [{"name": "lo')
+    # and in a folder that somebody has looked into
+    for foreign in (folder, tmp_path / "undisturbed"):
+        (foreign / "shards" / ".DS_Store").write_text("not ours")
 
     # then a new one knows what is done, and ends with the same files
     resumed = DatasetWriter(folder, seed=0, conditions=["dark"], shard_bytes=15_000)
@@ -261,9 +264,16 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     ("changed", "said"),
     [
         ({"scale": 4}, "made for scale 4, expected 2"),
-        ({"version": 1}, "is of version 1, expected 2: make the data set again"),
+        ({"version": 1}, "is of version 1, expected 2: remove the data set and make it again"),
         ({"sequences": [{"name": "a"}]}, "is damaged"),
         ({"conditions": None}, "is damaged"),
+        ({"conditions": ["clean", "../../weights"]}, r"'\.\./\.\./weights' is no name of a condition"),
+        ({"conditions": ["clean", ".."]}, r"'\.\.' is no name of a condition"),
+        ({"sequences": [asdict(entry("a"))]}, "'shard' is no name of a shard"),
+        (
+            {"sequences": [asdict(replace(entry("a"), shard="shards/../../00000.tar"))]},
+            r"'shards/\.\./\.\./00000\.tar' is no name",
+        ),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_refused_in_one_line(
@@ -275,6 +285,42 @@ def test_a_manifest_that_cannot_be_used_is_refused_in_one_line(
 
     with pytest.raises(DatasetError, match=said) as caught:
         Dataset.open(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is no safetensors file"),
+        (b"\xff" * 64, "is no safetensors file"),
+        (safetensors.torch.save({"hr": torch.zeros(5, 3, 16, 16)}), "hr is F32, expected U8"),
+        (
+            safetensors.torch.save({"hr": torch.zeros(5, 3, 16, 16, dtype=torch.uint8)}),
+            r"has no 'clean' of \(5, 3, 8, 8\)",
+        ),
+        (
+            safetensors.torch.save({"hr": torch.zeros(5, 3, 16, 14, dtype=torch.uint8)}),
+            r"has no 'hr' of \(5, 3, 16, 16\)",
+        ),
+    ],
+)
+def test_a_sequence_that_is_not_what_the_manifest_tells_is_refused_though_its_sha256_is_right(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    # given a data set made by a stranger, true to its checksums
+    write_dataset([sequence("a"), sequence("b")], tmp_path, seed=0)
+    first = asdict(Dataset.open(tmp_path).entries[0])
+    place = {"offset_bytes": 512, "size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest = json.loads((tmp_path / "manifest.json").read_text()) | {"sequences": [first | place]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "shards" / "00000.tar").write_bytes(bytes(512) + content)
+
+    # when it is read
+    data = Dataset.open(tmp_path)
+    with pytest.raises(DatasetError, match=said) as caught:
+        data.read(data.entries[0])
+
+    # then that is one line
     assert "\n" not in str(caught.value)
 
 
