@@ -3,7 +3,7 @@
 Whole frames are enlarged, as in serving, because channel attention averages over all it is given. A file per sequence
 and condition holds the frames of some centres:
 
-    <cache folder>/<HAT's sha256>/<condition>/<sequence's sha256>.safetensors
+    <cache folder>/<first 16 digits of HAT's sha256>/<condition>/<sequence's sha256>.safetensors
         `frames` (N, 3, 2H, 2W) float16, `centers` (N,) int64
 
 Named by content, the files serve any run and any data set with the same sequence. Each appears whole or not at all, so
@@ -15,7 +15,8 @@ costs it 0.0001 dB on clean frames and none on H.264 (crf 28); uint8 would cost 
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ class EnlargedCache:
         """`centers_per_sequence` evenly spread ones of those with two neighbours, None: all of them."""
         self.folder = folder / hat_sha256[:16]
         self.centers_per_sequence = centers_per_sequence
-        self._places: dict[Path, dict[int, int]] = {}
+        self._verified: set[Path] = set()
 
     def centers(self, entry: SequenceEntry) -> Sequence[int]:
         """Which frames of a sequence are cached."""
@@ -53,10 +54,18 @@ class EnlargedCache:
     def frame(self, entry: SequenceEntry, condition: str, t: int) -> Tensor:
         """Frame t enlarged, (3, 2H, 2W) float32. TrainingError for a file that is damaged or missing."""
         path = self.path(entry, condition)
-        if path not in self._places:
-            self._places[path] = _verify(path)
-        with safe_open(path, framework="pt") as file:
-            frame: Tensor = file.get_slice("frames")[self._places[path][t]]
+        if path not in self._verified:
+            _verify(path)
+            self._verified.add(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                # Looked up each time: another run may have put a file with other centres in its place.
+                centers = file.get_tensor("centers").tolist()
+                if t not in centers:
+                    raise _damaged(path, f"frame {t} is not in it")
+                frame: Tensor = file.get_slice("frames")[centers.index(t)]
+        except (SafetensorError, FileNotFoundError) as error:
+            raise _damaged(path, str(error)) from error
         return frame.float()
 
     def path(self, entry: SequenceEntry, condition: str) -> Path:
@@ -74,7 +83,7 @@ class EnlargedCache:
     ) -> None:
         """Compute what is missing; `on_progress` hears of frames done and frames in all.
 
-        TrainingError when the disk has no room for it, before anything is computed.
+        CannotWriteError when the disk has no room for it, before anything is computed, or takes no more.
         """
         missing = [
             (entry, condition)
@@ -90,7 +99,8 @@ class EnlargedCache:
             lr = dataset.read(entry)[condition][centers]
             at_a_time = max(1, GPU_PIXELS_AT_A_TIME // lr[0, 0].numel()) if device.type == "cuda" else 1
             parts = [enlarge(part.to(device).float() / 255).to(_DTYPE).cpu() for part in torch.split(lr, at_a_time)]
-            _write(self.path(entry, condition), torch.cat(parts).contiguous(), centers)
+            with _writing(self.folder):
+                _write(self.path(entry, condition), torch.cat(parts).contiguous(), centers)
             done += len(centers)
             if on_progress is not None:
                 on_progress(done, total)
@@ -110,13 +120,23 @@ class EnlargedCache:
         needed = sum(
             len(self.centers(entry)) * 3 * entry.height * entry.width * _DTYPE.itemsize for entry, _ in missing
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise CannotWriteError(
                 f"HAT's outputs need {needed / 1e6:,.1f} MB in {self.folder}, where {free / 1e6:,.1f} MB are free: "
                 "choose another cache folder, fewer centres, or no cache"
             )
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CannotWriteError(f"cannot write into {folder}: {reason}; the frames cached so far stay") from error
 
 
 def _write(path: Path, frames: Tensor, centers: Sequence[int]) -> None:
@@ -130,16 +150,15 @@ def _write(path: Path, frames: Tensor, centers: Sequence[int]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _verify(path: Path) -> dict[int, int]:
-    """Which place a centre has in the file; TrainingError when the file is not what was written."""
+def _verify(path: Path) -> None:
+    """TrainingError when the file is not what was written."""
     try:
         with safe_open(path, framework="pt") as file:
-            frames, centers, expected = file.get_tensor("frames"), file.get_tensor("centers"), file.metadata()["sha256"]
+            frames, expected = file.get_tensor("frames"), (file.metadata() or {}).get("sha256")
     except (SafetensorError, FileNotFoundError) as error:
         raise _damaged(path, str(error)) from error
     if hashlib.sha256(frames.numpy().tobytes()).hexdigest() != expected:
         raise _damaged(path, "its frames do not have the sha256 that it names")
-    return {t: place for place, t in enumerate(centers.tolist())}
 
 
 def _damaged(path: Path, reason: str) -> TrainingError:

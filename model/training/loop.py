@@ -90,8 +90,7 @@ def train(
         if cache is not None:
             own_share = sampler.entries[ranks.rank :: ranks.count]
             heard = on_caching if ranks.is_first else None
-            with run.writing():
-                cache.fill(dataset, own_share, list(config.conditions), stage.enlarge, ranks.device, heard)
+            cache.fill(dataset, own_share, list(config.conditions), stage.enlarge, ranks.device, heard)
             ranks.wait()
         reports = Reports(config, run, dataset, stage, learner.step, ranks.device) if ranks.is_first else None
 

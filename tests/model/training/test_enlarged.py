@@ -14,7 +14,7 @@ from torch import Tensor
 from model.data import Dataset, SequenceEntry
 from model.hat import HAT
 from model.sampling import TripletSampler
-from model.training.config import TrainingError
+from model.training.config import CannotWriteError, TrainingError
 from model.training.enlarged import EnlargedCache
 from model.unet import ConditionalUNet
 from model.upscaler import TwoStepUpscaler
@@ -158,6 +158,37 @@ def test_more_centers_than_before_are_computed(dataset: Dataset, tmp_path: Path)
 
     assert again.calls == 18
     assert cache.frame(dataset.split("train")[0], "dark", 3).shape == (3, 48, 48)
+
+
+def test_a_run_finds_its_frames_though_another_has_cached_more_since(dataset: Dataset, tmp_path: Path) -> None:
+    # given a cache of the middle frames, one of which has been read
+    few = filled(EnlargedCache(tmp_path, "0" * 64, 1), dataset)
+    entry = dataset.split("train")[0]
+    middle = few.frame(entry, "clean", 2)
+
+    # when another run caches all, and this one reads on
+    filled(EnlargedCache(tmp_path, "0" * 64, None), dataset)
+
+    # then it gets the same frame, and a frame that is not there is named
+    assert torch.equal(few.frame(entry, "clean", 2), middle)
+    with pytest.raises(TrainingError, match="frame 4 is not in it"):
+        few.frame(entry, "clean", 4)
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_one_that_cannot_be_read_is_not_mistaken_for_it(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        CannotWriteError, match=r"cannot write into .*file.*: Not a directory; the frames cached so far"
+    ):
+        filled(EnlargedCache(tmp_path / "file" / "cache", "0" * 64, None), dataset)
+
+    def fail(lr: Tensor) -> Tensor:
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        filled(EnlargedCache(tmp_path / "cache", "0" * 64, None), dataset, fail)
 
 
 def test_another_hat_has_frames_of_its_own(dataset: Dataset, tmp_path: Path) -> None:
