@@ -177,7 +177,9 @@ def train(
     no_neighbours: Annotated[
         bool, typer.Option("--no-neighbours", help="The control: both neighbours are the current frame.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(help="Of the first weights and of the patches.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Of the first weights and of the patches.")
+    ] = None,
     device: DeviceOption = None,
 ) -> None:
     """Train HAT, or the U-Net behind a frozen HAT. Weights, curves and pictures go to the run's folder.
@@ -199,7 +201,7 @@ def train(
         "steps": steps,
         "batch_size": batch_size,
         "patch_px": patch,
-        "conditions": dict(_share(text) for text in condition) if condition else None,
+        "conditions": _shares(condition) if condition else None,
         "loss": loss,
         "alpha": alpha,
         "neighbours": "current" if no_neighbours else None,
@@ -227,6 +229,8 @@ def train(
 
         config = replace(TRAIN_PRESETS[preset](data, run, hat), **changes)  # type: ignore[arg-type]
         info = run_training(
+        if hat is not None and config.stage == "hat":
+            raise typer.BadParameter(f"{preset} trains a HAT, behind no other: weights to go on from are --start's")
             config,
             on_progress=show,
             on_caching=lambda done, total: line("enlarging with HAT, once", "frames/s").update(done, total),
@@ -235,6 +239,13 @@ def train(
 
 
 def _share(text: str) -> tuple[str, float]:
+def _shares(texts: list[str]) -> dict[str, float]:
+    shares = dict(_share(text) for text in texts)
+    if len(shares) < len(texts):
+        raise typer.BadParameter("a condition is named twice: give it one share")
+    return shares
+
+
     """NAME@SHARE, or NAME alone for a share of 1."""
     name, _, share = text.partition("@")
     try:

@@ -64,6 +64,19 @@ def test_a_unet_trained_on_ones_own_videos_is_a_preset_to_upscale_with(
     ("arguments", "code", "message"),
     [
         (["compact", "DATA", "RUN"], ExitCode.USAGE, "there is no 'compact': choose one of paper, paper-residual"),
+        (
+            ["compact-hat", "DATA", "RUN", "--hat", "a.safetensors"],
+            ExitCode.USAGE,
+            "weights to go on from are --start's",
+        ),
+        (
+            ["compact-unet", "DATA", "RUN", "--condition", "clean@1", "--condition", "clean@2"],
+            ExitCode.USAGE,
+            "named twice",
+        ),
+        (["compact-unet", "DATA", "RUN", "--seed", str(2**63)], ExitCode.USAGE, "Invalid value for '--seed'"),
+        (["compact-unet", "DATA", "RUN", "--alpha", "0.5"], ExitCode.BAD_INPUT, "the loss 'mae' has no alpha"),
+        (["compact-hat", "DATA", "RUN", "--no-neighbours"], ExitCode.BAD_INPUT, "only a U-Net can be trained without"),
         (["compact-unet", "nowhere", "RUN"], ExitCode.BAD_INPUT, "no manifest.json in nowhere"),
         (["compact-unet", "DATA", "RUN", "--condition", "jpeg"], ExitCode.BAD_INPUT, "has no condition 'jpeg'"),
         (["compact-unet", "DATA", "RUN", "--patch", "999"], ExitCode.BAD_INPUT, "three frames of at least 999x999"),
