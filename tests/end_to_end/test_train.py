@@ -67,7 +67,7 @@ def test_a_unet_trained_on_ones_own_videos_is_a_preset_to_upscale_with(
         (
             ["compact-hat", "DATA", "RUN", "--hat", "a.safetensors"],
             ExitCode.USAGE,
-            "weights to go on from are --start's",
+            "compact-hat trains a HAT",
         ),
         (
             ["compact-unet", "DATA", "RUN", "--condition", "clean@1", "--condition", "clean@2"],
