@@ -228,9 +228,9 @@ def train(
             line("training", "steps/s").update(now.step, now.steps, label=label)
 
         config = replace(TRAIN_PRESETS[preset](data, run, hat), **changes)  # type: ignore[arg-type]
-        info = run_training(
         if hat is not None and config.stage == "hat":
             raise typer.BadParameter(f"{preset} trains a HAT, behind no other: weights to go on from are --start's")
+        info = run_training(
             config,
             on_progress=show,
             on_caching=lambda done, total: line("enlarging with HAT, once", "frames/s").update(done, total),
@@ -238,7 +238,6 @@ def train(
     print_result(f"{info.path}")
 
 
-def _share(text: str) -> tuple[str, float]:
 def _shares(texts: list[str]) -> dict[str, float]:
     shares = dict(_share(text) for text in texts)
     if len(shares) < len(texts):
@@ -246,6 +245,7 @@ def _shares(texts: list[str]) -> dict[str, float]:
     return shares
 
 
+def _share(text: str) -> tuple[str, float]:
     """NAME@SHARE, or NAME alone for a share of 1."""
     name, _, share = text.partition("@")
     try:
