@@ -306,9 +306,10 @@ def evaluate(
         bool, typer.Option("--sweep", help="Train the paper's Tables I to III again; --preset is one of `vsr train`.")
     ] = False,
     tables: Annotated[
-        str, typer.Option(help="Of a sweep, separated by commas: I, II, III, output, neighbours.")
-    ] = "I,II,III",
-    seeds: Annotated[int, typer.Option(min=1, help="Of a sweep, per arm.")] = 3,
+        str | None,
+        typer.Option(help="Of a sweep, separated by commas: I, II, III, output, neighbours. Default: I,II,III."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Of a sweep, per arm. Default: 3.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each run of a sweep. Default: the preset's.")] = None,
     hat: Annotated[Path | None, typer.Option(help="Weights of the frozen HAT of a sweep.")] = None,
 ) -> None:
@@ -331,15 +332,17 @@ def evaluate(
             steps=steps,
             device=device,
             as_json=as_json,
-            tables=tables.split(","),
-            seeds=seeds,
+            tables=[table.strip() for table in (tables or "I,II,III").split(",")],
+            seeds=seeds or 3,
             split=split or "val",
             conditions=condition or [],
             frames_per_sequence=frames_per_sequence,
         )
         return
-    if steps is not None or hat is not None:
-        raise typer.BadParameter("--steps and --hat are of a sweep: add --sweep, or name weights with --weights")
+    if any(option is not None for option in (tables, seeds, steps, hat)):
+        raise typer.BadParameter(
+            "--tables, --seeds, --steps and --hat are of a sweep: add --sweep, or name weights with --weights"
+        )
     width, height = _frame_size(frame_size)
 
     from worker.cpu_environment import restart_with_cpu_environment

@@ -147,6 +147,8 @@ def test_a_sweep_makes_the_papers_table_again(
         (["--sweep", "--out", "x", "--preset", "compact-hat"], ExitCode.USAGE, "cannot train 'compact-hat'"),
         (["--sweep", "--out", "x", "--tables", "IV"], ExitCode.USAGE, "there is no table 'IV'"),
         (["--steps", "5"], ExitCode.USAGE, "--steps and --hat are of a sweep"),
+        (["--seeds", "2"], ExitCode.USAGE, "--steps and --hat are of a sweep"),
+        (["--tables", "I"], ExitCode.USAGE, "--steps and --hat are of a sweep"),
         (["--data", "other"], ExitCode.USAGE, "name the data once"),
     ],
 )
