@@ -36,11 +36,9 @@ class PublishedDecoder(nn.Module):
     def __init__(self, channels: tuple[int, ...], batch_norm: bool) -> None:
         super().__init__()
         # The skip of the second deepest level is never used: the map meets the one above it.
-        below = channels[:0:-1][:-1]
         here = channels[-3::-1]
-        self.doublings = nn.ModuleList(
-            nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in zip((below[0], *here[:-1]), here, strict=True)
-        )
+        below = (channels[-1], *here[:-1])
+        self.doublings = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in zip(below, here, strict=True))
         self.blocks = nn.ModuleList(double_convolution(2 * b, b, batch_norm) for b in here)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
