@@ -117,9 +117,12 @@ def load_checkpoint(path: Path) -> tuple[CheckpointInfo, HAT, ConditionalUNet | 
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     # Keys before the digest: a list of differing keys says more than a digest that differs.
-    expected = {f"hat.{key}": shape for key, shape in expected_shapes(HAT, info.hat).items()}
-    if info.unet is not None:
-        expected |= {f"unet.{key}": shape for key, shape in expected_shapes(ConditionalUNet, info.unet).items()}
+    try:
+        expected = {f"hat.{key}": shape for key, shape in expected_shapes(HAT, info.hat).items()}
+        if info.unet is not None:
+            expected |= {f"unet.{key}": shape for key, shape in expected_shapes(ConditionalUNet, info.unet).items()}
+    except (RuntimeError, TypeError) as error:  # A width of 1e12, of -8, of 4.5: nothing else can fail without memory.
+        raise CheckpointError(f"{path} has a passport of networks that cannot be built: {error}") from error
     if _shapes(tensors) != expected:
         _refuse(path, "does not hold the networks its passport names", expected, _shapes(tensors))
     if sha256_of(tensors) != info.sha256:

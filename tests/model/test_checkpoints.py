@@ -111,6 +111,9 @@ def test_a_truncated_file_is_refused(saved: Path, kept_bytes: int) -> None:
         ({"format": "somebody-else/3"}, "format 'somebody-else/3', expected 'twostep-vsr/1'"),
         ({"hat": json.dumps({"embed_dims": 4})}, "passport that cannot be read: .*embed_dims"),
         ({"scale": "two"}, "passport that cannot be read"),
+        ({"unet": json.dumps({"width": 10**12})}, "networks that cannot be built: .*overflow"),
+        ({"unet": json.dumps({"width": 4.5})}, "networks that cannot be built: .*float"),
+        ({"hat": json.dumps({"embed_dim": -180})}, "networks that cannot be built: .*negative"),
     ],
 )
 def test_a_passport_that_makes_no_sense_is_refused(saved: Path, passport: dict[str, str], message: str) -> None:
