@@ -128,9 +128,13 @@ def _in_order(work: Callable[[SourceVideo], Made], videos: list[SourceVideo], wo
 
 
 def _begin_process() -> None:
-    """One thread: there are as many processes as cores. Ctrl-C ends it without a word, and so does the parent's end."""
+    """One thread: there are as many processes as cores. It ends with the parent, without a word.
+
+    A Ctrl-C is the parent's to hear, which then waits for the videos in hand: a helper ended while it sends a result
+    would leave half of it in the pipe, and the parent reading for ever.
+    """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
