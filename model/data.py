@@ -33,6 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.folder_lock import FolderInUseError, take_lock
+
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
@@ -46,6 +48,7 @@ FORMAT_VERSION = 2
 """1 had a file per sequence and no conditions."""
 
 JOURNAL = "unfinished.jsonl"
+LOCK = "unfinished.lock"
 SHARD_BYTES = 256 * 1024**2
 
 _SHARD_NAME = re.compile(r"shards/\d{5,}\.tar")
@@ -343,10 +346,15 @@ class DatasetWriter:
     ) -> None:
         """`conditions` are those beside `clean`; `recipe`, of JSON values, says all else that decides the bytes.
 
-        DatasetError when the folder holds a finished data set, or an unfinished one of another recipe.
+        DatasetError when the folder holds a finished data set, or an unfinished one of another recipe, or another
+        process writes one there.
         """
-        if (folder / MANIFEST).exists():
-            raise DatasetError(f"{folder} holds a data set already: remove it or choose another folder")
+        _refuse_finished(folder)
+        (folder / "shards").mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = take_lock(folder / LOCK)
+        except FolderInUseError as error:
+            raise DatasetError(str(error)) from error
         self.folder = folder
         self.entries: list[SequenceEntry] = []
         self.skipped: list[Skipped] = []
@@ -364,15 +372,22 @@ class DatasetWriter:
         self._shard_bytes = shard_bytes
         self._shard_number = 0
         self._shard: BinaryIO | None = None
-        (folder / "shards").mkdir(parents=True, exist_ok=True)
-        self._resume()
+        try:
+            _refuse_finished(folder)  # Again: another process may have finished it just now.
+            self._resume()
+        except BaseException:
+            self._lock.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shard is not None:
-            self._shard.close()
+        try:
+            if self._shard is not None:
+                self._shard.close()
+        finally:
+            self._lock.close()
 
     def commit(self, sequences: Sequence[PackedSequence], skipped: Sequence[Skipped] = ()) -> None:
         """Add sequences, and what gave none; when this returns they are on the disk and will not be asked for again."""
@@ -393,7 +408,7 @@ class DatasetWriter:
         if not self.entries:
             reasons = f": {self.skipped[0].name}: {self.skipped[0].reason}" if self.skipped else ""
             more = f", and {len(self.skipped) - 1} more were skipped" if len(self.skipped) > 1 else ""
-            (self.folder / JOURNAL).unlink()
+            self._remove_what_is_unfinished()
             raise DatasetError(f"no usable sequence was found in the given sources{reasons}{more}")
         entries = split_by_source(self.entries, self._seed)
         manifest = self._described | {
@@ -405,8 +420,13 @@ class DatasetWriter:
             file.write(json.dumps(manifest, indent=1) + "\n")
             _to_disk(file)
         partial.replace(self.folder / MANIFEST)
-        (self.folder / JOURNAL).unlink()
+        self._remove_what_is_unfinished()
         return Dataset.open(self.folder)
+
+    def _remove_what_is_unfinished(self) -> None:
+        for name in (JOURNAL, LOCK):
+            (self.folder / name).unlink()
+        self._lock.close()
 
     def _append(self, sequence: PackedSequence, number: int) -> SequenceEntry:
         if sequence.conditions != self._conditions:
@@ -499,6 +519,11 @@ def split_by_source(entries: list[SequenceEntry], seed: int) -> list[SequenceEnt
         for place, source in enumerate(sources)
     }
     return [entry if entry.split else replace(entry, split=(placed | dealt)[entry.source]) for entry in entries]
+
+
+def _refuse_finished(folder: Path) -> None:
+    if (folder / MANIFEST).exists():
+        raise DatasetError(f"{folder} holds a data set already: remove it or choose another folder")
 
 
 def _shard_name(number: int) -> str:

@@ -55,8 +55,7 @@ def train(
     number or a file cannot be written, and TrainingStoppedError after SIGTERM or Ctrl-C; checkpoints stay intact.
     DatasetError and CheckpointError where data or weights are missing or damaged.
     """
-    run = RunFolder(Path(config.run_folder))
-    with joined(config.device) as ranks:
+    with RunFolder(Path(config.run_folder)) as run, joined(config.device) as ranks:
         dataset = Dataset.open(config.data_folder)
         config = settled(config, dataset, ranks)
         torch.manual_seed(config.seed)
@@ -71,6 +70,7 @@ def train(
             conditions=config.conditions,
             enlarged=cache,
             alone_share=config.alone_share,
+            foreign_share=config.foreign_share,
             rank=ranks.rank,
             ranks=ranks.count,
         )

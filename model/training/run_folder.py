@@ -5,6 +5,7 @@ metrics.jsonl        one JSON object per report
 curves/              the same for TensorBoard
 samples/             pictures of every validation: bicubic, HAT, ours, truth
 enlarged/            HAT's outputs, where they are cached here
+lock                 held by the run that writes here
 checkpoint.pt        weights, optimiser, random state and step, replaced atomically; a run resumes from it
 weights.safetensors  the finished networks
 """
@@ -23,11 +24,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import torch
 from safetensors import SafetensorError
 
+from model.folder_lock import FolderInUseError, take_lock
 from model.training.config import CannotWriteError, TrainConfig, TrainingError
 from model.training.curves import Curves
 from model.training.ranks import Ranks
@@ -50,7 +52,10 @@ RESUMABLE_FIELDS = {
 
 
 class RunFolder:
-    """The files of one run. Of several processes only the first calls what writes."""
+    """The files of one run. Of several processes only the first calls what writes.
+
+    A context manager: leaving it lets another process have the folder.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,6 +66,15 @@ class RunFolder:
         self.samples = path / "samples"
         self._begun_at_step = 0
         self._curves: Curves | None = None
+        self._lock: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def refuse_another(self, config: TrainConfig, material: Mapping[str, str | None]) -> None:
         """Compare with the config.json that is there, if any; TrainingError when it describes another run.
@@ -80,9 +94,16 @@ class RunFolder:
             raise TrainingError(f"{self.path} holds another run: {', '.join(changed)}")
 
     def begin(self, config: TrainConfig, material: Mapping[str, str | None], ranks: Ranks, step: int) -> None:
-        """Add this start to config.json, and forget what a killed run recorded past `step`, as it is done again now."""
+        """Add this start to config.json, and forget what a killed run recorded past `step`, as it is done again now.
+
+        TrainingError while another process trains here.
+        """
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock = take_lock(self.path / "lock")
+            except FolderInUseError as error:
+                raise TrainingError(str(error)) from error
         starts = self._described()["starts"] if self.config.is_file() else []
         starts.append(this_start(ranks, step))
         description = {"config": as_json(config), "material": dict(material), "starts": starts}

@@ -189,6 +189,22 @@ def test_an_unfinished_data_set_of_another_recipe_is_not_gone_on_with(tmp_path: 
         DatasetWriter(tmp_path, seed=1, recipe={"size": 256})
 
 
+def test_two_writers_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    # given a writer at work
+    with DatasetWriter(tmp_path, seed=0, conditions=["dark"]) as first:
+        first.commit([pack(sequence("a"))])
+
+        # when the same command is given once more
+        with pytest.raises(DatasetError, match="another process writes into"):
+            DatasetWriter(tmp_path, seed=0, conditions=["dark"])
+
+        # then the first one is not disturbed, and leaves nothing but its data
+        first.commit([pack(sequence("b"))])
+        data = first.finish()
+    assert [torch.equal(data.read(entry)["hr"], sequence(entry.name).hr) for entry in data.entries] == [True, True]
+    assert sorted(files_in(tmp_path)) == ["manifest.json", "shards/00000.tar"]
+
+
 def test_a_finished_data_set_is_not_written_over(tmp_path: Path) -> None:
     write_dataset([sequence("a")], tmp_path, seed=0)
 

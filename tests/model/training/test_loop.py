@@ -292,6 +292,24 @@ def test_a_full_disk_is_one_line_and_spares_the_checkpoint(config: TrainConfig, 
     assert train(config).notes["steps"] == "6"
 
 
+def test_a_folder_in_which_a_run_is_at_work_is_refused_to_another(config: TrainConfig) -> None:
+    # given a run at work
+    refused: list[str] = []
+
+    def start_once_more(_: Progress) -> None:
+        with pytest.raises(TrainingError, match="another process writes into") as caught:
+            train(config)
+        refused.append(str(caught.value))
+
+    # when the same command is given at its every report
+    finished = train(config, start_once_more)
+
+    # then it is refused each time, and the run is not disturbed
+    assert len(refused) == 6
+    assert finished.notes["steps"] == "6"
+    assert [line["step"] for line in metrics_of(config.run_folder)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_folder_of_another_run_is_refused(config: TrainConfig) -> None:
     train(replace(config, steps=1))
 
