@@ -49,7 +49,10 @@ class EnlargedFrames(Protocol):
 
 @dataclass(frozen=True)
 class _Patch:
-    """Where a patch lies (x and y are its low-resolution corner), how it is turned, and whether it has neighbours."""
+    """Where a patch lies (x and y are its low-resolution corner), how it is turned, and what neighbours it has.
+
+    `alone`: the current frame itself; `strangers`: the frames of that sequence; else its own.
+    """
 
     entry: SequenceEntry
     condition: str
@@ -60,6 +63,7 @@ class _Patch:
     mirrored: bool
     quarter_turns: int
     alone: bool
+    strangers: SequenceEntry | None
 
 
 class TripletSampler:
@@ -79,19 +83,21 @@ class TripletSampler:
         split: str = "train",
         enlarged: EnlargedFrames | None = None,
         alone_share: float = 0.0,
+        foreign_share: float = 0.0,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         """`patch_px` is the side of a low-resolution patch; `conditions` says in which proportion each is drawn.
 
-        In `alone_share` of the patches both neighbours are the current frame itself, as at the ends of a shot.
+        In `alone_share` of the patches both neighbours are the current frame itself, as at the ends of a shot; in
+        `foreign_share` they come from another sequence, as at a cut that nobody has noticed.
         DatasetError for an empty split, patches larger than every frame, or a condition that the data set lacks.
         """
         self.dataset = dataset
         self.patch_px = patch_px
         self.conditions = dict(conditions or {CLEAN: 1.0})
         self.enlarged = enlarged
-        self.alone_share = alone_share
+        self.alone_share, self.foreign_share = alone_share, foreign_share
         self.rank, self.ranks = rank, ranks
         if missing := [name for name in self.conditions if name not in dataset.conditions]:
             raise DatasetError(
@@ -139,7 +145,8 @@ class TripletSampler:
             reversed_in_time=bool(self._below(2)),  # Motion looks as natural backwards.
             mirrored=bool(self._below(2)),
             quarter_turns=self._below(4),
-            alone=self.alone_share > 0 and float(torch.rand((), generator=self.generator)) < self.alone_share,
+            alone=self._happens(self.alone_share),
+            strangers=self.entries[self._below(len(self.entries))] if self._happens(self.foreign_share) else None,
         )
 
     def _load(self, patch: _Patch) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -151,6 +158,10 @@ class TripletSampler:
             triplet = triplet.flip(0)
         if patch.alone:
             triplet = triplet[[1, 1, 1]]
+        elif patch.strangers is not None:
+            # From their upper left corner, which every sequence has.
+            shown = self.dataset.read(patch.strangers)[patch.condition][:2, :, :side, :side]
+            triplet = torch.stack((shown[0], triplet[1], shown[1]))
         high = (slice(None), slice(SCALE * y, SCALE * (y + side)), slice(SCALE * x, SCALE * (x + side)))
         target = tensors["hr"][patch.t][high]
         center_sr = None
@@ -161,6 +172,10 @@ class TripletSampler:
     def _draw_condition(self) -> str:
         shares = torch.tensor(list(self.conditions.values()), dtype=torch.float64)
         return list(self.conditions)[int(torch.multinomial(shares, 1, generator=self.generator))]
+
+    def _happens(self, share: float) -> bool:
+        """True in this share of the draws; nothing is drawn where it never happens."""
+        return share > 0 and float(torch.rand((), generator=self.generator)) < share
 
     def _below(self, limit: int) -> int:
         return int(torch.randint(limit, (), generator=self.generator))

@@ -52,12 +52,19 @@ class TwoStepUpscaler(nn.Module):
         self.hat.eval()
         return self
 
-    def use_tiles(self, tile_px: int | None, tile_overlap_px: int = 32) -> None:
+    @property
+    def default_tile_overlap_px(self) -> int:
+        """What a tile should see around it: alignment looks as far as things move between two frames."""
+        return 64 if self.unet.config.fusion == "aligned" else 32
+
+    def use_tiles(self, tile_px: int | None, tile_overlap_px: int | None = None) -> None:
         """Work on tiles of `tile_px` low-resolution px, read with an overlap; None goes back to whole frames.
 
-        A tiled result is close to the whole frame's but not equal: HAT's channel attention averages over all it is
-        given.
+        The overlap is `default_tile_overlap_px` where none is given. A tiled result is close to the whole frame's but
+        not equal: HAT's channel attention averages over all it is given, and motion is found within a tile.
         """
+        if tile_overlap_px is None:
+            tile_overlap_px = self.default_tile_overlap_px
         if tile_px is not None:
             for name, value in (("tile_px", tile_px), ("tile_overlap_px", tile_overlap_px)):
                 if value % self.tile_alignment_px:

@@ -16,14 +16,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from model.data import shrink
-from model.evaluation.scores import outputs, triplets
+from model.evaluation.baselines import bicubic
 from model.metrics import psnr_y
 from model.presets import load_upscaler
 
 CROP_PX = (96, 64)
 ZOOM = 3
 CAPTION_PX = 22
-SHOWN = ("bicubic", "HAT alone", "two steps")
 
 
 def read_triplet(clip: Path, frame: int) -> Tensor:
@@ -36,14 +35,19 @@ def read_triplet(clip: Path, frame: int) -> Tensor:
 
 def row(clip: Path, frame: int, x: int, y: int) -> list[tuple[str, Image.Image]]:
     hr = read_triplet(clip, frame)
-    batch = triplets(shrink(hr), hr, centers=[1])
-    upscaler = load_upscaler("compact", torch.device("cpu"), None)
-    results = outputs(upscaler.hat, upscaler.unet, batch)
+    previous_lr, center_lr, next_lr = (shrink(hr).float() / 255).split(1)
+    upscaler = load_upscaler("aligned", torch.device("cpu"), None)
+    with torch.inference_mode():
+        results = {
+            "bicubic": bicubic(center_lr),
+            "HAT alone": upscaler.enlarge(center_lr),
+            "two steps": upscaler(previous_lr, center_lr, next_lr),
+        }
     here = (..., slice(y, y + CROP_PX[1]), slice(x, x + CROP_PX[0]))
-    true = batch.target[here]
+    true = hr[1:2].float()[here] / 255
     pictures = []
-    for name in SHOWN:
-        crop = results[name].clamp(0, 1)[here]
+    for name, enlarged in results.items():
+        crop = enlarged.clamp(0, 1)[here]
         pictures.append((f"{name}  {psnr_y(crop, true, border_px=0).item():.2f} dB", to_image(crop)))
     pictures.append(("original", to_image(true)))
     return pictures
@@ -61,7 +65,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     width, height = CROP_PX[0] * ZOOM, CROP_PX[1] * ZOOM + CAPTION_PX
-    columns = len(SHOWN) + 1
+    columns = 4  # three enlargements and the original
     sheet = Image.new("RGB", (columns * (width + 6) - 6, len(arguments.places) * (height + 6) - 6), "white")
     draw = ImageDraw.Draw(sheet)
     for line, place in enumerate(arguments.places):

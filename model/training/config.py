@@ -31,8 +31,9 @@ class TrainConfig:
     `conditions` are the shares in which the data set's conditions are drawn; none named means clean ones half the time
     and the others of the data set in equal shares. `neighbours` "current" trains the control that sees the current
     frame in place of both neighbours; `alone_share` of the patches do so in any case, as frames at the ends of a shot
-    have no other. `cache_enlarged` computes HAT's outputs once, of `cached_centers` frames of each sequence (None: of
-    all), into `cache_folder` (None: into the run's folder).
+    have no other, and `foreign_share` see those of another sequence, as at a cut that was missed. `cache_enlarged`
+    computes HAT's outputs once, of `cached_centers` frames of each sequence (None: of all), into `cache_folder` (None:
+    into the run's folder).
     """
 
     stage: Literal["hat", "unet"]
@@ -61,6 +62,7 @@ class TrainConfig:
     conditions: dict[str, float] = field(default_factory=lambda: {"clean": 1.0})
     neighbours: Literal["true", "current"] = "true"
     alone_share: float = 0.0
+    foreign_share: float = 0.0
     cache_enlarged: bool = False
     cached_centers: int | None = None
     cache_folder: str | None = None

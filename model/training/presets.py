@@ -111,6 +111,7 @@ def _our_unet(preset: str, data: str | Path, run: Path, hat_weights: Path | None
         ema_decay=0.999,
         conditions=MIXED,
         alone_share=0.05,
+        foreign_share=0.05,
         cache_enlarged=True,
         cached_centers=4,
     )

@@ -160,3 +160,31 @@ def test_held_out_sequences_are_never_drawn(data_folder: Path) -> None:
 
     assert {entry.split for entry in dataset.entries} == {"train", "val"}
     assert [entry.name for entry in sampler.entries] == [e.name for e in dataset.entries if e.split == "train"]
+
+
+def test_patches_alone_have_the_current_frame_on_both_sides(telling: Dataset) -> None:
+    alone = TripletSampler(telling, patch_px=8, seed=0, conditions={"exact": 1.0}, alone_share=1.0).batch(20)
+
+    assert torch.equal(alone.previous_lr, alone.center_lr)
+    assert torch.equal(alone.next_lr, alone.center_lr)
+
+
+def test_foreign_neighbours_come_from_another_sequence_and_the_centre_stays(tmp_path: Path) -> None:
+    # given a dark sequence and a bright one
+    shades = {"dark": 10, "bright": 200}
+    sequences = [
+        DecodedSequence(name, name, "CC0", "train", torch.full((5, 3, 32, 32), shade, dtype=torch.uint8))
+        for name, shade in shades.items()
+    ]
+    dataset = write_dataset(sequences, tmp_path / "shades", seed=0)
+
+    # when every patch has neighbours of a sequence drawn anew
+    batch = TripletSampler(dataset, patch_px=8, seed=0, foreign_share=1.0).batch(64)
+
+    # then about half of them are of the other one, and the centre is always that of its target
+    previous, center, following = (
+        frames.mean(dim=(1, 2, 3)) for frames in (batch.previous_lr, batch.center_lr, batch.next_lr)
+    )
+    assert torch.equal(previous, following)
+    assert 16 < int((previous != center).sum()) < 48
+    assert torch.allclose(center, batch.target.mean(dim=(1, 2, 3)))
