@@ -24,7 +24,7 @@ from app.server import GatewayStartError, serve_gateway
 from app.settings import ClientSettings, GatewaySettings
 from app.terminal import ProgressLine, print_json, print_note, print_result, print_table
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.contract.job import Container, JobOptions, JobStatus, VideoCodec
+from worker.contract.job import DEFAULT_PRESET, Container, JobOptions, JobStatus, VideoCodec
 from worker.contract.logs import configure_logging
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
 
@@ -58,7 +58,7 @@ def upscale(
     output: Annotated[
         Path | None, typer.Argument(metavar="[OUT]", help="Default: IN with _2x in its name.", show_default=False)
     ] = None,
-    preset: PresetOption = "compact",
+    preset: PresetOption = DEFAULT_PRESET,
     device: DeviceOption = None,
     codec: CodecOption = None,
     crf: CrfOption = None,
@@ -207,7 +207,7 @@ def submit(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Then download the result to this file.")
     ] = None,
-    preset: PresetOption = "compact",
+    preset: PresetOption = DEFAULT_PRESET,
     codec: CodecOption = None,
     crf: CrfOption = None,
     encoder_preset: EncoderPresetOption = "medium",

@@ -17,6 +17,7 @@ import typer
 from app.cli_options import DeviceName, DeviceOption, JsonOption, WeightsDirOption, interruptible
 from app.terminal import ProgressLine, print_json, print_note, print_result, print_table
 from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import DEFAULT_PRESET
 
 if TYPE_CHECKING:
     from model.data import Dataset
@@ -165,6 +166,10 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default: the preset's.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Patches per step, of all processes together.")] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="At its highest; less than the preset's where a run goes on from --start."),
+    ] = None,
     patch: Annotated[int | None, typer.Option(min=8, help="Side of a patch in low-resolution pixels.")] = None,
     condition: Annotated[
         list[str] | None,
@@ -200,6 +205,7 @@ def train(
         "start_weights": None if start is None else str(start),
         "steps": steps,
         "batch_size": batch_size,
+        "learning_rate": learning_rate,
         "patch_px": patch,
         "conditions": _shares(condition) if condition else None,
         "loss": loss,
@@ -271,7 +277,7 @@ def evaluate(
     data_option: Annotated[str | None, typer.Option("--data", metavar="DATA", help="The same as an option.")] = None,
     preset: Annotated[
         list[str] | None,
-        typer.Option(help="Networks and weights, several times for several. Default: compact.", show_default=False),
+        typer.Option(help="Networks and weights, several times for several. Default: aligned.", show_default=False),
     ] = None,
     weights: Annotated[
         list[Path] | None, typer.Option(help="Or a weight file, as a run leaves it.", show_default=False)
@@ -357,7 +363,7 @@ def evaluate(
     from model.training.run_folder import commit
     from model.upscaler import resolve_device
 
-    presets = preset or ([] if weights else ["compact"])
+    presets = preset or ([] if weights else [DEFAULT_PRESET])
     with _model_errors():
         chosen_device = resolve_device(device or "auto")
         try:

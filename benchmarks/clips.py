@@ -1,6 +1,6 @@
 """Upscale clips by the command and by the service, and let ffprobe compare each result with its source.
 
-    .venv/bin/python benchmarks/clips.py CLIP... --preset compact --url http://127.0.0.1:8000
+    .venv/bin/python benchmarks/clips.py CLIP... --preset aligned --url http://127.0.0.1:8000
 
 Needs curl and ffprobe (Debian: `apt-get install curl ffmpeg`), and for --url a running `vsr serve`. Prints a line per
 clip: whether the size doubled, the number and times of the frames and the bytes of the sound are the source's, and
@@ -21,7 +21,7 @@ from typing import Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", type=Path, nargs="+", help="videos")
-    parser.add_argument("--preset", default="compact")
+    parser.add_argument("--preset", default="aligned")
     parser.add_argument("--url", help="of a running service; without it only the command is tried")
     arguments = parser.parse_args()
 

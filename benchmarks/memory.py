@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, nargs="+", default=[10, 120])
     parser.add_argument("--fps", type=int, default=10)
     parser.add_argument("--size", default="320x180")
-    parser.add_argument("--preset", default="compact")
+    parser.add_argument("--preset", default="aligned")
     arguments = parser.parse_args()
     width, height = map(int, arguments.size.split("x"))
     vsr = str(Path(sys.executable).with_name("vsr"))

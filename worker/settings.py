@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from worker.contract.job import DEFAULT_PRESET
+
 
 class VideoLimits(BaseSettings):
     """The largest source that is accepted. They bound memory and time before a single frame is decoded."""
@@ -25,7 +27,7 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="VSR_", frozen=True)
 
-    preset: str = Field("compact", description="Networks to load at start; jobs may name another.")
+    preset: str = Field(DEFAULT_PRESET, description="Networks to load at start; jobs may name another.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is a GPU, else the CPU.")
     weights_dir: Path = Field(
         default_factory=lambda: Path.home() / ".local" / "share" / "twostep-vsr" / "weights",

@@ -113,7 +113,7 @@ def _our_unet(preset: str, data: str | Path, run: Path, hat_weights: Path | None
         alone_share=0.05,
         foreign_share=0.05,
         cache_enlarged=True,
-        cached_centers=4,
+        cached_centers=3,
     )
 
 

@@ -197,7 +197,7 @@ def test_problems_are_typed_and_speak_the_words_of_the_service(start_gateway: St
             stranger.submit(large)
         with pytest.raises(ProblemResponseError, match="largest accepted file has 1000 bytes") as too_large:
             client.submit(large)
-        with pytest.raises(ProblemResponseError, match="not one of: compact, paper"):
+        with pytest.raises(ProblemResponseError, match="not one of: aligned, balanced, compact, paper"):
             client.submit(source, {"preset": "best"})
         with pytest.raises(NotFoundResponseError, match="no job"):
             client.get("0" * 20)

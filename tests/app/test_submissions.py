@@ -36,7 +36,7 @@ def test_a_submitted_form_is_on_disk_in_the_queue_and_answered_with_its_place(ga
     assert answer.status_code == 202
     assert answer.headers["Location"] == job["links"]["self"] == f"/v1/jobs/{job['id']}"
     assert (job["status"], job["queue_position"], job["progress"]["fraction"]) == ("queued", 1, 0)
-    assert (job["options"]["codec"], job["options"]["crf"], job["options"]["preset"]) == ("hevc", 21, "compact")
+    assert (job["options"]["codec"], job["options"]["crf"], job["options"]["preset"]) == ("hevc", 21, "aligned")
     assert (job["source"]["name"], job["source"]["size_bytes"]) == ("clip.mp4", 11)
     # And it is durable: the record, the source, the task
     record = gateway.storage.read_record(job["id"])

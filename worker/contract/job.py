@@ -11,6 +11,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from worker.contract.failure import FailureCode
 
+# What is used where nobody names networks.
+DEFAULT_PRESET = "aligned"
+
 JOB_ID_PATTERN = r"^[0-9a-z]{20}$"
 JobId = Annotated[str, Field(pattern=JOB_ID_PATTERN)]
 
@@ -53,7 +56,7 @@ class _Frozen(BaseModel):
 class JobOptions(_Frozen):
     """What the user chose; every default is spelled out in the record, so that an upgrade never changes an old job."""
 
-    preset: str = Field("compact", pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="Networks and weights.")
+    preset: str = Field(DEFAULT_PRESET, pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="Networks and weights.")
     container: Container | None = Field(
         None, description="Container of the result. None: the source's own where it can hold the result, else mkv."
     )
