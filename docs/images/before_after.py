@@ -1,4 +1,4 @@
-"""Draw before-after.png: crops of two clips that the shipped weights were not trained on.
+"""Draw before-after.png: crops of clips that the shipped weights were not trained on.
 
     .venv/bin/python docs/images/before_after.py CLIP:FRAME:X,Y ... --out docs/images/before-after.png
 
