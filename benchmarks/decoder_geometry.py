@@ -2,15 +2,17 @@
 
 The paper has five upsamplings. Its code has four: the map that leaves the bottleneck is doubled once, padded with
 zeros to twice its size, and joined to the features of the level above the one it fits, so that what was fused reaches
-the middle half of each axis alone (method: section 3). Both networks here are the paper's direct form at a small width,
-differ in nothing but the decoder, and see the same patches in the same order behind the same frozen HAT.
+the middle half of each axis alone (method: section 3). Both networks here have five levels at a small width, differ in
+nothing but the decoder, and see the same patches in the same order behind the same frozen HAT.
 
     python benchmarks/decoder_geometry.py DATA --cache CACHE --condition jpeg:quality=75 --steps 2000
 """
 
 import argparse
 import statistics
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -53,16 +55,15 @@ class PublishedDecoder(nn.Module):
         return x
 
 
-def network(decoder: str) -> ConditionalUNet:
-    unet = ConditionalUNet(SMALL_PAPER)
+def network(decoder: str, output: Literal["direct", "residual"]) -> ConditionalUNet:
+    unet = ConditionalUNet(replace(SMALL_PAPER, output=output))
     if decoder == "published":
         unet.psi_decoder = PublishedDecoder(SMALL_PAPER.channels, SMALL_PAPER.batch_norm)  # type: ignore[assignment]
     return unet
 
 
-def trained(decoder: str, seed: int, sampler: TripletSampler, steps: int, batch_size: int) -> ConditionalUNet:
-    torch.manual_seed(seed)
-    unet = network(decoder).train()
+def trained(unet: ConditionalUNet, sampler: TripletSampler, steps: int, batch_size: int) -> ConditionalUNet:
+    unet.train()
     optimizer = torch.optim.Adam(unet.parameters(), lr=1e-3)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
@@ -95,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--condition", default="clean")
+    parser.add_argument("--output", choices=("direct", "residual"), default="direct")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=2)
@@ -119,9 +121,10 @@ def main() -> None:
         found = []
         for seed in range(arguments.seeds):
             sampler = TripletSampler(dataset, 64, seed, conditions={arguments.condition: 1.0}, enlarged=cache)
-            unet = trained(decoder, seed, sampler, arguments.steps, arguments.batch_size)
+            torch.manual_seed(seed)
+            unet = trained(network(decoder, arguments.output), sampler, arguments.steps, arguments.batch_size)
             found.append(scores(unet, dataset, cache, arguments.condition).tolist())
-        parameters = sum(parameter.numel() for parameter in network(decoder).parameters())
+        parameters = sum(parameter.numel() for parameter in network(decoder, arguments.output).parameters())
         each = ", ".join(f"{rgb:.2f}" for rgb, _ in found)
         means = [statistics.mean(column) for column in zip(*found, strict=True)]
         print(f"| {decoder} | {parameters / 1e6:.2f} M | {each} | {means[0]:.2f} | {means[1]:.2f} |", flush=True)
