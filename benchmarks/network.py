@@ -1,6 +1,6 @@
-"""Frames per second of a preset's two networks, alone and together, on this machine.
+"""Frames per second of presets' two networks, alone and together, on this machine.
 
-    python benchmarks/network.py --preset aligned --size 320x180 --threads 2
+    python benchmarks/network.py --preset compact --preset aligned --preset balanced --size 320x180 --threads 2
 
 Speed does not depend on the values of weights, so a preset without weights is measured with random ones, and says so.
 Batches of one with the settings that serving has on a CPU; no compilation, two frames of warm-up.
@@ -21,6 +21,7 @@ from model.hat import HAT
 from model.presets import PRESETS, PresetUnavailableError, load_upscaler
 from model.unet import ConditionalUNet
 from model.upscaler import TwoStepUpscaler, resolve_device
+from worker.contract.job import DEFAULT_PRESET
 from worker.cpu_environment import restart_with_cpu_environment
 
 WARM_UP_RUNS = 2
@@ -28,27 +29,25 @@ WARM_UP_RUNS = 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="aligned", choices=sorted(PRESETS))
+    parser.add_argument("--preset", action="append", choices=sorted(PRESETS), help="several are run in turns")
     parser.add_argument("--size", default="320x180", help="low-resolution width x height")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--runs", type=int, default=15)
     arguments = parser.parse_args()
+    presets = arguments.preset or [DEFAULT_PRESET]
 
     torch.set_num_threads(arguments.threads)
     device = resolve_device(arguments.device)
     width, height = (int(side) for side in arguments.size.split("x"))
-    upscaler, weights = load(arguments.preset, device)
     frames = torch.rand(3, 1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
-    previous_lr, center_lr, next_lr = frames
-    center_sr = upscaler.enlarge(center_lr)
-    measured = {
-        "HAT": measure(lambda: upscaler.enlarge(center_lr), arguments.runs, device),
-        "U-Net": measure(lambda: upscaler.refine(center_sr, previous_lr, next_lr), arguments.runs, device),
-        "two steps": measure(lambda: upscaler(previous_lr, center_lr, next_lr), arguments.runs, device),
-    }
+    parts: dict[str, Callable[[], torch.Tensor]] = {}
+    for preset in presets:
+        upscaler, weights = load(preset, device)
+        parts |= parts_of(upscaler, f"{preset} ({weights})", frames)
+    measured = measure(parts, arguments.runs, device)
 
-    print(f"{arguments.preset} ({weights}), {width}x{height} to {2 * width}x{2 * height}, {arguments.runs} runs")
+    print(f"{width}x{height} to {2 * width}x{2 * height}, {arguments.runs} runs of each, in turns")
     print(f"{processor(device)}, {arguments.threads} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
     print()
     print("| part | median ms | fastest ms | slowest ms | frames/s (median) |")
@@ -60,6 +59,17 @@ def main() -> None:
         )
 
 
+def parts_of(upscaler: TwoStepUpscaler, label: str, frames: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
+    """HAT, the U-Net behind it, and both, each on (3, 1, 3, H, W): the previous, the centre and the next frame."""
+    previous_lr, center_lr, next_lr = frames
+    center_sr = upscaler.enlarge(center_lr)
+    return {
+        f"{label}: HAT": lambda: upscaler.enlarge(center_lr),
+        f"{label}: U-Net": lambda: upscaler.refine(center_sr, previous_lr, next_lr),
+        f"{label}: two steps": lambda: upscaler(previous_lr, center_lr, next_lr),
+    }
+
+
 def load(preset: str, device: torch.device) -> tuple[TwoStepUpscaler, str]:
     """The preset, with random weights where it has none."""
     try:
@@ -69,17 +79,18 @@ def load(preset: str, device: torch.device) -> tuple[TwoStepUpscaler, str]:
         return TwoStepUpscaler(hat, unet).to(device), "random weights"
 
 
-def measure(function: Callable[[], torch.Tensor], runs: int, device: torch.device) -> list[float]:
-    """Seconds of each run after the warm-up."""
-    seconds = []
+def measure(parts: dict[str, Callable[[], torch.Tensor]], runs: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each run after the warm-up; the parts take turns, so that other load hits them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
     with torch.inference_mode():
         for run in range(WARM_UP_RUNS + runs):
-            start = time.perf_counter()
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if run >= WARM_UP_RUNS:
-                seconds.append(time.perf_counter() - start)
+            for name, function in parts.items():
+                start = time.perf_counter()
+                function()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if run >= WARM_UP_RUNS:
+                    seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
