@@ -15,6 +15,14 @@ from torch import Tensor
 from model.alignment import estimate_motion, inverse_motion, sample, warp
 
 SCALE = 2
+# HAT errs in detail, and by a fraction of it. A residual that is locally stronger than this share of the detail around
+# it comes from a motion misjudged, something hidden, a codec that changed its mind or another shot, and fades with the
+# given power of how much too strong it is.
+PLAUSIBLE_SHARE_OF_DETAIL = 0.35
+FADING_POWER = 3
+# Half the sides of the windows in which detail (what a small blur takes away) and strength are judged.
+DETAIL_RADIUS_PX = 2
+STRENGTH_RADIUS_PX = 4
 
 
 def back_projected_residuals(center_sr: Tensor, *neighbours_lr: Tensor) -> list[Tensor]:
@@ -30,7 +38,25 @@ def back_projected_residuals(center_sr: Tensor, *neighbours_lr: Tensor) -> list[
         motion = estimate_motion(F.avg_pool2d(blurred_sr, SCALE), neighbours)
         foretold = sample(blurred_sr, inverse_motion(motion), mode="bicubic")
         fine_motion = F.interpolate(motion, scale_factor=SCALE, mode="bilinear", align_corners=False)
-        return list(warp(neighbours - foretold, fine_motion, mode="bicubic").chunk(count))
+        residuals = warp(neighbours - foretold, fine_motion, mode="bicubic")
+        return list(held_to_plausible(residuals, center_sr.float().repeat(count, 1, 1, 1)).chunk(count))
+
+
+def held_to_plausible(residuals: Tensor, center_sr: Tensor) -> Tensor:
+    """Residuals (B, 3, 2H, 2W), faded where they are stronger than the centre's own detail allows."""
+    detail = local_strength(center_sr - box_mean(center_sr, DETAIL_RADIUS_PX))
+    strength = local_strength(residuals)
+    return residuals * (PLAUSIBLE_SHARE_OF_DETAIL * detail / (strength + 1e-6)).clamp(max=1) ** FADING_POWER
+
+
+def local_strength(images: Tensor) -> Tensor:
+    """(B, 3, H, W) to (B, 1, H, W): root mean square over colours and a window around each pixel."""
+    return box_mean(images.square().mean(1, keepdim=True), STRENGTH_RADIUS_PX).sqrt()
+
+
+def box_mean(images: Tensor, radius_px: int) -> Tensor:
+    """Mean over a square around each pixel; edges are repeated."""
+    return F.avg_pool2d(F.pad(images, (radius_px,) * 4, mode="replicate"), 2 * radius_px + 1, stride=1)
 
 
 def blur_as_shrinking_does(frames: Tensor) -> Tensor:

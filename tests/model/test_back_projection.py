@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.alignment import sample
-from model.back_projection import back_projected_residuals
+from model.back_projection import back_projected_residuals, held_to_plausible
 from model.data import shrink
 
 
@@ -54,3 +54,20 @@ def test_the_residual_is_float32_under_autocast_and_carries_no_gradient() -> Non
         [residual] = back_projected_residuals(center_sr, torch.rand(1, 3, 16, 24))
 
     assert (residual.dtype, residual.shape, residual.requires_grad) == (torch.float32, (1, 3, 32, 48), False)
+
+
+def test_a_residual_is_held_to_a_share_of_the_detail_around_it() -> None:
+    # given a centre with detail on its left and none on its right, and residuals that are weak above and strong below
+    generator = torch.Generator().manual_seed(2)
+    center_sr = torch.full((1, 3, 64, 64), 0.5)
+    center_sr[..., :32] += 0.1 * torch.randn(1, 3, 64, 32, generator=generator)
+    residuals = 0.3 * torch.randn(1, 3, 64, 64, generator=generator)
+    residuals[..., :32, :] *= 0.01
+
+    # when they are held to what is plausible
+    held = held_to_plausible(residuals, center_sr)
+
+    # then weak ones beside detail stay, strong ones fade beyond that share, and where there is none nothing is left
+    assert torch.equal(held[..., 8:20, 8:20], residuals[..., 8:20, 8:20])
+    assert held[..., 44:56, 8:20].std() < 0.35 * 0.1
+    assert held[..., 8:56, 48:56].abs().max() < 1e-6
