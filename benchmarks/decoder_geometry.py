@@ -11,6 +11,7 @@ nothing but the decoder, and see the same patches in the same order behind the s
 import argparse
 import statistics
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,18 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.checkpoints import load_checkpoint, sha256_of
+from model.checkpoints import load_checkpoint
 from model.data import Dataset
-from model.metrics import psnr, psnr_y
+from model.evaluation.contenders import as_served
+from model.evaluation.sweep import Scorer
 from model.sampling import TripletSampler
-from model.training.enlarged import EnlargedCache
 from model.training.losses import mae
 from model.training.presets import shipped_hat
 from model.unet import ConditionalUNet, UNetConfig, double_convolution, initialise
-from model.upscaler import TwoStepUpscaler
 
 SMALL_PAPER = UNetConfig(width=8, levels=5)
-BORDER_PX = 4
+CENTERS_PER_SEQUENCE = 5
+PATCH_PX = 64
 
 
 class PublishedDecoder(nn.Module):
@@ -77,21 +78,6 @@ def trained(unet: ConditionalUNet, sampler: TripletSampler, steps: int, batch_si
     return unet.eval()
 
 
-def scores(unet: ConditionalUNet | None, dataset: Dataset, cache: EnlargedCache, condition: str) -> Tensor:
-    """Mean PSNR-RGB and PSNR-Y in dB over the held-out triplets that are cached; of HAT alone without a U-Net."""
-    rows = []
-    with torch.inference_mode():
-        for entry in dataset.split("val"):
-            tensors, centers = dataset.read(entry), torch.tensor(list(cache.centers(entry)))
-            frames = tensors[condition].float() / 255
-            output = torch.stack([cache.frame(entry, condition, int(t)) for t in centers])
-            if unet is not None:
-                output = unet(output, frames[centers - 1], frames[centers + 1])
-            seen, truth = (output.clamp(0, 1) * 255).round() / 255, tensors["hr"][centers].float() / 255
-            rows.append(torch.stack([metric(seen, truth, border_px=BORDER_PX) for metric in (psnr, psnr_y)], 1))
-    return torch.cat(rows).mean(0)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
@@ -105,26 +91,26 @@ def main() -> None:
 
     hat_file = shipped_hat("compact")
     assert hat_file is not None
-    _, hat, unet = load_checkpoint(hat_file)
-    assert unet is not None
-    dataset = Dataset.open(arguments.data)
-    cache = EnlargedCache(arguments.cache, sha256_of(hat.state_dict()), 5)
-    enlarge = TwoStepUpscaler(hat, unet).enlarge
-    for split in ("train", "val"):
-        cache.fill(dataset, dataset.split(split), [arguments.condition], enlarge, torch.device("cpu"))
+    _, hat, _ = load_checkpoint(hat_file)
+    dataset, cpu = Dataset.open(arguments.data), torch.device("cpu")
+    scorer = Scorer(dataset, hat, "val", [arguments.condition], CENTERS_PER_SEQUENCE, arguments.cache, cpu)
+    scorer.fill_cache(hat)
+    scorer.cache.fill(dataset, dataset.split("train"), [arguments.condition], partial(as_served, hat), cpu)
 
-    rgb_db, y_db = scores(None, dataset, cache, arguments.condition).tolist()
+    rgb_db, y_db = scorer.score(None)[arguments.condition].values()
     print(f"| decoder | parameters | PSNR-RGB (dB), seeds 0 to {arguments.seeds - 1} | mean | PSNR-Y mean |")
     print("|---|---|---|---|---|")
     print(f"| HAT alone | | {rgb_db:.2f} | {rgb_db:.2f} | {y_db:.2f} |")
     for decoder in ("five", "published"):
         found = []
         for seed in range(arguments.seeds):
-            sampler = TripletSampler(dataset, 64, seed, conditions={arguments.condition: 1.0}, enlarged=cache)
+            sampler = TripletSampler(
+                dataset, PATCH_PX, seed, conditions={arguments.condition: 1.0}, enlarged=scorer.cache
+            )
             torch.manual_seed(seed)
             unet = trained(network(decoder, arguments.output), sampler, arguments.steps, arguments.batch_size)
-            found.append(scores(unet, dataset, cache, arguments.condition).tolist())
-        parameters = sum(parameter.numel() for parameter in network(decoder, arguments.output).parameters())
+            found.append(scorer.score(unet)[arguments.condition].values())
+        parameters = sum(parameter.numel() for parameter in unet.parameters())
         each = ", ".join(f"{rgb:.2f}" for rgb, _ in found)
         means = [statistics.mean(column) for column in zip(*found, strict=True)]
         print(f"| {decoder} | {parameters / 1e6:.2f} M | {each} | {means[0]:.2f} | {means[1]:.2f} |", flush=True)

@@ -15,6 +15,8 @@ from torch import Tensor
 from model.alignment import estimate_motion, inverse_motion, sample, warp
 
 SCALE = 2
+# The cubic kernel of Keys (1981, a = -0.5) twice as wide, as bicubic shrinking by two has it, at whole pixels.
+SHRINKING_TAPS = (-1 / 32, 0.0, 9 / 32, 1 / 2, 9 / 32, 0.0, -1 / 32)
 # HAT errs in detail, and by a fraction of it. A residual that is locally stronger than this share of the detail around
 # it comes from a motion misjudged, something hidden, a codec that changed its mind or another shot, and fades with the
 # given power of how much too strong it is.
@@ -60,16 +62,7 @@ def box_mean(images: Tensor, radius_px: int) -> Tensor:
 
 
 def blur_as_shrinking_does(frames: Tensor) -> Tensor:
-    """(B, 3, 2H, 2W) without what is lost in shrinking by two: the bicubic kernel (Keys, a = -0.5) twice as wide."""
-    taps = torch.tensor([keys_kernel(tap / SCALE) for tap in range(-3, 4)], device=frames.device)
-    kernel = (taps / taps.sum()).repeat(3, 1)
+    """(B, 3, 2H, 2W) without what is lost in shrinking by two."""
+    kernel = torch.tensor(SHRINKING_TAPS, device=frames.device).repeat(3, 1)
     padded = F.pad(frames, (3, 3, 3, 3), mode="replicate")
     return F.conv2d(F.conv2d(padded, kernel[:, None, None, :], groups=3), kernel[:, None, :, None], groups=3)
-
-
-def keys_kernel(x: float, a: float = -0.5) -> float:
-    """The cubic convolution kernel of Keys (1981) at distance `x`."""
-    x = abs(x)
-    if x < 1:
-        return (a + 2) * x**3 - (a + 3) * x**2 + 1
-    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0

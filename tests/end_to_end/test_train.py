@@ -1,5 +1,6 @@
 """A stranger's own videos: prepared, trained on, and the result used, as it is typed."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -58,6 +59,29 @@ def test_a_unet_trained_on_ones_own_videos_is_a_preset_to_upscale_with(
     source, result = tmp_path / "my-videos" / "0.mp4", tmp_path / "result.mp4"
     assert vsr(monkeypatch, "upscale", source, result, "--preset", "mine", "--device", "cpu", *weights_dir) == 0
     assert result.stat().st_size > 0
+
+
+def test_what_is_typed_is_what_is_trained(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # when a run is described by options
+    run = tmp_path / "run"
+    options = ["--learning-rate", "2e-4", "--seed", "5", "--loss", "mae_ssim", "--alpha", "0.6", "--no-neighbours"]
+    assert vsr(monkeypatch, "train", "compact-unet", data, run, *BRIEFLY, *options, "--condition", "clean@0.5") == 0
+
+    # then its folder says so
+    config = json.loads((run / "config.json").read_text())["config"]
+    expected = {
+        "steps": 2,
+        "batch_size": 2,
+        "patch_px": 16,
+        "device": "cpu",
+        "learning_rate": 2e-4,
+        "seed": 5,
+        "loss": "mae_ssim",
+        "alpha": 0.6,
+        "neighbours": "current",
+        "conditions": {"clean": 0.5},
+    }
+    assert {name: config[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from model.alignment import sample
 from model.data import DecodedSequence, shrink, write_dataset
 from model.hat import HAT, HATConfig
 from model.presets import PRESETS, random_upscaler
@@ -70,3 +72,21 @@ def two_conditions_folder(tmp_path: Path) -> Path:
         sequences.append(DecodedSequence(f"waves/{n}.mp4", f"source-{n}", "CC0", split, hr, degraded={"dark": dark}))
     write_dataset(sequences, folder, seed=0)
     return folder
+
+
+def texture(height: int, width: int, sides: tuple[int, ...] = (4, 8, 16)) -> torch.Tensor:
+    """(1, 3, H, W) in [0, 1]: a random pattern with detail of these sizes in px."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [
+        F.interpolate(
+            torch.rand(1, 3, height // side, width // side, generator=generator), (height, width), mode="bicubic"
+        )
+        for side in sides
+    ]
+    return torch.stack(layers).mean(0).clamp(0, 1)
+
+
+def shifted(frame: torch.Tensor, x_px: float, y_px: float = 0.0) -> torch.Tensor:
+    """The frame, everything in it moved by so much to the right and down."""
+    motion = torch.tensor([-x_px, -y_px]).view(1, 2, 1, 1).expand(1, 2, *frame.shape[-2:])
+    return sample(frame, motion, mode="bicubic").clamp(0, 1)

@@ -2,28 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from model.alignment import estimate_motion, inverse_motion, sample, warp
+from model.alignment import estimate_motion, inverse_motion, warp
 
-
-def texture(height: int, width: int) -> Tensor:
-    """(1, 3, H, W): a smooth random pattern with detail at several sizes."""
-    generator = torch.Generator().manual_seed(0)
-    layers = [
-        F.interpolate(
-            torch.rand(1, 3, height // side, width // side, generator=generator), (height, width), mode="bicubic"
-        )
-        for side in (4, 8, 16)
-    ]
-    return torch.stack(layers).mean(0).clamp(0, 1)
-
-
-def shifted(frame: Tensor, x_px: float, y_px: float) -> Tensor:
-    """The frame, everything in it moved by so much to the right and down."""
-    motion = torch.tensor([-x_px, -y_px]).view(1, 2, 1, 1).expand(1, 2, *frame.shape[-2:])
-    return sample(frame, motion, mode="bicubic")
+from .conftest import shifted, texture
 
 
 @pytest.mark.parametrize(("x_px", "y_px"), [(0.25, 0.0), (-0.5, 0.75), (3.3, -2.6), (7.0, 5.0)])

@@ -63,6 +63,8 @@ def test_the_two_steps_beat_plain_enlargement_and_hat_alone(preset: str) -> None
             "HAT alone": upscaler.enlarge(lr[1:4]),
             "two steps": upscaler(lr[0:3], lr[1:4], lr[2:5]),
             "no neighbours": upscaler(lr[1:4], lr[1:4], lr[1:4]),
+            # Of the same size, and of another shot.
+            "foreign neighbours": upscaler(1 - lr[1:4].flip(-1), lr[1:4], 1 - lr[1:4].flip(-2)),
         }
     db = {name: float(psnr_y(output.clamp(0, 1), truth[1:4], border_px=4).mean()) for name, output in results.items()}
 
@@ -70,6 +72,8 @@ def test_the_two_steps_beat_plain_enlargement_and_hat_alone(preset: str) -> None
     assert db["two steps"] > db["HAT alone"] > db["Lanczos"] > db["bicubic"]
     if PRESETS[preset].unet.fusion == "aligned":
         assert db["two steps"] > db["no neighbours"] + 0.3
+    # and what is not of the scene is left out of it
+    assert db["foreign neighbours"] > db["HAT alone"] - 0.3
 
 
 @pytest.mark.parametrize("preset", SHIPPED)

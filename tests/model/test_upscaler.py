@@ -160,6 +160,15 @@ def test_one_tile_that_holds_the_frame_changes_nothing(upscaler: TwoStepUpscaler
     assert torch.equal(whole, tiled)
 
 
+@pytest.mark.parametrize(("preset", "overlap_px"), [("compact", 32), ("aligned", 64)])
+def test_tiles_see_as_far_as_the_second_step_needs_where_nobody_says_how_far(preset: str, overlap_px: int) -> None:
+    upscaler = random_upscaler(PRESETS[preset])
+
+    upscaler.use_tiles(64)
+
+    assert (upscaler.tile_px, upscaler.tile_overlap_px) == (64, overlap_px)
+
+
 def test_tiles_with_enough_overlap_come_close_to_the_whole_frame(upscaler: TwoStepUpscaler) -> None:
     triplet = frames(1, 70, 90)
 

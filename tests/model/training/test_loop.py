@@ -1,6 +1,7 @@
 """Training learns, resumes exactly, tells what it does, refuses to mix runs, and stops at a loss that is no number."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -9,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
+from torch import Tensor, nn
 
 from model.checkpoints import load_checkpoint, read_passport, save_checkpoint
 from model.data import Dataset, DatasetError, DecodedSequence, write_dataset
 from model.hat import HAT, HATConfig
 from model.presets import PRESETS
-from model.sampling import TripletSampler
+from model.sampling import Batch, TripletSampler
 from model.training import loop
 from model.training.loop import TRAIN_PRESETS, Progress, TrainConfig, TrainingError, learning_rate, train
 
@@ -239,34 +240,25 @@ def test_a_finished_run_started_again_only_returns_its_weights(config: TrainConf
     assert seen == []
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        pytest.param(lambda output: output.sum() * float("nan"), "the loss is nan at step 4", id="the loss"),
+        # Finite itself, but its slope is infinite: the root of 0.
+        pytest.param(lambda output: (output * 0).sum().abs().sqrt(), "no longer numbers after step 4", id="its slope"),
+    ],
+)
+def test_what_is_no_number_stops_the_run_and_never_reaches_the_checkpoint(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, loss: Callable[[Tensor], Tensor], message: str
 ) -> None:
     # given a run that went well up to its first checkpoint
     train(replace(config, steps=3))
     checkpoint = Path(config.run_folder) / "checkpoint.pt"
     before = checkpoint.read_bytes()
 
-    # when the loss of the next step is not a number
-    monkeypatch.setattr(loop, "loss_of", lambda config, output, target, encoded: output.sum() * float("nan"))
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 4; the last checkpoint is intact"):
-        train(config)
-
-    # then what was there is there
-    assert checkpoint.read_bytes() == before
-
-
-def test_gradients_that_are_no_numbers_never_reach_the_checkpoint_though_the_loss_is_one(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given a run that went well up to its first checkpoint
-    train(replace(config, steps=3))
-    checkpoint = Path(config.run_folder) / "checkpoint.pt"
-    before = checkpoint.read_bytes()
-
-    # when the last step before the next one has a finite loss whose slope is infinite: the root of 0
-    monkeypatch.setattr(loop, "loss_of", lambda config, output, target, encoded: (output * 0).sum().abs().sqrt())
-    with pytest.raises(TrainingError, match=r"no longer numbers after step 4; the last checkpoint is intact"):
+    # when the next step, which is saved, has a loss that is no number, or a slope
+    monkeypatch.setattr(loop, "loss_of", lambda config, output, target, encoded: loss(output))
+    with pytest.raises(TrainingError, match=f"{message}; the last checkpoint is intact"):
         train(replace(config, steps=4))
 
     # then what was there is there
@@ -582,3 +574,23 @@ def test_weights_of_another_network_are_no_start(unet_config: TrainConfig) -> No
     # when a U-Net is to start from them, then that is refused
     with pytest.raises(TrainingError, match=r"cannot be the start: it holds None, expected UNetConfig"):
         train(replace(unet_config, start_weights=start))
+
+
+def test_the_sampler_is_told_how_many_patches_have_no_neighbours_of_their_own(
+    unet_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an eye on the sampler that draws
+    samplers: list[TripletSampler] = []
+    draw = TripletSampler.batch
+
+    def watched(sampler: TripletSampler, size: int) -> Batch:
+        samplers.append(sampler)
+        return draw(sampler, size)
+
+    monkeypatch.setattr(TripletSampler, "batch", watched)
+
+    # when a run names the shares
+    train(replace(unet_config, steps=1, alone_share=0.25, foreign_share=0.5))
+
+    # then those are what it draws by
+    assert {(sampler.alone_share, sampler.foreign_share) for sampler in samplers} == {(0.25, 0.5)}
