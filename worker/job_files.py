@@ -18,13 +18,15 @@ def read_plan(folder: JobFolder) -> Plan | None:
 
 def finished_segments(plan: Plan, folder: JobFolder) -> dict[int, int]:
     """Index to frames of every segment that is published."""
-    return {segment.index: segment.frames for segment in plan.segments if folder.segment(segment.index).exists()}
+    return {
+        segment.index: segment.frames for segment in plan.segments if plan.segment_file(folder, segment.index).exists()
+    }
 
 
 def remove_partial_files(storage: JobStorage, task: str, pid: int) -> None:
     """Remove what process `pid` of this host left behind when it died in this task."""
     folder = storage.folder(job_id_of(task))
     segment_index = task.removeprefix(task_id(TaskKind.SEGMENT, job_id_of(task), 0)[:-5])
-    target = folder.segment(int(segment_index)) if segment_index.isdigit() else folder.path / "*"
-    for partial in target.parent.glob(f"{target.name}.{process_mark(pid)}.*{PARTIAL_SUFFIX}"):
+    started = f"segments/{segment_index}.*" if segment_index.isdigit() else "*"
+    for partial in folder.path.glob(f"{started}.{process_mark(pid)}.*{PARTIAL_SUFFIX}"):
         partial.unlink(missing_ok=True)

@@ -102,13 +102,13 @@ def upscale_file(
     progress = _Progress(plan, workspace, on_progress)
     times = StageTimes()
     for segment in plan.segments:
-        if workspace.segment(segment.index).exists():
+        if plan.segment_file(workspace, segment.index).exists():
             continue
         render_segment(
             plan,
             segment.index,
             source,
-            workspace.segment(segment.index),
+            plan.segment_file(workspace, segment.index),
             upscaler,
             batch_frames=models.batch_frames,
             on_frames_done=progress.frames_done,
@@ -116,7 +116,7 @@ def upscale_file(
         )
         progress.segment_done(segment.frames)
     result = workspace.result(container)
-    report = assemble(plan, source, [workspace.segment(segment.index) for segment in plan.segments], result)
+    report = assemble(plan, source, plan.segment_files(workspace), result)
     result.replace(output)
     fsync_folder(output.parent)
     shutil.rmtree(workspace.path)
@@ -146,7 +146,7 @@ def _plan(
         except ValidationError:
             why = _OTHER_VERSION
     if earlier is not None:
-        makers = {segment_maker(path) for path in workspace.segments.glob("*.mp4")}
+        makers = {segment_maker(path) for path in earlier.segment_files(workspace) if path.exists()}
         if not earlier.is_current:
             why = _OTHER_VERSION
         elif earlier.source_sha256 != source_sha256:
@@ -169,7 +169,7 @@ class _Progress:
     """Adds up what is done and tells it on."""
 
     def __init__(self, plan: Plan, workspace: JobFolder, tell: Callable[[Progress], None]) -> None:
-        finished = [segment for segment in plan.segments if workspace.segment(segment.index).exists()]
+        finished = [segment for segment in plan.segments if plan.segment_file(workspace, segment.index).exists()]
         self.resumed_segments = len(finished)
         self._resumed_frames = sum(segment.frames for segment in finished)
         self._before = Progress(

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -10,21 +10,22 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from worker.contract.storage import publishing
-from worker.plan import Plan
+from worker.plan import SCALE, Plan
 from worker.upscaler import Upscaler
-from worker.video.colour import RgbFrame
+from worker.video.alpha import enlarge_alpha
 from worker.video.decode import decode_frames
 from worker.video.encode import encode_frames
+from worker.video.frames import Frame
 
 _Item = TypeVar("_Item")
 
 
 class Triplet(NamedTuple):
-    """A frame and its neighbours in time, each (H, W, 3)."""
+    """A frame and its neighbours in time."""
 
-    previous_lr: RgbFrame
-    center_lr: RgbFrame
-    next_lr: RgbFrame
+    previous_lr: Frame
+    center_lr: Frame
+    next_lr: Frame
 
 
 def render_segment(
@@ -59,16 +60,14 @@ def render_segment(
             "decode",
             decode_frames(
                 source,
-                plan.survey.stream_index,
-                plan.survey.picture,
-                table,
+                plan.survey,
                 first,
                 stop,
                 max_pixels=plan.max_pixels,
                 on_progress=on_frame_decoded,
             ),
         )
-        triplets = with_neighbours(decoded, halo_before=first < segment.first, halo_after=stop > segment.stop)
+        triplets = with_neighbours(decoded, first, frozenset(plan.survey.cuts), segment.first, segment.stop)
         upscaled = times.timed("infer", upscale(triplets, upscaler, batch_frames, on_batch, check_canceled))
         pts = table.pts[segment.first : segment.stop]
         encoded = encode_frames(upscaled, pts, plan.picture, plan.encoding, partial, made_by=upscaler.fingerprint)
@@ -76,21 +75,24 @@ def render_segment(
             on_frames_done(frames_done)
 
 
-def with_neighbours(frames: Iterable[RgbFrame], *, halo_before: bool, halo_after: bool) -> Iterator[Triplet]:
-    """Yield every frame between its neighbours; the halo frames appear as neighbours only.
+def with_neighbours(
+    frames: Iterable[Frame], first: int, cuts: Collection[int], segment_first: int, segment_stop: int
+) -> Iterator[Triplet]:
+    """Yield frames `segment_first` to `segment_stop - 1` between their neighbours.
 
-    Where there is no neighbour, at the first and at the last frame of a video, the frame itself stands in for it. Cuts
-    between scenes are not detected yet (issue 4): across one, a frame of another scene is given as the neighbour.
+    `frames` are those from number `first` on; frames outside the segment (its halo) appear as neighbours only. Where
+    there is no neighbour, at both ends of the video and at the `cuts` (frames that begin another shot), the frame
+    itself stands in for it: no frame ever sees another shot.
     """
-    remaining = iter(frames)
-    center = next(remaining)
+    remaining = enumerate(frames, first)
+    number, center = next(remaining)
     previous = center
-    if halo_before:
-        center = next(remaining)
-    for following in remaining:
-        yield Triplet(previous, center, following)
-        previous, center = center, following
-    if not halo_after:
+    for following_number, following in remaining:
+        same_shot = following_number not in cuts
+        if segment_first <= number < segment_stop:
+            yield Triplet(previous, center, following if same_shot else center)
+        previous, (number, center) = center if same_shot else following, (following_number, following)
+    if segment_first <= number < segment_stop:
         yield Triplet(previous, center, center)
 
 
@@ -100,8 +102,8 @@ def upscale(
     batch_frames: int,
     on_batch: Callable[[int], None],
     check_canceled: Callable[[], None],
-) -> Iterator[RgbFrame]:
-    """Yield the upscaled centre frames, (2H, 2W, 3).
+) -> Iterator[Frame]:
+    """Yield the upscaled centre frames: colours by the network, transparency by Lanczos beside it.
 
     The network always sees exactly `batch_frames` frames: the last batch is filled up by repeating its last triplet, so
     that the bytes of a frame never depend on how many others were at hand.
@@ -111,7 +113,10 @@ def upscale(
         check_canceled()
         on_batch(len(batch))
         filled = batch + [batch[-1]] * (batch_frames - len(batch))
-        yield from upscaler(*(np.stack(frames) for frames in zip(*filled, strict=True)))[: len(batch)]
+        colours = upscaler(*(np.stack([frame.rgb for frame in frames]) for frames in zip(*filled, strict=True)))
+        for triplet, rgb in zip(batch, colours, strict=False):  # the filling has no triplet
+            alpha = triplet.center_lr.alpha
+            yield Frame(rgb, None if alpha is None else enlarge_alpha(alpha, SCALE))
 
 
 class StageTimes:

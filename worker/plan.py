@@ -1,7 +1,7 @@
 """What will be done to one video, segment by segment: `plan.json`. No GPU and no torch are needed to make it."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,15 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, SourceInfo, StreamInfo, VideoCodec, fraction_text
+from worker.contract.storage import JobFolder
 from worker.settings import VideoLimits
 from worker.video.colour import encoded_picture
 from worker.video.containers import copy_problems, has_edit_lists, holds_codec, own_container
-from worker.video.encode import check_encoder
+from worker.video.encode import check_encoder, segment_suffix
 from worker.video.sound import SUBSTITUTES, can_be_converted
 from worker.video.survey import survey
 from worker.video.values import Encoding, OtherStream, Picture, Survey
 
-PIPELINE_VERSION = 1
+PIPELINE_VERSION = 2
 """Raise it whenever the same source, options and weights give other bytes than before."""
 
 SCALE = 2
@@ -67,6 +68,7 @@ class Plan(_Frozen):
     encoding: Encoding
     segments: tuple[SegmentPlan, ...]
     streams: tuple[StreamPlan, ...]
+    losses: tuple[str, ...] = Field((), description="What the result will lack, in words; the user agreed to it.")
     max_pixels: int = Field(description="The limit under which the source was accepted.")
 
     @property
@@ -77,6 +79,13 @@ class Plan(_Frozen):
     @property
     def frames(self) -> int:
         return len(self.survey.frames)
+
+    def segment_file(self, folder: JobFolder, index: int) -> Path:
+        """Where segment `index` is, or will be."""
+        return folder.segment(index, segment_suffix(self.encoding))
+
+    def segment_files(self, folder: JobFolder) -> list[Path]:
+        return [self.segment_file(folder, segment.index) for segment in self.segments]
 
     def source_info(self) -> SourceInfo:
         """Return what clients are told about the source."""
@@ -116,14 +125,14 @@ def make_plan(
     about four seconds; the tests cut short videos finely with it. `on_progress` is called for every frame and packet
     read; it may stop the work by raising.
     """
-    facts = survey(source, limits, on_progress)
+    facts = survey(source, limits, on_progress, deinterlace=options.deinterlace, on_error=options.on_error)
     container, codec = _container_and_codec(options, facts, source_suffix)
     crf = _DEFAULT_CRF[codec] if options.crf is None else options.crf
     if crf > _MAX_CRF[codec]:
         raise JobFailureError(
             FailureCode.UNSUPPORTED_OUTPUT, f"crf {crf} is out of range: {codec} takes 0 to {_MAX_CRF[codec]}"
         )
-    picture = encoded_picture(facts.picture, SCALE)
+    picture, losses = encoded_picture(facts.picture, SCALE, codec, container)
     encoding = Encoding(
         codec=codec,
         crf=crf,
@@ -132,6 +141,10 @@ def make_plan(
         time_base=facts.frames.time_base,
     )
     check_encoder(picture, encoding)
+    streams = _stream_plans(source, facts, container, limits.max_pixels)
+    losses = (*facts.cannot_keep, *losses, *(_loss(stream) for stream in streams if stream.action == "drop"))
+    if losses and not options.drop_unsupported:
+        raise JobFailureError(FailureCode.WOULD_LOSE, _would_lose(losses, container, codec))
     return Plan(
         pipeline_version=PIPELINE_VERSION,
         source_sha256=source_sha256 or sha256_of_file(source),
@@ -142,7 +155,8 @@ def make_plan(
         picture=picture,
         encoding=encoding,
         segments=lay_out_segments(len(facts.frames), segment_frames or _usual_segment_frames(facts)),
-        streams=_stream_plans(source, facts, container, limits.max_pixels),
+        streams=streams,
+        losses=losses,
         max_pixels=limits.max_pixels,
     )
 
@@ -196,6 +210,19 @@ def _stream_plans(source: Path, facts: Survey, container: Container, max_pixels:
         else:
             plans.append(StreamPlan(stream=stream, action="drop", why=problem + ("; mkv can" if only_mkv else "")))
     return tuple(plans)
+
+
+def _loss(plan: StreamPlan) -> str:
+    stream = plan.stream
+    return f"{stream.type} stream {stream.index} ({stream.codec or 'of unknown codec'}): {plan.why}"
+
+
+def _would_lose(losses: Sequence[str], container: Container, codec: VideoCodec) -> str:
+    way_out = "choose mkv" if container is not Container.MKV else "choose another codec or container"
+    return (
+        f"{container} with {codec} would lose: {'; '.join(losses)}. Either {way_out}, "
+        "or agree to it (--drop-unsupported, drop_unsupported=true)"
+    )
 
 
 def sha256_of_file(path: Path) -> str:

@@ -112,7 +112,7 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
 def _segment(bench: Workbench, job: JobRecord, index: int) -> None:
     folder = bench.storage.folder(job.id)
     made = _plan_of(folder)
-    if folder.segment(index).exists():
+    if made.segment_file(folder, index).exists():
         metrics.SEGMENTS.labels("existing").inc()
     else:
         _render(bench, job, made, index)
@@ -129,7 +129,7 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
     progress = _SegmentProgress(bench, job.id, index, made.picture.width * made.picture.height)
     times = StageTimes()
     folder.make_segments()
-    with publishing(folder.segment(index)) as partial:
+    with publishing(made.segment_file(folder, index)) as partial:
         render_segment(
             made,
             index,
@@ -155,9 +155,8 @@ def _assemble(bench: Workbench, job: JobRecord) -> None:
     folder = bench.storage.folder(job.id)
     made = _plan_of(folder)
     result = folder.result(made.container)
-    segments = [folder.segment(planned.index) for planned in made.segments]
     with metrics.STAGE_DURATION_SECONDS.labels("assemble").time(), publishing(result) as partial:
-        report = assemble_video(made, folder.source, segments, partial, bench.on_progress)
+        report = assemble_video(made, folder.source, made.segment_files(folder), partial, bench.on_progress)
         bench.watch.demand_lease()
     write_atomically(folder.report, report.model_dump_json(indent=2).encode())
     with result.open("rb") as file:

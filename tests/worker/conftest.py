@@ -14,6 +14,7 @@ import pytest
 
 from worker.assemble import Report, assemble
 from worker.contract.job import JobOptions
+from worker.contract.storage import JobFolder
 from worker.pipeline import render_segment
 from worker.plan import Plan, make_plan
 from worker.settings import VideoLimits
@@ -236,7 +237,7 @@ def upscale_in_segments(
     """Plan `source` and render its segments (or `only` some) into `folder`."""
     folder.mkdir(exist_ok=True)
     plan = make_plan(source, options, VideoLimits(), source.suffix, segment_frames=segment_frames)
-    paths = [folder / f"{segment.index:05d}.mp4" for segment in plan.segments]
+    paths = [folder / plan.segment_file(JobFolder(folder), segment.index).name for segment in plan.segments]
     for index in range(len(paths)) if only is None else only:
         render_segment(plan, index, source, paths[index], upscaler or PixelRepeater(), batch_frames=4)
     return plan, paths

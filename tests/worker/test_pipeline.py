@@ -13,16 +13,17 @@ from worker.pipeline import StageTimes, Triplet, render_segment, upscale, with_n
 from worker.plan import Plan, make_plan
 from worker.settings import VideoLimits
 from worker.upscaler import FrameBatch, Upscaler
+from worker.video.frames import Frame
 
 MakeVideo = Callable[..., Path]
 
 
-def frames(*levels: int) -> Iterator[npt.NDArray[np.uint8]]:
-    return (np.full((2, 2, 3), level, np.uint8) for level in levels)
+def frames(*levels: int) -> Iterator[Frame]:
+    return (Frame(np.full((2, 2, 3), level, np.uint8)) for level in levels)
 
 
 def levels(triplets: Iterator[Triplet]) -> list[tuple[int, ...]]:
-    return [tuple(int(frame[0, 0, 0]) for frame in triplet) for triplet in triplets]
+    return [tuple(int(frame.rgb[0, 0, 0]) for frame in triplet) for triplet in triplets]
 
 
 class Recorder:
@@ -40,30 +41,42 @@ class Recorder:
 
 
 def test_halo_frames_are_neighbours_only() -> None:
-    triplets = with_neighbours(frames(1, 2, 3, 4), halo_before=True, halo_after=True)
+    triplets = with_neighbours(frames(1, 2, 3, 4), 10, (), 11, 13)
     assert levels(triplets) == [(1, 2, 3), (2, 3, 4)]
 
 
 def test_at_the_ends_of_the_video_the_frame_stands_in_for_its_missing_neighbour() -> None:
-    triplets = with_neighbours(frames(1, 2, 3), halo_before=False, halo_after=False)
+    triplets = with_neighbours(frames(1, 2, 3), 0, (), 0, 3)
     assert levels(triplets) == [(1, 1, 2), (1, 2, 3), (2, 3, 3)]
 
 
 def test_a_single_frame_is_its_own_neighbour_twice() -> None:
-    assert levels(with_neighbours(frames(7), halo_before=False, halo_after=False)) == [(7, 7, 7)]
+    assert levels(with_neighbours(frames(7), 0, (), 0, 1)) == [(7, 7, 7)]
+
+
+def test_frames_on_both_sides_of_a_cut_do_not_see_the_other_shot() -> None:
+    # given a shot that ends at frame 11, and another from 12 on; the segment is 11 to 13, its halo 10 and 14
+    triplets = with_neighbours(frames(1, 2, 30, 40, 50), 10, {12}, 11, 14)
+    assert levels(triplets) == [(1, 2, 2), (30, 30, 40), (30, 40, 50)]
+
+
+@pytest.mark.parametrize(("first", "cuts", "expected"), [(11, {11}, (1, 1, 2)), (10, {11}, (2, 2, 3))])
+def test_a_cut_at_the_edge_of_a_segment_is_one_too(first: int, cuts: set[int], expected: tuple[int, int, int]) -> None:
+    # given a segment of the one frame 11, with or without a halo before it
+    assert levels(with_neighbours(frames(1, 2, 3), first, cuts, 11, 12)) == [expected]
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 9])
 def test_the_network_always_sees_whole_batches(count: int) -> None:
     # given any number of triplets
     recorder = Recorder()
-    triplets = with_neighbours(frames(*range(count)), halo_before=False, halo_after=False)
+    triplets = with_neighbours(frames(*range(count)), 0, (), 0, count)
     # when they are upscaled in fours
     told: list[int] = []
     upscaled = list(upscale(triplets, recorder, 4, told.append, lambda: None))
     # then the last batch is filled with its last triplet, and the filling is neither given out nor counted
     assert sum(told) == count
-    assert [int(frame[0, 0, 0]) for frame in upscaled] == list(range(count))
+    assert [int(frame.rgb[0, 0, 0]) for frame in upscaled] == list(range(count))
     assert {len(batch) for batch in recorder.batches} == {4}
     assert len(recorder.batches) == -(-count // 4)
 

@@ -19,6 +19,7 @@ class FailureCode(StrEnum):
     LIMIT_EXCEEDED = "limit_exceeded"
     # What was asked for
     UNSUPPORTED_OUTPUT = "unsupported_output"
+    WOULD_LOSE = "would_lose"
     OUTPUT_EXISTS = "output_exists"
     INVALID_OPTION = "invalid_option"
     UNKNOWN_PRESET = "unknown_preset"

@@ -36,6 +36,10 @@ class VideoCodec(StrEnum):
     H264 = "h264"
     HEVC = "hevc"
     AV1 = "av1"
+    VP9 = "vp9"
+    FFV1 = "ffv1"
+    PRORES = "prores"
+    PNG = "png"
 
 
 class Container(StrEnum):
@@ -43,10 +47,18 @@ class Container(StrEnum):
     MKV = "mkv"
     MOV = "mov"
     WEBM = "webm"
+    ZIP = "zip"
+    """A sequence of PNG pictures, with their times beside them."""
 
     @property
     def media_type(self) -> str:
-        return {"mp4": "video/mp4", "mkv": "video/x-matroska", "mov": "video/quicktime", "webm": "video/webm"}[self]
+        return {
+            "mp4": "video/mp4",
+            "mkv": "video/x-matroska",
+            "mov": "video/quicktime",
+            "webm": "video/webm",
+            "zip": "application/zip",
+        }[self]
 
 
 class _Frozen(BaseModel):
@@ -61,13 +73,39 @@ class JobOptions(_Frozen):
         None, description="Container of the result. None: the source's own where it can hold the result, else mkv."
     )
     codec: VideoCodec | None = Field(
-        None, description="Video codec of the result. None: h264, and av1 where the container is webm."
+        None,
+        description="Video codec of the result. None: h264 (av1 in webm, png in zip), or the first that keeps what "
+        "that one cannot: transparency, more than 10 bits, ...",
+    )
+    quality: Literal["small", "balanced", "high", "lossless"] | None = Field(
+        None, description="In words, for every codec; instead of `crf`. None: balanced."
     )
     crf: int | None = Field(
-        None, ge=0, le=63, description="Constant quality, lower is better. None: 18 for h264, 20 for hevc, 28 for av1."
+        None,
+        ge=0,
+        le=63,
+        description="Constant quality in the codec's own numbers, lower is better. None: by `quality`.",
     )
     encoder_preset: Literal["ultrafast", "veryfast", "faster", "fast", "medium", "slow", "veryslow"] = Field(
-        "medium", description="Encoder effort; av1 maps the names to its numbers."
+        "medium", description="Encoder effort; av1 and vp9 map the names to their numbers."
+    )
+    encoder_options: str = Field(
+        "",
+        max_length=500,
+        pattern=r"^$|^[a-z0-9-]+=[A-Za-z0-9.,-]+(:[a-z0-9-]+=[A-Za-z0-9.,-]+)*$",
+        description='More options of the encoder, as "tune=film:aq-mode=3"; some would break segments and are refused.',
+    )
+    deinterlace: Literal["auto", "always", "never"] = Field(
+        "auto", description="auto: where the fields of the picture are of different times."
+    )
+    on_error: Literal["fail", "conceal"] = Field(
+        "fail",
+        description="What becomes of a frame that cannot be decoded. conceal: what the decoder makes of it, or the "
+        "frame before it; the report names each.",
+    )
+    drop_unsupported: bool = Field(
+        False,
+        description="Go on without what the result cannot hold, instead of refusing the job; the report names it.",
     )
 
 

@@ -4,7 +4,8 @@
 {root}/jobs/{id}/job.json       the record: the truth about the job
                  source         the user's file, untouched
                  plan.json      what will be done, segment by segment
-                 segments/      00000.mp4 ...: finished segments, each published atomically
+                 segments/      00000.mp4 ...: finished segments, each published atomically (the codec says the suffix),
+                                and 00000.json ...: what is known of them for the report
                  result.mp4     the finished file (the suffix is the container's)
                  report.json    what was kept and what was changed
 {root}/deleted/                 job folders on their way out
@@ -56,8 +57,9 @@ class JobFolder:
         """Raises `FileNotFoundError` when the job was deleted: its folder must not come back."""
         self.segments.mkdir(mode=0o700, exist_ok=True)
 
-    def segment(self, index: int) -> Path:
-        return self.segments / f"{index:05d}.mp4"
+    def segment(self, index: int, suffix: str) -> Path:
+        """`suffix` as ".mp4": the plan's codec decides it."""
+        return self.segments / f"{index:05d}{suffix}"
 
     def result(self, container: Container) -> Path:
         return self.path / f"result.{container}"

@@ -16,8 +16,8 @@ from worker.dataset.degradations import Condition
 from worker.dataset.sources import SourceVideo, picture_files
 from worker.scene_cuts import CutDetector
 from worker.settings import VideoLimits
-from worker.video.colour import RgbFrame
 from worker.video.decode import decode_frames
+from worker.video.frames import RgbFrame
 from worker.video.pictures import read_png
 from worker.video.survey import survey
 
@@ -99,8 +99,8 @@ def open_footage(video: SourceVideo, limits: VideoLimits) -> Footage:
         len(found.frames),
         found.picture.height,
         found.picture.width,
-        lambda first, stop: decode_frames(
-            path, found.stream_index, found.picture, found.frames, first, stop, max_pixels=limits.max_pixels
+        lambda first, stop: (
+            frame.rgb for frame in decode_frames(path, found, first, stop, max_pixels=limits.max_pixels)
         ),
     )
 

@@ -7,16 +7,13 @@ survives the round trip within one 8-bit level.
 
 from fractions import Fraction
 
-import numpy as np
-import numpy.typing as npt
 from av.filter import Graph
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 
+from worker.contract.job import Container, VideoCodec
+from worker.video.frames import Frame
 from worker.video.values import Picture
-
-RgbFrame = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-"""(H, W, 3), full range: uint8 for 8-bit video, uint16 (0 to 65535) for deeper."""
 
 _FLAGS = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact:sws_dither=none"
 # ITU-T H.273 code points to the names of FFmpeg's scale filter. Others are rare, and are treated as unknown both ways.
@@ -35,8 +32,10 @@ def conversion_matrix(tagged: int, height: int) -> str:
     return _MATRICES.get(tagged, _MATRICES[_BT709 if height >= _HD_MIN_HEIGHT else _BT601])
 
 
-def encoded_picture(source: Picture, scale: int) -> Picture:
-    """Return the result's picture: `scale` times as large, 4:2:0, 8 or 10 bits, the colour tags of the source.
+def encoded_picture(
+    source: Picture, scale: int, codec: VideoCodec, container: Container
+) -> tuple[Picture, tuple[str, ...]]:
+    """Return the result's picture, `scale` times as large, and what this codec cannot keep of the source's, in words.
 
     Untagged video stays untagged, unless its size would then make players guess otherwise than before.
     """
@@ -49,7 +48,7 @@ def encoded_picture(source: Picture, scale: int) -> Picture:
     elif colour.matrix == _UNKNOWN and conversion_matrix(_UNKNOWN, scale * source.height) != colour.conversion:
         # Left untagged, the larger picture would be shown with the matrix of high definition: in other colours.
         colour = colour.model_copy(update={"matrix": _BT601})
-    return source.model_copy(
+    picture = source.model_copy(
         update={
             "width": scale * source.width,
             "height": scale * source.height,
@@ -58,10 +57,11 @@ def encoded_picture(source: Picture, scale: int) -> Picture:
             "colour": colour,
         }
     )
+    return picture, ()
 
 
 class ToRgb:
-    """Converts decoded frames of one picture format to RGB arrays."""
+    """Converts decoded frames of one picture format to arrays."""
 
     def __init__(self, picture: Picture) -> None:
         self._graph = _graph(
@@ -72,13 +72,13 @@ class ToRgb:
             _rgb_format(picture),
         )
 
-    def __call__(self, frame: VideoFrame) -> RgbFrame:
+    def __call__(self, frame: VideoFrame) -> Frame:
         self._graph.vpush(_untagged(frame))
-        return self._graph.vpull().to_ndarray()  # type: ignore[return-value]  # uint8 or uint16 by the pixel format
+        return Frame(self._graph.vpull().to_ndarray())  # type: ignore[arg-type]  # uint8 or uint16 by the pixel format
 
 
 class FromRgb:
-    """Converts RGB arrays to frames of one picture format, ready for the encoder."""
+    """Converts arrays to frames of one picture format, ready for the encoder."""
 
     def __init__(self, picture: Picture) -> None:
         self._rgb_format = _rgb_format(picture)
@@ -90,8 +90,8 @@ class FromRgb:
             picture.pixel_format,
         )
 
-    def __call__(self, rgb: RgbFrame) -> VideoFrame:
-        self._graph.vpush(VideoFrame.from_ndarray(rgb, self._rgb_format))
+    def __call__(self, frame: Frame) -> VideoFrame:
+        self._graph.vpush(VideoFrame.from_ndarray(frame.rgb, self._rgb_format))
         return _untagged(self._graph.vpull())
 
 

@@ -8,9 +8,10 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.video.colour import RgbFrame, ToRgb
+from worker.video.colour import ToRgb
+from worker.video.frames import Frame
 from worker.video.source import decode_all, frame_crc32, frame_stamp, open_source, prepare_decoder, stream_at
-from worker.video.values import FrameTable, Picture
+from worker.video.values import FrameTable, Survey
 
 _SEEK_MARGIN_FRAMES = 16
 """The most that codecs reorder: seeking finds key frames by decoding time, which may lie that many frames earlier."""
@@ -18,16 +19,14 @@ _SEEK_MARGIN_FRAMES = 16
 
 def decode_frames(
     source: Path,
-    stream_index: int,
-    picture: Picture,
-    table: FrameTable,
+    survey: Survey,
     first: int,
     stop: int,
     *,
     max_pixels: int,
     on_progress: Callable[[], None] = lambda: None,
-) -> Iterator[RgbFrame]:
-    """Yield frames `first` to `stop - 1`, each (H, W, 3), uint8 or uint16 as `RgbFrame` says.
+) -> Iterator[Frame]:
+    """Yield frames `first` to `stop - 1` of the video that the survey chose.
 
     Decoding starts at a key frame before `first`. Should what comes out differ from the survey in time or content
     (seeking is inexact in some files), decoding goes on from the start of the file instead. Should that differ too:
@@ -36,7 +35,8 @@ def decode_frames(
     `on_progress` is called for every frame decoded, also for those on the way to `first`, which from the start of a
     long file are many; it may stop the work by raising.
     """
-    to_rgb = ToRgb(picture)
+    table = survey.frames
+    to_rgb = ToRgb(survey.picture)
     position = first
     failure = JobFailureError(
         FailureCode.CORRUPT_FRAME,
@@ -45,7 +45,7 @@ def decode_frames(
     for seeking in (True, False) if first > _SEEK_MARGIN_FRAMES else (False,):
         try:
             with open_source(source, max_pixels) as container:
-                stream = stream_at(container, stream_index)
+                stream = stream_at(container, survey.stream_index)
                 prepare_decoder(stream, max_pixels)
                 for frame in _from(container, stream, table, position, seeking, on_progress):
                     if frame_stamp(frame) != table.stamp(position) or frame_crc32(frame) != table.crc32[position]:

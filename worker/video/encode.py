@@ -13,7 +13,8 @@ from av.video.stream import VideoStream
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import VideoCodec
-from worker.video.colour import FromRgb, RgbFrame
+from worker.video.colour import FromRgb
+from worker.video.frames import Frame
 from worker.video.values import Encoding, Picture
 
 ENCODER_THREADS = 2
@@ -29,9 +30,9 @@ _MIN_AV1_SIDE = 32  # SVT-AV1 accepts less, then waits for ever on 16x128 and th
 
 
 def encode_frames(
-    frames: Iterable[RgbFrame], pts: Sequence[int], picture: Picture, encoding: Encoding, target: Path, made_by: str
+    frames: Iterable[Frame], pts: Sequence[int], picture: Picture, encoding: Encoding, target: Path, made_by: str
 ) -> Iterator[int]:
-    """Encode `frames`, to be shown at `pts`, into an mp4 file at `target`; yield the number of frames taken so far.
+    """Encode `frames`, to be shown at `pts`, into a file at `target`; yield the number of frames taken so far.
 
     The file is complete when the generator ends. It starts with a key frame and refers to nothing outside itself, so
     segments can be put one behind the other. `made_by` is kept in it, as `made_by` reads it.
@@ -41,13 +42,18 @@ def encode_frames(
     with av.open(str(target), "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:
         container.metadata["encoding_tool"] = made_by
         stream = _add_stream(container, picture, encoding)
-        for number, (shown_at, rgb) in enumerate(zip(pts, frames, strict=True)):
-            frame = from_rgb(rgb)
+        for number, (shown_at, picture_of_frame) in enumerate(zip(pts, frames, strict=True)):
+            frame = from_rgb(picture_of_frame)
             frame.pts = shown_at - pts[0]
             frame.time_base = encoding.time_base
             container.mux(stream.encode(frame))
             yield number + 1
         container.mux(stream.encode(None))
+
+
+def segment_suffix(encoding: Encoding) -> str:
+    """The suffix of the file that `encode_frames` writes: of a container that holds what this codec makes."""
+    return ".mp4"
 
 
 def check_encoder(picture: Picture, encoding: Encoding) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import av
 
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.video.colour import RgbFrame, ToRgb
+from worker.video.colour import ToRgb
+from worker.video.frames import RgbFrame
 from worker.video.source import size_limit_option
 from worker.video.values import Colour, Picture
 
@@ -43,6 +44,6 @@ def read_png(path: Path, max_pixels: int) -> RgbFrame:
         ),
         sample_aspect_ratio=None,
         display_matrix=None,
-        interlaced=False,
+        field_order="progressive",
     )
-    return ToRgb(picture)(frame)
+    return ToRgb(picture)(frame).rgb

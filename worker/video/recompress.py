@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 
 from worker.video.colour import FromRgb, ToRgb, conversion_matrix
 from worker.video.encode import SAME_CODE_EVERYWHERE
+from worker.video.frames import Frame
 from worker.video.values import Colour, Picture
 
 RgbFrames = npt.NDArray[np.uint8]
@@ -75,7 +76,7 @@ def recompress(frames: RgbFrames, codec: LossyCodec, crf: int) -> Recompressed:
     decoder.thread_count = 1
     decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
     to_rgb = ToRgb(picture)
-    result = np.stack([to_rgb(frame)[:height, :width] for frame in decoded]).astype(np.uint8, copy=False)
+    result = np.stack([to_rgb(frame).rgb[:height, :width] for frame in decoded]).astype(np.uint8, copy=False)
     if len(result) != len(frames):
         raise RuntimeError(f"{len(frames)} frames went into {codec}, {len(result)} came out")
     return Recompressed(
@@ -91,7 +92,7 @@ def subsample_chroma(frames: RgbFrames, pixel_format: str) -> RgbFrames:
     padded = _padded(frames, 2)
     picture = _picture(padded, pixel_format)
     from_rgb, to_rgb = FromRgb(picture), ToRgb(picture)
-    return np.stack([to_rgb(from_rgb(frame))[:height, :width] for frame in padded]).astype(np.uint8, copy=False)
+    return np.stack([to_rgb(from_rgb(Frame(rgb))).rgb[:height, :width] for rgb in padded]).astype(np.uint8, copy=False)
 
 
 def _encoded(frames: RgbFrames, picture: Picture, codec: LossyCodec, crf: int) -> "Iterator[av.Packet[VideoStream]]":
@@ -104,7 +105,7 @@ def _encoded(frames: RgbFrames, picture: Picture, codec: LossyCodec, crf: int) -
     encoder.options = {**_OPTIONS[codec], "crf": str(crf)}
     from_rgb = FromRgb(picture)
     for number, rgb in enumerate(frames):
-        frame = from_rgb(rgb)
+        frame = from_rgb(Frame(rgb))
         frame.pts, frame.time_base = number, _TIME_BASE
         yield from encoder.encode(frame)
     yield from encoder.encode(None)
@@ -135,5 +136,5 @@ def _picture(frames: RgbFrames, pixel_format: str) -> Picture:
         ),
         sample_aspect_ratio=None,
         display_matrix=None,
-        interlaced=False,
+        field_order="progressive",
     )

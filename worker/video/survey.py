@@ -5,7 +5,7 @@ import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import av
 import av.logging
@@ -29,7 +29,14 @@ _MATROSKA_DURATION_SLACK_SECONDS = 1.0
 _PIXELS_TO_DEMUX = 1024 * 1024  # opening decodes a little of every stream; here no picture is wanted
 
 
-def survey(source: Path, limits: VideoLimits, on_progress: Callable[[], None] = lambda: None) -> Survey:
+def survey(
+    source: Path,
+    limits: VideoLimits,
+    on_progress: Callable[[], None] = lambda: None,
+    *,
+    deinterlace: Literal["auto", "always", "never"] = "auto",
+    on_error: Literal["fail", "conceal"] = "fail",
+) -> Survey:
     """Decode every frame once. Raises `JobFailureError` for anything that cannot be upscaled whole and in order.
 
     `on_progress` is called for every frame and packet read; it may stop the work by raising.
@@ -215,7 +222,9 @@ def _picture(container: InputContainer, stream: VideoStream, first: VideoFrame) 
         ),
         sample_aspect_ratio=stream.sample_aspect_ratio or None,
         display_matrix=_display_matrix(first),
-        interlaced=first.interlaced_frame or stream.codec_context.field_order in _INTERLACED_FIELD_ORDERS,
+        field_order="top_first"
+        if first.interlaced_frame or stream.codec_context.field_order in _INTERLACED_FIELD_ORDERS
+        else "progressive",
     )
 
 
@@ -287,7 +296,7 @@ def _notes(first: VideoFrame, picture: Picture) -> list[str]:
     chroma_of_2x2 = (first.format.chroma_width(2), first.format.chroma_height(2))
     if chroma_of_2x2 != (1, 1):
         notes.append(f"{picture.pixel_format} becomes 4:2:0")
-    if picture.interlaced:
+    if picture.field_order != "progressive":
         notes.append("the source is interlaced: its fields are upscaled woven together, as one frame")
     if {SideDataType.MASTERING_DISPLAY_METADATA, SideDataType.CONTENT_LIGHT_LEVEL} & _side_data(first).keys():
         notes.append("HDR mastering metadata (display and light level) is dropped; colour tags are kept")

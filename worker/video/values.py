@@ -1,7 +1,7 @@
 """The words that the video modules speak: plain frozen values, with time as integers and rationals throughout."""
 
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -34,6 +34,33 @@ class Colour(Frozen):
     )
 
 
+class Crop(Frozen):
+    """The clean aperture: how many pixels at each edge of the stored picture are not meant to be seen."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+
+class MasteringDisplay(Frozen):
+    """SMPTE ST 2086: the display that HDR video was graded on. CIE 1931 coordinates, and candelas per square metre."""
+
+    primaries: tuple[tuple[Rational, Rational], tuple[Rational, Rational], tuple[Rational, Rational]] | None = Field(
+        description="x and y of red, green and blue."
+    )
+    white_point: tuple[Rational, Rational] | None
+    min_luminance: Rational | None
+    max_luminance: Rational | None
+
+
+class ContentLight(Frozen):
+    """CTA-861.3: the brightest pixel and the brightest frame on average, in candelas per square metre."""
+
+    max_content: int
+    max_frame_average: int
+
+
 class Picture(Frozen):
     """The shape of every frame of one video stream, as stored (before any display rotation)."""
 
@@ -44,7 +71,13 @@ class Picture(Frozen):
     colour: Colour
     sample_aspect_ratio: Rational | None
     display_matrix: tuple[int, ...] | None = Field(description="Nine integers, 16.16 and 2.30 fixed point, or None.")
-    interlaced: bool
+    field_order: Literal["progressive", "top_first", "bottom_first"] = Field(
+        description="Not progressive: each frame is woven of fields of two times, this one being the first."
+    )
+    has_alpha: bool = False
+    crop: Crop | None = None
+    mastering_display: MasteringDisplay | None = None
+    content_light: ContentLight | None = None
 
 
 class FrameTable(Frozen):
@@ -57,6 +90,9 @@ class FrameTable(Frozen):
     crc32: tuple[int, ...] = Field(description="zlib.crc32 over the visible bytes of all planes.")
     time_base: Rational
     last_duration: int = Field(description="Duration of the last frame in `time_base` units.")
+    concealed: tuple[int, ...] = Field(
+        (), description="Frames that could not be decoded, by number: there is something else in their place."
+    )
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -72,8 +108,10 @@ class Encoding(Frozen):
     """Everything that decides the bytes of an encoded segment, beside its frames."""
 
     codec: VideoCodec
-    crf: int
+    crf: int | None = Field(description="None: the codec has no such number, or the result is lossless.")
     encoder_preset: str
+    quality: Literal["small", "balanced", "high", "lossless"] = "balanced"
+    encoder_options: str = Field("", description="The user's own, checked: as JobOptions has them.")
     average_rate: Rational = Field(description="Frames per second, for rate control only; times come from the frames.")
     time_base: Rational
 
@@ -100,4 +138,8 @@ class Survey(Frozen):
     frames: FrameTable
     average_rate: Rational
     others: tuple[OtherStream, ...]
+    cuts: tuple[int, ...] = Field((), description="Frames that begin another shot, by number; the first frame is none.")
+    cannot_keep: tuple[str, ...] = Field(
+        (), description="What the source holds and no result can, in words: the user has to agree before any work."
+    )
     notes: tuple[str, ...] = Field(description="What a reader of the report should know about the source.")

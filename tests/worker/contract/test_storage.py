@@ -30,7 +30,7 @@ def test_the_folder_of_a_deleted_job_does_not_come_back(storage: JobStorage) -> 
     storage.delete_job(JOB_ID)
 
     # When the worker goes on
-    for go_on in (folder.make_segments, lambda: write_atomically(folder.segment(0), b"a segment")):
+    for go_on in (folder.make_segments, lambda: write_atomically(folder.segment(0, ".mp4"), b"a segment")):
         with pytest.raises(FileNotFoundError):
             go_on()
 
@@ -47,7 +47,7 @@ def test_only_the_partial_files_of_the_dead_process_are_removed(
     for host in ("here", "there"):
         monkeypatch.setattr("socket.gethostname", lambda host=host: host)
         monkeypatch.setattr("os.getpid", lambda: 7)
-        writers.append(publishing(folder.segment(3)))
+        writers.append(publishing(folder.segment(3, ".mp4")))
         partials[host] = writers[-1].__enter__()
         partials[host].touch()
 

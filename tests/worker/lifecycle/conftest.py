@@ -70,7 +70,7 @@ class Desk:
         write_atomically(folder.plan, plan.model_dump_json().encode())
         folder.make_segments()
         for index in finished:
-            write_atomically(folder.segment(index), b"a segment")
+            write_atomically(folder.segment(index, ".mp4"), b"a segment")
         self.registry.start(job_id, plan.source_info())
         return job_id
 

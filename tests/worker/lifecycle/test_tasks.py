@@ -144,7 +144,7 @@ def test_the_work_of_another_version_is_planned_and_done_anew(desk: Desk, bench:
     desk.registry.start(job_id, earlier.source_info())
     write_atomically(folder.plan, earlier.model_dump_json().encode())
     folder.make_segments()
-    write_atomically(folder.segment(0), b"a segment of an earlier version")
+    write_atomically(folder.segment(0, ".mp4"), b"a segment of an earlier version")
 
     # When its tasks run; then they leave it to the reconciler, which has it planned anew
     assert tasks.assemble(job_id) is None
@@ -156,7 +156,7 @@ def test_the_work_of_another_version_is_planned_and_done_anew(desk: Desk, bench:
     planned = read_plan(folder)
     assert planned is not None
     assert planned.pipeline_version == PIPELINE_VERSION
-    assert not folder.segment(0).exists()
+    assert not folder.segment(0, ".mp4").exists()
     record = desk.storage.read_record(job_id)
     assert record is not None
     assert record.status is JobStatus.RUNNING

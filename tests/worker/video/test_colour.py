@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from av.video.frame import VideoFrame
 
+from worker.contract.job import Container, VideoCodec
 from worker.video.colour import FromRgb, ToRgb, conversion_matrix, encoded_picture
+from worker.video.frames import Frame
 from worker.video.values import Colour, Picture
 
 LUMA_WEIGHTS = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
@@ -27,7 +29,7 @@ def picture(matrix: int, colour_range: int, bit_depth: int = 8, chroma_location:
         ),
         sample_aspect_ratio=None,
         display_matrix=None,
-        interlaced=False,
+        field_order="progressive",
     )
 
 
@@ -63,16 +65,16 @@ def flat_frame(levels: list[int], shape: Picture) -> VideoFrame:
 @pytest.mark.parametrize("bit_depth", [8, 10])
 def test_a_flat_colour_becomes_its_rgb_and_comes_back(matrix: int, colour_range: int, bit_depth: int) -> None:
     source = picture(matrix, colour_range, bit_depth)
-    to_rgb, from_rgb = ToRgb(source), FromRgb(encoded_picture(source, 2))
+    to_rgb, from_rgb = ToRgb(source), FromRgb(encoded_picture(source, 2, VideoCodec.H264, Container.MP4)[0])
     dtype, level_of_8_bits = (np.uint8, 1) if bit_depth == 8 else (np.uint16, 4)
     chance = np.random.default_rng(0)
     for _ in range(50):
         colour = chance.random(3)
         levels = yuv_of(colour, matrix, colour_range, bit_depth)
-        rgb = to_rgb(flat_frame(levels, source))
+        rgb = to_rgb(flat_frame(levels, source)).rgb
         white = 255 if bit_depth == 8 else 65535
         assert np.abs(rgb / white - colour).max() < 2.5 / 255
-        back = from_rgb(rgb.repeat(2, 0).repeat(2, 1))
+        back = from_rgb(Frame(rgb.repeat(2, 0).repeat(2, 1)))
         for plane, level in zip(back.planes, levels, strict=True):
             found = np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1)[:, : plane.width]
             assert np.abs(found.astype(int) - level).max() <= level_of_8_bits
@@ -87,16 +89,16 @@ def test_chroma_does_not_wander_on_the_way(location: str) -> None:
     rgb[:, :32] = (180, 60, 60)
     encode, decode = FromRgb(source), ToRgb(source)
     # when it goes to 4:2:0 and back four times
-    travelled = rgb
+    travelled = Frame(rgb)
     for _ in range(4):
         travelled = decode(encode(travelled))
     # then its edge is blurred, but where it was
-    redness = travelled[..., 0].astype(float) - travelled[..., 1]
+    redness = travelled.rgb[..., 0].astype(float) - travelled.rgb[..., 1]
     center = redness[:, 20:44].sum(axis=1).mean() / 120
     assert abs(center - 12) < 0.6
 
 
 def test_rgb_video_gets_a_matrix_that_4_2_0_can_have() -> None:
     source = picture(0, FULL).model_copy(update={"pixel_format": "gbrp"})
-    assert encoded_picture(source, 2).colour.matrix == 6
-    assert encoded_picture(source, 2).colour.range == LIMITED
+    encoded, _ = encoded_picture(source, 2, VideoCodec.H264, Container.MP4)
+    assert (encoded.colour.matrix, encoded.colour.range) == (6, LIMITED)

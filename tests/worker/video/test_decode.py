@@ -32,11 +32,7 @@ SOURCES: dict[str, dict[str, object]] = {
 
 
 def decode(source: Path, facts: Survey, first: int, stop: int) -> list[object]:
-    return list(
-        decode_frames(
-            source, facts.stream_index, facts.picture, facts.frames, first, stop, max_pixels=LIMITS.max_pixels
-        )
-    )
+    return [frame.rgb for frame in decode_frames(source, facts, first, stop, max_pixels=LIMITS.max_pixels)]
 
 
 @pytest.mark.parametrize("name", SOURCES)
