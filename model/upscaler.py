@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.hat import HAT
+from model.plain_surfaces import keep_plain_surfaces
 from model.tiling import tiles_of
 from model.unet import SCALE, ConditionalUNet
 
@@ -78,8 +79,10 @@ class TwoStepUpscaler(nn.Module):
     def forward(self, previous_lr: Tensor, center_lr: Tensor, next_lr: Tensor) -> Tensor:
         self.check(previous_lr, center_lr, next_lr)
         if self.tile_px is None:
-            return self.refine(self.enlarge(center_lr), previous_lr, next_lr).clamp(0, 1)
-        return self.forward_tiled(previous_lr, center_lr, next_lr, self.tile_px)
+            result = self.refine(self.enlarge(center_lr), previous_lr, next_lr)
+        else:
+            result = self.forward_tiled(previous_lr, center_lr, next_lr, self.tile_px)
+        return keep_plain_surfaces(result.clamp(0, 1), center_lr)
 
     def enlarge(self, center_lr: Tensor) -> Tensor:
         """The first step: (B, 3, H, W) to (B, 3, 2H, 2W) float32, without gradients, not clamped."""
@@ -94,7 +97,7 @@ class TwoStepUpscaler(nn.Module):
         return refined.float()
 
     def forward_tiled(self, previous_lr: Tensor, center_lr: Tensor, next_lr: Tensor, tile_px: int) -> Tensor:
-        """Tile by tile into one output; the same arguments and result as `forward`."""
+        """Tile by tile into one output: both steps, (B, 3, 2H, 2W) float32, not clamped."""
         batch, channels, height, width = center_lr.shape
         output = center_lr.new_empty(batch, channels, self.scale * height, self.scale * width)
         for tile in tiles_of(width, height, tile_px, self.tile_overlap_px):
@@ -104,7 +107,7 @@ class TwoStepUpscaler(nn.Module):
             kept_rows, kept_columns = tile.kept.scaled(self.scale).slices()
             rows, columns = tile.core.scaled(self.scale).slices()
             output[..., rows, columns] = result[..., kept_rows, kept_columns]
-        return output.clamp(0, 1)
+        return output
 
     def precision(self) -> torch.autocast:
         """bfloat16 autocast on CUDA; on the CPU nothing, which leaves float32."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from model.checkpoints import CheckpointError, load_checkpoint, sha256_of
 from model.evaluation.baselines import bicubic, lanczos, nearest
 from model.hat import HAT
+from model.plain_surfaces import keep_plain_surfaces
 from model.presets import load_upscaler
 from model.sampling import Batch
 from model.unet import ConditionalUNet
@@ -88,7 +89,8 @@ def outputs(contenders: Sequence[Contender], batch: Batch, strangers: Batch | No
             neighbours.append(("foreign-neighbours", strangers.previous_lr, strangers.next_lr))
         for kind, previous_lr, next_lr in neighbours:
             center_sr = enlarged[contender.hat_sha256]
-            results[two_steps(contender, kind)] = as_served(contender.unet, center_sr, previous_lr, next_lr)
+            refined = as_served(contender.unet, center_sr, previous_lr, next_lr)
+            results[two_steps(contender, kind)] = keep_plain_surfaces(refined, batch.center_lr)
     return results
 
 
