@@ -71,7 +71,7 @@ def assemble(
     """
     order = read_order(segments, [segment.frames for segment in plan.segments], on_progress)
     upscaled = UpscaledVideo(segments, order, plan.survey.frames, plan.picture, plan.encoding)
-    tag = result_tag(plan.source_sha256, plan.options, plan.container, order.made_by)
+    tag = result_tag(plan.source_sha256, plan.options, plan.container, order.made_by, plan.segment_frames)
     conversions = {
         stream.stream.index: Conversion(source, plan.max_pixels, stream.stream.index, plan.container)
         for stream in plan.streams
@@ -90,14 +90,18 @@ def assemble(
     return _report(plan, copies, check, tag)
 
 
-def result_tag(source_sha256: str, options: JobOptions, container: Container, network: str) -> str:
+def result_tag(
+    source_sha256: str, options: JobOptions, container: Container, network: str, segment_frames: int | None = None
+) -> str:
     """Return the mark of a result: what it was made of, and how. Equal marks mean equal files.
 
     It stands in the file itself, so that a second run can tell a finished result from anything else without a file
-    beside it, and the result may be moved. `network` is the fingerprint of the weights.
+    beside it, and the result may be moved. `network` is the fingerprint of the weights; `segment_frames` the length of
+    segments where a setting replaced the usual one, as another length gives other bytes.
     """
     chosen = options.model_copy(update={"container": container}).model_dump_json()
-    identity = f"{PIPELINE_VERSION} {source_sha256} {chosen} {network}"
+    cut = f" {segment_frames}" if segment_frames else ""
+    identity = f"{PIPELINE_VERSION} {source_sha256} {chosen} {network}{cut}"
     return tag_text(hashlib.sha256(identity.encode()).hexdigest()[:32])
 
 

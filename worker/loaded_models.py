@@ -9,13 +9,13 @@ from redis import Redis
 
 from model.checkpoints import CheckpointError
 from model.presets import PresetUnavailableError, find_preset, load_upscaler
-from model.upscaler import DeviceUnavailableError, resolve_device
+from model.upscaler import DeviceUnavailableError, TwoStepUpscaler, resolve_device
 from worker import metrics
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import now
-from worker.contract.presets import LoadedModel, announce_loaded
+from worker.contract.presets import REPEAT_PIXELS, TEST_PRESETS, LoadedModel, announce_loaded
 from worker.network import NetworkUpscaler
-from worker.upscaler import Upscaler
+from worker.upscaler import PixelRepeater, Upscaler
 
 log = structlog.get_logger(__name__)
 
@@ -57,13 +57,13 @@ class LoadedModels:
             began = time.perf_counter()
             upscaler = self._load(preset)
             seconds = time.perf_counter() - began
-            described = find_preset(preset, self._weights_dir)
+            scale, description = self._described(preset)
             self._upscalers[preset] = upscaler
             self._descriptions.append(
                 LoadedModel(
                     preset=preset,
-                    scale=described.scale,
-                    description=described.description,
+                    scale=scale,
+                    description=description,
                     device=str(self.device),
                     loaded_at=now(),
                 )
@@ -78,7 +78,15 @@ class LoadedModels:
         for description in list(self._descriptions):
             announce_loaded(redis, description, ttl_seconds)
 
+    def _described(self, preset: str) -> tuple[int, str]:
+        if preset == REPEAT_PIXELS:
+            return TwoStepUpscaler.scale, TEST_PRESETS[REPEAT_PIXELS]
+        described = find_preset(preset, self._weights_dir)
+        return described.scale, described.description
+
     def _load(self, preset: str) -> Upscaler:
+        if preset == REPEAT_PIXELS:
+            return PixelRepeater()
         try:
             networks = load_upscaler(preset, self.device, self._weights_dir)
         except ValueError as error:

@@ -89,7 +89,8 @@ def upscale_file(
     upscaler = (load_upscaler or models.get)(options.preset)
     source_sha256 = sha256_of_file(source)
     if output.exists() and not overwrite:
-        if read_tag(output) == result_tag(source_sha256, options, container, upscaler.fingerprint):
+        made_of = result_tag(source_sha256, options, container, upscaler.fingerprint, settings.segment_frames)
+        if read_tag(output) == made_of:
             return Outcome(shown, already_done=True, report=None)
         raise OutputExistsError(
             f"{shown} exists and was made from another source, or with other options or weights or on another device: "
@@ -97,7 +98,9 @@ def upscale_file(
         )
 
     workspace = JobFolder(output.with_name(output.name + WORKSPACE_SUFFIX))
-    plan, started_over = _plan(workspace, source, source_sha256, options, limits, upscaler.fingerprint)
+    plan, started_over = _plan(
+        workspace, source, source_sha256, options, limits, upscaler.fingerprint, settings.segment_frames
+    )
     workspace.make_segments()
     progress = _Progress(plan, workspace, on_progress)
     times = StageTimes()
@@ -136,6 +139,7 @@ def _plan(
     options: JobOptions,
     limits: VideoLimits,
     network: str,
+    segment_frames: int | None,
 ) -> tuple[Plan, str | None]:
     """Return the plan of an earlier run if its work can be used; else clear the folder and plan anew, saying why."""
     earlier: Plan | None = None
@@ -151,7 +155,7 @@ def _plan(
             why = _OTHER_VERSION
         elif earlier.source_sha256 != source_sha256:
             why = "the source has changed since the earlier run"
-        elif earlier.options != options:
+        elif (earlier.options, earlier.segment_frames) != (options, segment_frames):
             why = "the earlier run had other options"
         elif makers - {network}:
             why = "the earlier run had other weights, or another device or batch"
@@ -159,7 +163,7 @@ def _plan(
             return earlier, None
     if workspace.path.exists():
         shutil.rmtree(workspace.path)
-    plan = make_plan(source, options, limits, source.suffix, source_sha256=source_sha256)
+    plan = make_plan(source, options, limits, source.suffix, source_sha256=source_sha256, segment_frames=segment_frames)
     workspace.path.mkdir(parents=True)
     write_atomically(workspace.plan, plan.model_dump_json().encode())
     return plan, why

@@ -67,6 +67,7 @@ class Plan(_Frozen):
     picture: Picture = Field(description="Of the result.")
     encoding: Encoding
     segments: tuple[SegmentPlan, ...]
+    segment_frames: int | None = Field(None, description="Where a setting replaced the usual length of segments.")
     streams: tuple[StreamPlan, ...]
     losses: tuple[str, ...] = Field((), description="What the result will lack, in words; the user agreed to it.")
     max_pixels: int = Field(description="The limit under which the source was accepted.")
@@ -155,6 +156,7 @@ def make_plan(
         picture=picture,
         encoding=encoding,
         segments=lay_out_segments(len(facts.frames), segment_frames or _usual_segment_frames(facts)),
+        segment_frames=segment_frames,
         streams=streams,
         losses=losses,
         max_pixels=limits.max_pixels,

@@ -43,6 +43,12 @@ class WorkerSettings(BaseSettings):
     tile_px: int | None = Field(
         None, ge=32, description="Side of a tile in source pixels where memory is short. None: whole frames."
     )
+    segment_frames: int | None = Field(
+        None,
+        ge=1,
+        description="Frames that are computed and encoded at a time. None: about four seconds of video; the tests cut "
+        "short videos finely with it.",
+    )
     cpu_threads: int | None = Field(
         None, ge=1, description="Threads of one worker process. None: an equal share of the cores."
     )

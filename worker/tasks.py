@@ -95,6 +95,7 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
                 bench.limits,
                 Path(job.source_name).suffix,
                 source_sha256=job.source_sha256,
+                segment_frames=bench.settings.segment_frames,
                 on_progress=bench.on_progress,
             )
         write_atomically(folder.plan, made.model_dump_json().encode())

@@ -18,3 +18,17 @@ class Upscaler(Protocol):
 
     def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
         """Upscale the centre frames, (B, H, W, 3) to (B, 2H, 2W, 3)."""
+
+
+class PixelRepeater:
+    """The test preset "repeat-pixels": enlarges without any network, so that errors of the pipeline show exactly.
+
+    A frame that is swapped, missing or repeated, a border that is off by a pixel and a colour that is off by a level
+    stand out of a result that is otherwise the source with every pixel doubled.
+    """
+
+    fingerprint = "pixel-repeater"
+
+    def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
+        """Repeat every pixel of the centre frames, (B, H, W, 3) to (B, 2H, 2W, 3); the neighbours are not looked at."""
+        return center_lr.repeat(2, axis=1).repeat(2, axis=2)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from redis import Redis
@@ -29,6 +30,23 @@ def test_a_preset_is_loaded_once_and_told_to_those_who_ask(redis: Redis, tmp_pat
     assert first is second
     [told] = loaded_models(redis).values()
     assert (told.preset, told.scale, told.device) == ("tiny-random", 2, "cpu")
+
+
+def test_the_stand_in_repeats_pixels_and_is_told_like_networks(redis: Redis, tmp_path: Path) -> None:
+    # Given
+    models = LoadedModels(CPU, tmp_path, None)
+    frames = np.arange(2 * 2 * 3 * 3, dtype=np.uint16).reshape(2, 2, 3, 3)
+
+    # When
+    enlarged = models.get("repeat-pixels")(frames, frames, frames)
+    models.announce(redis, ttl_seconds=20)
+
+    # Then
+    assert enlarged.dtype == np.uint16
+    assert enlarged.shape == (2, 4, 6, 3)
+    np.testing.assert_array_equal(enlarged[:, ::2, ::2], frames)
+    np.testing.assert_array_equal(enlarged[:, 1::2, 1::2], frames)
+    assert loaded_models(redis)["repeat-pixels"].scale == 2
 
 
 def test_weights_that_nobody_imported_are_named(tmp_path: Path) -> None:

@@ -47,13 +47,14 @@ def run(pixel_repeater: Upscaler) -> Callable[..., Outcome]:
         *,
         upscaler: Upscaler = pixel_repeater,
         overwrite: bool = False,
+        segment_frames: int | None = None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> Outcome:
         return upscale_file(
             source,
             output,
             options,
-            settings=WorkerSettings(batch_frames=4),
+            settings=WorkerSettings(batch_frames=4, segment_frames=segment_frames),
             limits=VideoLimits(),
             load_upscaler=lambda preset: upscaler,
             overwrite=overwrite,
@@ -185,7 +186,9 @@ def test_a_killed_run_is_resumed_to_the_same_bytes_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.mp4", "result.mp4", "undisturbed.mp4"]
 
 
-@pytest.mark.parametrize("change", ["source", "options", "weights", "version", "version of the pipeline"])
+@pytest.mark.parametrize(
+    "change", ["source", "options", "options of the cut", "weights", "version", "version of the pipeline"]
+)
 def test_work_of_an_earlier_run_that_does_not_fit_is_started_over(
     long_video: Path,
     make_video: MakeVideo,
@@ -206,11 +209,14 @@ def test_work_of_an_earlier_run_that_does_not_fit_is_started_over(
         options = FAST.model_copy(update={"crf": 30})
     elif change == "weights":
         upscaler = InterruptedUpscaler(batches=1000, fingerprint="other-weights")
+    elif change == "options of the cut":
+        pass  # segments of another length, as a setting asks for below
     elif change == "version of the pipeline":
-        monkeypatch.setattr("worker.plan.PIPELINE_VERSION", 2)
+        monkeypatch.setattr("worker.plan.PIPELINE_VERSION", 999)
     else:
         (tmp_path / "result.mp4.vsr-work" / "plan.json").write_text('{"version": 0}')
-    outcome = run(long_video, output, options, upscaler=upscaler)
+    segment_frames = 12 if change == "options of the cut" else None
+    outcome = run(long_video, output, options, upscaler=upscaler, segment_frames=segment_frames)
     # then nothing of the earlier run is used, and said so
     assert outcome.resumed_segments == 0
     assert outcome.started_over is not None
@@ -230,7 +236,7 @@ def test_a_stranger_s_file_is_not_overwritten_unless_asked(
     assert output.read_bytes() != treasured
 
 
-@pytest.mark.parametrize("change", ["source", "options", "weights"])
+@pytest.mark.parametrize("change", ["source", "options", "cut", "weights"])
 def test_a_result_of_something_else_is_not_taken_for_this_one(
     make_video: MakeVideo, run: Callable[..., Outcome], tmp_path: Path, change: str
 ) -> None:
@@ -239,8 +245,9 @@ def test_a_result_of_something_else_is_not_taken_for_this_one(
     source = make_video("clip.mp4", frames=13 if change == "source" else 12)
     options = FAST.model_copy(update={"crf": 30}) if change == "options" else FAST
     upscaler = InterruptedUpscaler(1000, "other-weights" if change == "weights" else "pixel-repeater")
+    segment_frames = 6 if change == "cut" else None
     with pytest.raises(OutputExistsError, match="another source, or with other options or weights"):
-        run(source, output, options, upscaler=upscaler)
+        run(source, output, options, upscaler=upscaler, segment_frames=segment_frames)
 
 
 def test_a_source_is_never_its_own_output(make_video: MakeVideo, run: Callable[..., Outcome]) -> None:

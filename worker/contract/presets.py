@@ -16,9 +16,11 @@ PRESETS = {
     "paper": "HAT x2 and the full U-Net of the paper, with the user's weights, for a GPU",
     "paper-residual": "as paper, but the U-Net draws what is added to HAT's frame",
 }
-# Networks with random weights. The service accepts them only with VSR_ENABLE_TEST_PRESETS.
+# What stands in for networks in tests. The service accepts them only with VSR_ENABLE_TEST_PRESETS.
+REPEAT_PIXELS = "repeat-pixels"
 TEST_PRESETS = {
     "tiny-random": "random weights, for tests only: the picture is not meant to be good",
+    REPEAT_PIXELS: "no networks, for tests only: every pixel is repeated, so that errors show exactly",
 }
 
 
