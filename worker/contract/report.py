@@ -30,7 +30,9 @@ class FileFacts(_Frozen):
     transparency: bool
     sample_aspect_ratio: str | None = Field(description='Width to height of a pixel, as "4/3".')
     clean_aperture: str | None = Field(description='The part to be seen, as "720x480+8+0": size, left and top edge.')
-    rotation: str | None = Field(description='How players turn or mirror the picture, in words: "90 degrees clockwise".')
+    rotation: str | None = Field(
+        description='How players turn or mirror the picture, in words: "90 degrees clockwise".'
+    )
     display_matrix: tuple[int, ...] | None
     field_order: str
     colour_range: str | None
