@@ -11,7 +11,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from worker.contract.failure import FailureCode
 from worker.contract.job import JobStatus
 
-STAGES = ("plan", "decode", "infer", "encode", "assemble")
+STAGES = ("plan", "decode", "infer", "encode", "check", "assemble")
 SEGMENT_OUTCOMES = ("finished", "existing", "given_back", "canceled", "failed")
 
 JOBS_FINISHED = Counter(
@@ -31,7 +31,7 @@ FRAMES = Counter("vsr_frames_total", "Frames upscaled, counted again when a segm
 OUTPUT_PIXELS = Counter("vsr_output_pixels_total", "Pixels of the upscaled frames.")
 STAGE_DURATION_SECONDS = Histogram(
     "vsr_stage_duration_seconds",
-    "Time spent in one stage of a segment (decode, infer, encode) or of a job (plan, assemble).",
+    "Time spent in one stage of a segment (decode, infer, encode, check) or of a job (plan, assemble).",
     ["stage"],
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120),
 )

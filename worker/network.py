@@ -29,6 +29,11 @@ class NetworkUpscaler:
         kind = self._networks.device.type
         return f"{self._weights}{tiles}-{kind}-{_PRECISIONS.get(kind, 'f32')}-b{self._batch_frames}"
 
+    @property
+    def tile_px(self) -> int | None:
+        """See `worker.upscaler.Tiled`."""
+        return self._networks.tile_px
+
     @torch.inference_mode()
     def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
         """(B, H, W, 3) to (B, 2H, 2W, 3), uint8 or uint16 as given."""

@@ -1,4 +1,4 @@
-"""Decode ▶ triplets ▶ infer ▶ encode: one segment of a video from the source's file to its own."""
+"""Decode ▶ triplets ▶ infer ▶ encode ▶ check: one segment of a video from the source's file to its own."""
 
 import time
 from collections import defaultdict
@@ -9,13 +9,15 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from worker.contract.storage import publishing
+from worker.contract.storage import publishing, write_atomically
 from worker.plan import SCALE, Plan
-from worker.upscaler import Upscaler
+from worker.self_check import SelfCheck
+from worker.upscaler import Tiled, Upscaler
 from worker.video.alpha import enlarge_alpha
 from worker.video.decode import decode_frames
 from worker.video.encode import encode_frames
 from worker.video.frames import Frame
+from worker.video.read_segment import read_segment
 
 _Item = TypeVar("_Item")
 
@@ -36,6 +38,7 @@ def render_segment(
     upscaler: Upscaler,
     *,
     batch_frames: int,
+    figures: Path | None = None,
     on_frames_done: Callable[[int], None] = lambda frames_done: None,
     on_batch: Callable[[int], None] = lambda frames: None,
     check_canceled: Callable[[], None] = lambda: None,
@@ -44,14 +47,17 @@ def render_segment(
 ) -> None:
     """Compute segment `index` of the plan and publish it at `target`, whole or not at all.
 
+    What the self-check finds in it is published at `figures` first, so that no segment is ever without them.
     `on_frames_done` hears how many frames of the segment are done, `on_batch` how many frames a network call was
     asked for (the filling not counted); `check_canceled` is called between batches and
     stops the work by raising. So may `on_frame_decoded`, which hears of frames on the way to the segment too. Raises
-    `JobFailureError` when the source no longer decodes as planned.
+    `JobFailureError` when the source no longer decodes as planned, or the segment does not hold what was encoded.
     """
     segment = plan.segments[index]
     table = plan.survey.frames
+    cuts = frozenset(plan.survey.cuts)
     times = times or StageTimes()
+    check = SelfCheck(segment.first, segment.stop, cuts, upscaler.tile_px if isinstance(upscaler, Tiled) else None)
     # The halo: one more frame on each side, decoded but not upscaled, except at the ends of the video.
     first, stop = max(segment.first - 1, 0), min(segment.stop + 1, plan.frames)
 
@@ -67,12 +73,28 @@ def render_segment(
                 on_progress=on_frame_decoded,
             ),
         )
-        triplets = with_neighbours(decoded, first, frozenset(plan.survey.cuts), segment.first, segment.stop)
-        upscaled = times.timed("infer", upscale(triplets, upscaler, batch_frames, on_batch, check_canceled))
+        triplets = with_neighbours(decoded, first, cuts, segment.first, segment.stop)
+        noted = times.timed("check", noting_sources(triplets, segment.first, check))
+        upscaled = times.timed("infer", upscale(noted, upscaler, batch_frames, on_batch, check_canceled))
         pts = table.pts[segment.first : segment.stop]
         encoded = encode_frames(upscaled, pts, plan.picture, plan.encoding, partial, made_by=upscaler.fingerprint)
         for frames_done in times.timed("encode", encoded):
             on_frames_done(frames_done)
+        wanted = {number - segment.first for number in check.wanted}
+        finished = read_segment(partial, plan.picture, segment.frames, wanted, check_canceled)
+        began = time.perf_counter()
+        found = check.compare((segment.first + place, rgb) for place, rgb in finished)
+        times.seconds["check"] += time.perf_counter() - began
+        if figures is not None:
+            complete = found.model_copy(update={"stage_seconds": dict(times.seconds)})
+            write_atomically(figures, complete.model_dump_json().encode())
+
+
+def noting_sources(triplets: Iterable[Triplet], first: int, check: SelfCheck) -> Iterator[Triplet]:
+    """Yield `triplets`, whose first centre is frame `first`, and show their centres to `check` on the way."""
+    for number, triplet in enumerate(triplets, first):
+        check.note_source(number, triplet.center_lr.rgb)
+        yield triplet
 
 
 def with_neighbours(

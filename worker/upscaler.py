@@ -1,6 +1,6 @@
 """What the pipeline asks of a network: three batches of frames in, one batch twice the size out. No torch here."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,15 @@ class Upscaler(Protocol):
 
     def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
         """Upscale the centre frames, (B, H, W, 3) to (B, 2H, 2W, 3)."""
+
+
+@runtime_checkable
+class Tiled(Protocol):
+    """What an upscaler that may work in tiles says beside; the report looks at their borders."""
+
+    @property
+    def tile_px(self) -> int | None:
+        """The side of a tile, in pixels of the source. None: whole frames."""
 
 
 class PixelRepeater:

@@ -119,7 +119,7 @@ def test_progress_is_told_frame_by_frame(make_video: MakeVideo, tmp_path: Path, 
         times=times,
     )
     assert told == list(range(1, 11))
-    assert set(times.seconds) == {"decode", "infer", "encode"}
+    assert set(times.seconds) == {"decode", "infer", "encode", "check"}
     assert all(seconds > 0 for seconds in times.seconds.values())
 
 
