@@ -47,7 +47,7 @@ def survey(
         table, first = _read_frames(container, stream, limits, on_progress)
         _check_not_truncated(source, container, table, on_progress)
         # Known to the decoder only now, after it has seen frames.
-        picture = _picture(container, stream, first)
+        picture = read_picture(container, stream, first)
         return Survey(
             format_names=tuple(container.format.name.split(",")),
             is_quicktime=container.metadata.get("major_brand", "").strip() == "qt",
@@ -206,7 +206,7 @@ def _end_of_any_stream(source: Path, on_progress: Callable[[], None]) -> float:
     return end
 
 
-def _picture(container: InputContainer, stream: VideoStream, first: VideoFrame) -> Picture:
+def read_picture(container: InputContainer, stream: VideoStream, first: VideoFrame) -> Picture:
     return Picture(
         width=first.width,
         height=first.height,
