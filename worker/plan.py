@@ -11,6 +11,7 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, SourceInfo, StreamInfo, VideoCodec, fraction_text
 from worker.contract.storage import JobFolder
 from worker.settings import VideoLimits
+from worker.video.codecs import CODECS, DEFAULT_CODECS, Quality
 from worker.video.colour import encoded_picture
 from worker.video.containers import copy_problems, has_edit_lists, holds_codec, own_container
 from worker.video.encode import check_encoder, segment_suffix
@@ -25,8 +26,6 @@ SCALE = 2
 SEGMENT_SECONDS = 4
 MIN_SEGMENT_FRAMES, MAX_SEGMENT_FRAMES = 24, 240
 
-_DEFAULT_CRF = {VideoCodec.H264: 18, VideoCodec.HEVC: 20, VideoCodec.AV1: 28}
-_MAX_CRF = {VideoCodec.H264: 51, VideoCodec.HEVC: 51, VideoCodec.AV1: 63}
 _REWRITTEN_DATA = {"tmcd": "written anew from the timecode tag", "bin_data": "written anew from the chapters"}
 
 
@@ -128,16 +127,14 @@ def make_plan(
     """
     facts = survey(source, limits, on_progress, deinterlace=options.deinterlace, on_error=options.on_error)
     container, codec = _container_and_codec(options, facts, source_suffix)
-    crf = _DEFAULT_CRF[codec] if options.crf is None else options.crf
-    if crf > _MAX_CRF[codec]:
-        raise JobFailureError(
-            FailureCode.UNSUPPORTED_OUTPUT, f"crf {crf} is out of range: {codec} takes 0 to {_MAX_CRF[codec]}"
-        )
     picture, losses = encoded_picture(facts.picture, SCALE, codec, container)
+    quality, crf = _quality(options, codec)
     encoding = Encoding(
         codec=codec,
         crf=crf,
         encoder_preset=options.encoder_preset,
+        quality=quality,
+        encoder_options=options.encoder_options,
         average_rate=facts.average_rate,
         time_base=facts.frames.time_base,
     )
@@ -185,12 +182,50 @@ def _container_and_codec(options: JobOptions, facts: Survey, source_suffix: str)
         container = own_container(facts, source_suffix) or Container.MKV
         if options.codec is not None and not holds_codec(container, options.codec):
             container = Container.MKV
-    codec = options.codec or (VideoCodec.AV1 if container is Container.WEBM else VideoCodec.H264)
+    codec = options.codec or _default_codec(facts.picture, container, options)
     if not holds_codec(container, codec):
         raise JobFailureError(
             FailureCode.UNSUPPORTED_OUTPUT, f"{container} cannot hold {codec}: choose another container or codec"
         )
     return container, codec
+
+
+def _default_codec(picture: Picture, container: Container, options: JobOptions) -> VideoCodec:
+    """Return the first of the container's usual codecs that keeps the whole picture, else the first of all.
+
+    Only those count that know the quality asked for.
+    """
+    usual = [
+        codec
+        for codec in DEFAULT_CODECS[container]
+        if (options.crf is None or CODECS[codec].crf)
+        and (options.quality != "lossless" or CODECS[codec].lossless != "never")
+    ] or list(DEFAULT_CODECS[container])
+    return next((codec for codec in usual if not encoded_picture(picture, SCALE, codec, container)[1]), usual[0])
+
+
+def _quality(options: JobOptions, codec: VideoCodec) -> tuple[Quality, int | None]:
+    """Resolve `quality` and `crf`, of which the user may say one, to a word and the codec's own number, if any."""
+    facts = CODECS[codec]
+    if options.crf is not None:
+        if options.quality is not None:
+            raise _unsupported("crf and quality say the same thing: choose one of them")
+        if not facts.crf:
+            instead = "it is always lossless" if facts.lossless == "always" else "use quality small, balanced or high"
+            raise _unsupported(f"{codec} has no crf: {instead}")
+        if options.crf > facts.max_crf:
+            raise _unsupported(f"crf {options.crf} is out of range: {codec} takes 0 to {facts.max_crf}")
+        return "balanced", options.crf
+    quality = options.quality or "balanced"
+    if facts.lossless == "always":
+        return "lossless", None
+    if quality == "lossless" and facts.lossless == "never":
+        raise _unsupported(f"{codec} cannot be lossless here: use quality high, or codec ffv1, h264, hevc or vp9")
+    return quality, facts.crf.get(quality)
+
+
+def _unsupported(message: str) -> JobFailureError:
+    return JobFailureError(FailureCode.UNSUPPORTED_OUTPUT, message)
 
 
 def _stream_plans(source: Path, facts: Survey, container: Container, max_pixels: int) -> tuple[StreamPlan, ...]:

@@ -1,27 +1,73 @@
-"""YUV to RGB and back with the source's own matrix, range and chroma location, rounded accurately.
+"""Frames to RGB arrays and back, with the source's own matrix, range and chroma location, rounded accurately.
 
 PyAV's `to_ndarray("rgb24")` takes swscale's fast path, which is off by more than a grey level on average for 4:2:0, and
 untagged frames get whatever matrix it guesses. Here everything is said, so what goes in comes out: a flat colour
-survives the round trip within one 8-bit level.
+survives the round trip within one 8-bit level. Two things swscale does not do right and are done here: it takes all
+grey for full range, and rescales transparency of 4:2:0 and of more than 8 bits inexactly.
 """
 
 from fractions import Fraction
+from typing import NamedTuple, cast
 
+import numpy as np
+import numpy.typing as npt
 from av.filter import Graph
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 
 from worker.contract.job import Container, VideoCodec
-from worker.video.frames import Frame
-from worker.video.values import Picture
+from worker.video.codecs import CODECS
+from worker.video.frames import AlphaFrame, Frame, RgbFrame
+from worker.video.values import Colour, Picture
+
+_Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 _FLAGS = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact:sws_dither=none"
 # ITU-T H.273 code points to the names of FFmpeg's scale filter. Others are rare, and are treated as unknown both ways.
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+# How much red and blue there is in luma (H.273, table 4); the rest is green.
+_LUMA_WEIGHTS = {
+    "bt709": (0.2126, 0.0722),
+    "fcc": (0.30, 0.11),
+    "bt601": (0.299, 0.114),
+    "smpte240m": (0.212, 0.087),
+    "bt2020": (0.2627, 0.0593),
+}
 _RGB_MATRIX, _UNKNOWN = 0, 2
 _BT709, _BT601 = 1, 6
 _LIMITED_RANGE, _FULL_RANGE = 1, 2
 _HD_MIN_HEIGHT = 720
+_USUAL_DEPTHS = (8, 10, 12, 16)
+
+
+class PixelLayout(NamedTuple):
+    """What a pixel format can hold, in the order in which it matters to the eye."""
+
+    has_alpha: bool
+    is_coloured: bool
+    chroma: int
+    """Chroma samples per four pixels of two rows: 8 for 4:4:4, 4 for 4:2:2, 2 for 4:2:0."""
+    bits: int
+    is_rgb: bool
+
+
+def pixel_layout(pixel_format: str) -> PixelLayout:
+    """Return what this format of FFmpeg's can hold; unusual ones as the next that encoders know and that holds it."""
+    layout = VideoFormat(pixel_format, 8, 8)
+    colours = [component for component in layout.components if not component.is_alpha]
+    is_rgb = layout.is_rgb or layout.has_palette or pixel_format.startswith("xyz")
+    is_coloured = is_rgb or len(colours) > 1
+    columns, rows = layout.chroma_width(8), layout.chroma_height(8)
+    # 4:1:1 and 4:4:0 have no place of their own in encoders: 4:2:2 and 4:4:4 hold them.
+    chroma = 8 if columns == 8 else 4 if rows == 8 else 2
+    bits = max(component.bits for component in layout.components)
+    return PixelLayout(
+        has_alpha=layout.has_palette or len(colours) < len(layout.components),
+        is_coloured=is_coloured,
+        chroma=chroma if is_coloured else 0,
+        bits=next((usual for usual in _USUAL_DEPTHS if bits <= usual), bits),
+        is_rgb=is_rgb,
+    )
 
 
 def conversion_matrix(tagged: int, height: int) -> str:
@@ -37,69 +83,179 @@ def encoded_picture(
 ) -> tuple[Picture, tuple[str, ...]]:
     """Return the result's picture, `scale` times as large, and what this codec cannot keep of the source's, in words.
 
-    Untagged video stays untagged, unless its size would then make players guess otherwise than before.
+    Of the codec's formats, the smallest that holds everything is taken. Untagged video stays untagged, unless its size
+    would then make players guess otherwise than before.
     """
-    deep = source.bit_depth > 8
-    colour = source.colour
-    if colour.matrix == _RGB_MATRIX:
-        # 4:2:0 video cannot be tagged as RGB.
-        matrix = _BT709 if source.height >= _HD_MIN_HEIGHT else _BT601
-        colour = colour.model_copy(update={"matrix": matrix, "conversion": _MATRICES[matrix], "range": _LIMITED_RANGE})
-    elif colour.matrix == _UNKNOWN and conversion_matrix(_UNKNOWN, scale * source.height) != colour.conversion:
-        # Left untagged, the larger picture would be shown with the matrix of high definition: in other colours.
-        colour = colour.model_copy(update={"matrix": _BT601})
+    facts = CODECS[codec]
+    wanted = pixel_layout(source.pixel_format)._replace(has_alpha=source.has_alpha)
+    choices = {name: pixel_layout(name) for name in facts.pixel_formats}
+    if container not in facts.alpha_containers or not source.has_alpha:
+        choices = {name: layout for name, layout in choices.items() if not layout.has_alpha}
+    if wanted.is_coloured:
+        choices = {name: layout for name, layout in choices.items() if layout.is_coloured}
+    pixel_format = min(choices, key=lambda name: (_lacking(wanted, choices[name]), _excess(wanted, choices[name])))
+    given = choices[pixel_format]
     picture = source.model_copy(
         update={
             "width": scale * source.width,
             "height": scale * source.height,
-            "pixel_format": "yuv420p10le" if deep else "yuv420p",
-            "bit_depth": 10 if deep else 8,
-            "colour": colour,
+            "pixel_format": pixel_format,
+            "bit_depth": given.bits,
+            "has_alpha": given.has_alpha,
+            "colour": _encoded_colour(source, scale, given, only_limited_range=facts.only_limited_range),
+            "crop": _scaled_crop(source, scale),
         }
     )
-    return picture, ()
+    return picture, _losses(source, wanted, given, codec, container)
+
+
+def _lacking(wanted: PixelLayout, given: PixelLayout) -> tuple[int, ...]:
+    return (
+        wanted.has_alpha and not given.has_alpha,
+        max(wanted.chroma - given.chroma, 0),
+        max(wanted.bits - given.bits, 0),
+    )
+
+
+def _excess(wanted: PixelLayout, given: PixelLayout) -> tuple[int, ...]:
+    return (
+        wanted.is_rgb != given.is_rgb,
+        given.is_coloured and not wanted.is_coloured,
+        given.chroma - wanted.chroma,
+        given.bits - wanted.bits,
+    )
+
+
+def _losses(
+    source: Picture, wanted: PixelLayout, given: PixelLayout, codec: VideoCodec, container: Container
+) -> tuple[str, ...]:
+    losses = []
+    if wanted.has_alpha and not given.has_alpha:
+        losses.append(f"transparency, which {codec} in {container} has no place for")
+    if wanted.chroma > given.chroma:
+        losses.append(f"colour resolution ({_CHROMA_NAMES[wanted.chroma]} becomes {_CHROMA_NAMES[given.chroma]})")
+    if wanted.bits > given.bits:
+        losses.append(f"precision ({source.bit_depth} bits per sample become {given.bits})")
+    return tuple(losses)
+
+
+_CHROMA_NAMES = {8: "4:4:4", 4: "4:2:2", 2: "4:2:0"}
+
+
+def _encoded_colour(source: Picture, scale: int, given: PixelLayout, *, only_limited_range: bool) -> Colour:
+    colour = source.colour
+    changes: dict[str, object] = {}
+    source_is_rgb = pixel_layout(source.pixel_format).is_rgb
+    if given.is_rgb:
+        changes = {"matrix": _RGB_MATRIX, "range": _FULL_RANGE}
+    elif source_is_rgb or colour.matrix == _RGB_MATRIX:
+        # Full range, so that the levels of RGB have one of their own each.
+        matrix = _BT709 if source.height >= _HD_MIN_HEIGHT else _BT601
+        changes = {"matrix": matrix, "conversion": _MATRICES[matrix], "range": _FULL_RANGE}
+    elif colour.matrix == _UNKNOWN and conversion_matrix(_UNKNOWN, scale * source.height) != colour.conversion:
+        # Left untagged, the larger picture would be shown with the matrix of high definition: in other colours.
+        changes = {"matrix": _BT601}
+    if not given.is_rgb and source_is_rgb and colour.chroma_location == "unspecified" and given.chroma == 2:
+        changes["chroma_location"] = "left"
+    if only_limited_range:
+        changes["range"] = _LIMITED_RANGE
+    return colour.model_copy(update=changes)
+
+
+def _scaled_crop(source: Picture, scale: int) -> object:
+    if source.crop is None:
+        return None
+    return source.crop.model_copy(update={side: scale * px for side, px in source.crop.model_dump().items()})
 
 
 class ToRgb:
     """Converts decoded frames of one picture format to arrays."""
 
     def __init__(self, picture: Picture) -> None:
-        self._graph = _graph(
-            picture.width,
-            picture.height,
-            picture.pixel_format,
-            f"{_said('in', picture)}:out_range=pc",
-            _rgb_format(picture),
-        )
+        self._picture = picture
+        self._layout = pixel_layout(picture.pixel_format)
+        self._depth = max(component.bits for component in VideoFormat(picture.pixel_format, 8, 8).components)
+        # swscale gives the transparency of RGB exactly; that of the others is read from its plane.
+        self._packed_alpha = picture.has_alpha and self._layout.is_rgb
+        self._graph: Graph | None = None
+        if self._layout.is_coloured or self._depth == 1:
+            self._graph = _graph(
+                picture,
+                picture.pixel_format,
+                f"{_said('in', picture)}:out_range=pc",
+                _rgb_format(picture, with_alpha=self._packed_alpha),
+            )
 
     def __call__(self, frame: VideoFrame) -> Frame:
+        if self._graph is None:
+            return Frame(_rgb_of_grey(_samples(frame, 0)[..., 0], self._depth, self._picture), self._alpha(frame))
         self._graph.vpush(_untagged(frame))
-        return Frame(self._graph.vpull().to_ndarray())  # type: ignore[arg-type]  # uint8 or uint16 by the pixel format
+        pixels: RgbFrame = self._graph.vpull().to_ndarray()  # type: ignore[assignment]  # uint8 or uint16
+        if self._packed_alpha:
+            colours, alpha = np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3])
+            return Frame(cast(RgbFrame, colours), cast(AlphaFrame, alpha))
+        return Frame(pixels, self._alpha(frame))
+
+    def _alpha(self, frame: VideoFrame) -> AlphaFrame | None:
+        if not self._picture.has_alpha:
+            return None
+        samples = _samples(frame, len(frame.planes) - 1)[..., -1]
+        return _rescaled(samples, self._depth, 8 if self._picture.bit_depth <= 8 else 16)
 
 
 class FromRgb:
     """Converts arrays to frames of one picture format, ready for the encoder."""
 
     def __init__(self, picture: Picture) -> None:
-        self._rgb_format = _rgb_format(picture)
-        self._graph = _graph(
-            picture.width,
-            picture.height,
-            self._rgb_format,
-            f"in_range=pc:{_said('out', picture)}",
-            picture.pixel_format,
-        )
+        self._picture = picture
+        self._layout = pixel_layout(picture.pixel_format)
+        self._packed_alpha = picture.has_alpha and self._layout.is_rgb
+        self._rgb_format = _rgb_format(picture, with_alpha=self._packed_alpha)
+        self._graph: Graph | None = None
+        if self._layout.is_coloured:
+            self._graph = _graph(
+                picture, self._rgb_format, f"in_range=pc:{_said('out', picture)}", picture.pixel_format
+            )
 
     def __call__(self, frame: Frame) -> VideoFrame:
-        self._graph.vpush(VideoFrame.from_ndarray(frame.rgb, self._rgb_format))
-        return _untagged(self._graph.vpull())
+        picture = self._picture
+        if picture.has_alpha and frame.alpha is None:
+            raise ValueError(f"{picture.pixel_format} wants transparency, the frame has none")
+        depth = 8 if frame.rgb.dtype == np.uint8 else 16
+        if (depth > 8) != (picture.bit_depth > 8):
+            frame = Frame(
+                _rescaled(frame.rgb, depth, 24 - depth),
+                None if frame.alpha is None else _rescaled(frame.alpha, depth, 24 - depth),
+            )
+            depth = 24 - depth
+        alpha = None if frame.alpha is None or not picture.has_alpha else frame.alpha
+        if self._graph is None:
+            result = VideoFrame(picture.width, picture.height, picture.pixel_format)
+            grey = _grey_of_rgb(frame.rgb, picture)
+            if alpha is None:
+                _put(result, 0, grey[..., np.newaxis])
+            else:
+                both = np.stack([grey, _rescaled(alpha, depth, picture.bit_depth)], axis=-1)
+                _put(result, 0, cast(_Samples, both))
+            return _untagged(result)
+        pixels = frame.rgb
+        if self._packed_alpha and alpha is not None:
+            pixels = cast(RgbFrame, np.dstack([frame.rgb, alpha]))
+        self._graph.vpush(VideoFrame.from_ndarray(pixels, self._rgb_format))
+        result = self._graph.vpull()
+        if alpha is not None and not self._packed_alpha:
+            _put(result, 3, _rescaled(alpha, depth, picture.bit_depth)[..., np.newaxis])
+        return _untagged(result)
 
 
-def _graph(width: int, height: int, pixel_format: str, scale: str, result_format: str) -> Graph:
+def _graph(picture: Picture, pixel_format: str, scale: str, result_format: str) -> Graph:
     graph = Graph()
     graph.threads = 1
     buffer = graph.add_buffer(
-        width=width, height=height, format=VideoFormat(pixel_format, width, height), time_base=Fraction(1, 1000)
+        width=picture.width,
+        height=picture.height,
+        format=VideoFormat(pixel_format, picture.width, picture.height),
+        time_base=Fraction(1, 1000),
     )
     graph.link_nodes(
         buffer, graph.add("scale", f"{scale}:{_FLAGS}"), graph.add("format", result_format), graph.add("buffersink")
@@ -110,14 +266,78 @@ def _graph(width: int, height: int, pixel_format: str, scale: str, result_format
 def _said(side: str, picture: Picture) -> str:
     colour = picture.colour
     limited_or_full = "pc" if colour.range == _FULL_RANGE else "tv"
-    if colour.matrix == _RGB_MATRIX:
+    if colour.matrix == _RGB_MATRIX or pixel_layout(picture.pixel_format).is_rgb:
         return f"{side}_range=pc"
     chroma = f":{side}_chroma_loc={colour.chroma_location}" if colour.chroma_location != "unspecified" else ""
     return f"{side}_color_matrix={colour.conversion}:{side}_range={limited_or_full}{chroma}"
 
 
-def _rgb_format(picture: Picture) -> str:
+def _rgb_format(picture: Picture, *, with_alpha: bool) -> str:
+    if with_alpha:
+        return "rgba64le" if picture.bit_depth > 8 else "rgba"
     return "rgb48le" if picture.bit_depth > 8 else "rgb24"
+
+
+def _rgb_of_grey(grey: _Samples, depth: int, picture: Picture) -> RgbFrame:
+    black, white = _black_and_white(depth, picture)
+    dtype, top = (np.uint8, 255) if picture.bit_depth <= 8 else (np.uint16, 65535)
+    levels = (grey.astype(np.float32) - black) * (top / (white - black))
+    return np.repeat(np.clip(np.rint(levels), 0, top).astype(dtype)[..., np.newaxis], 3, axis=-1)
+
+
+def _grey_of_rgb(rgb: RgbFrame, picture: Picture) -> _Samples:
+    black, white = _black_and_white(picture.bit_depth, picture)
+    red, blue = _LUMA_WEIGHTS[picture.colour.conversion]
+    top = 255 if rgb.dtype == np.uint8 else 65535
+    luma = rgb.astype(np.float32) @ np.array([red, 1 - red - blue, blue], np.float32)
+    levels: npt.NDArray[np.float32] = np.rint(luma * ((white - black) / top) + black)
+    return levels.astype(np.uint8) if picture.bit_depth <= 8 else levels.astype(np.uint16)
+
+
+def _black_and_white(depth: int, picture: Picture) -> tuple[int, int]:
+    if picture.colour.range == _FULL_RANGE or picture.colour.matrix == _RGB_MATRIX:
+        return 0, 2**depth - 1
+    return 16 << (depth - 8), 235 << (depth - 8)
+
+
+def _rescaled(samples: _Samples, depth: int, result_depth: int) -> _Samples:
+    """Full range of `depth` bits to full range of `result_depth`, rounded; there and back is the same."""
+    if depth == result_depth:
+        return samples
+    top, result_top = 2**depth - 1, 2**result_depth - 1
+    wide: npt.NDArray[np.uint32] = (samples.astype(np.uint32) * result_top + top // 2) // top
+    return wide.astype(np.uint8) if result_depth <= 8 else wide.astype(np.uint16)
+
+
+def _samples(frame: VideoFrame, plane_number: int) -> _Samples:
+    """Return a plane as (H, W, values per pixel), in this machine's byte order."""
+    plane = frame.planes[plane_number]
+    dtype = _sample_dtype(frame)
+    values = _values_per_pixel(frame)
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height]
+    rows = rows[:, : plane.width * values * dtype.itemsize]
+    samples = rows.copy().view(dtype).astype(dtype.newbyteorder("="))
+    return cast(_Samples, samples.reshape(plane.height, plane.width, values))
+
+
+def _put(frame: VideoFrame, plane_number: int, samples: _Samples) -> None:
+    plane = frame.planes[plane_number]
+    dtype = _sample_dtype(frame)
+    content = samples.astype(dtype).reshape(plane.height, -1).view(np.uint8)
+    rows = np.zeros((plane.buffer_size // plane.line_size, plane.line_size), np.uint8)
+    rows[: plane.height, : content.shape[1]] = content
+    plane.update(rows.tobytes())
+
+
+def _sample_dtype(frame: VideoFrame) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+    if max(component.bits for component in frame.format.components) <= 8:
+        return np.dtype(np.uint8)
+    return np.dtype(np.uint16).newbyteorder(">" if frame.format.is_big_endian else "<")
+
+
+def _values_per_pixel(frame: VideoFrame) -> int:
+    """Return 2 for grey with alpha, which lie side by side; all other formats asked here have a plane for each."""
+    return 2 if frame.format.name.startswith("ya") else 1
 
 
 def _untagged(frame: VideoFrame) -> VideoFrame:

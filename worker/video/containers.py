@@ -13,8 +13,14 @@ from worker.contract.job import Container, VideoCodec
 from worker.video.source import open_source
 from worker.video.values import Survey
 
-FORMATS = {Container.MP4: "mp4", Container.MOV: "mov", Container.MKV: "matroska", Container.WEBM: "webm"}
-"""Our names to FFmpeg's muxers."""
+FORMATS = {
+    Container.MP4: "mp4",
+    Container.MOV: "mov",
+    Container.MKV: "matroska",
+    Container.WEBM: "webm",
+    Container.ZIP: "mov",
+}
+"""Our names to FFmpeg's muxers. A zip is none: pictures lie in a mov until they are packed."""
 
 
 def has_edit_lists(container: Container) -> bool:
@@ -23,6 +29,8 @@ def has_edit_lists(container: Container) -> bool:
 
 
 def holds_codec(container: Container, codec: VideoCodec) -> bool:
+    if Container.ZIP is container or codec is VideoCodec.PNG:
+        return container is Container.ZIP and codec is VideoCodec.PNG
     with in_memory(container) as output:
         return codec.value in output.supported_codecs
 
@@ -48,6 +56,8 @@ def copy_problems(source: Path, survey: Survey, container: Container, max_pixels
 
 
 def _copy_problem(source: InputContainer, stream: Stream, container: Container) -> str | None:
+    if container is Container.ZIP:
+        return "a zip of pictures cannot hold it"
     if stream.disposition & Disposition.attached_pic and container is Container.MKV:
         return None  # kept as an attachment, which is how Matroska keeps pictures
     if stream.disposition & Disposition.attached_pic and container is Container.WEBM:

@@ -13,6 +13,7 @@ from av.video.stream import VideoStream
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import VideoCodec
+from worker.video.codecs import CODECS
 from worker.video.colour import FromRgb
 from worker.video.frames import Frame
 from worker.video.values import Encoding, Picture
@@ -20,8 +21,11 @@ from worker.video.values import Encoding, Picture
 ENCODER_THREADS = 2
 """Part of the result, not of the machine: x264 gives other bytes for other numbers of threads."""
 
-_ENCODERS = {VideoCodec.H264: "libx264", VideoCodec.HEVC: "libx265", VideoCodec.AV1: "libsvtav1"}
+SEGMENT_NUMBERS = Fraction(1, 1000)
+"""The time base of Matroska segments, in which packets carry the number of their frame instead of its time."""
+
 _SVT_PRESETS = {"ultrafast": 12, "veryfast": 11, "faster": 10, "fast": 9, "medium": 8, "slow": 6, "veryslow": 4}
+_VPX_SPEEDS = {"ultrafast": 8, "veryfast": 5, "faster": 4, "fast": 3, "medium": 2, "slow": 1, "veryslow": 0}
 # The last vector extension that all current x86 servers share. Above it, encoders choose other code by processor, and
 # with AVX-512 one x264 run in six gave other bytes for the same frames.
 SAME_CODE_EVERYWHERE = ["asm=avx2"] if platform.machine() in ("x86_64", "AMD64") else []
@@ -35,25 +39,37 @@ def encode_frames(
     """Encode `frames`, to be shown at `pts`, into a file at `target`; yield the number of frames taken so far.
 
     The file is complete when the generator ends. It starts with a key frame and refers to nothing outside itself, so
-    segments can be put one behind the other. `made_by` is kept in it, as `made_by` reads it.
+    segments can be put one behind the other. `made_by` is kept in it, as `segment_maker` reads it.
     """
     from_rgb = FromRgb(picture)
+    codec = CODECS[encoding.codec]
+    numbers = {shown_at - pts[0]: number for number, shown_at in enumerate(pts)}
     # bitexact keeps versions and dates out of the file.
-    with av.open(str(target), "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:
-        container.metadata["encoding_tool"] = made_by
+    with av.open(str(target), "w", format=codec.segment_format, container_options={"fflags": "+bitexact"}) as container:
+        container.metadata["title"] = made_by
         stream = _add_stream(container, picture, encoding)
+
+        def write(packets: "Iterable[av.Packet[VideoStream]]") -> None:
+            for packet in packets:
+                if codec.segment_format == "matroska":
+                    # Its clock is too coarse for the frames' times, which are put back when the segments are joined.
+                    # Codecs kept in it put out frames in the order of display.
+                    packet.pts = packet.dts = numbers[packet.pts or 0]
+                    packet.duration, packet.time_base = 1, SEGMENT_NUMBERS
+                container.mux_one(packet)
+
         for number, (shown_at, picture_of_frame) in enumerate(zip(pts, frames, strict=True)):
             frame = from_rgb(picture_of_frame)
             frame.pts = shown_at - pts[0]
             frame.time_base = encoding.time_base
-            container.mux(stream.encode(frame))
+            write(stream.encode(frame))
             yield number + 1
-        container.mux(stream.encode(None))
+        write(stream.encode(None))
 
 
 def segment_suffix(encoding: Encoding) -> str:
     """The suffix of the file that `encode_frames` writes: of a container that holds what this codec makes."""
-    return ".mp4"
+    return CODECS[encoding.codec].segment_suffix
 
 
 def check_encoder(picture: Picture, encoding: Encoding) -> None:
@@ -65,7 +81,7 @@ def check_encoder(picture: Picture, encoding: Encoding) -> None:
     if encoding.codec is VideoCodec.AV1 and min(picture.width, picture.height) < _MIN_AV1_SIDE:
         raise refusal
     try:
-        with av.open(io.BytesIO(), "w", format="mp4") as container:
+        with av.open(io.BytesIO(), "w", format=CODECS[encoding.codec].segment_format) as container:
             _add_stream(container, picture, encoding)
             container.start_encoding()
     except (av.FFmpegError, ValueError) as error:
@@ -73,7 +89,7 @@ def check_encoder(picture: Picture, encoding: Encoding) -> None:
 
 
 def _add_stream(container: OutputContainer, picture: Picture, encoding: Encoding) -> VideoStream:
-    stream = container.add_stream(_ENCODERS[encoding.codec], rate=encoding.average_rate)
+    stream = container.add_stream(CODECS[encoding.codec].encoder, rate=encoding.average_rate)
     assert isinstance(stream, VideoStream)
     stream.width, stream.height, stream.pix_fmt = picture.width, picture.height, picture.pixel_format
     # A muxer's time base is one over something; the encoder keeps the source's own.
@@ -85,7 +101,7 @@ def _add_stream(container: OutputContainer, picture: Picture, encoding: Encoding
     colour = picture.colour
     context.colorspace, context.color_range = colour.matrix, colour.range
     context.color_primaries, context.color_trc = colour.primaries, colour.transfer
-    options = _encoder_options(encoding)
+    options = _encoder_options(picture, encoding)
     if colour.chroma_location != "unspecified":
         options["chroma_sample_location"] = colour.chroma_location
     context.thread_count = ENCODER_THREADS
@@ -93,19 +109,75 @@ def _add_stream(container: OutputContainer, picture: Picture, encoding: Encoding
     return stream
 
 
-def _encoder_options(encoding: Encoding) -> dict[str, str]:
-    options = {"crf": str(encoding.crf), "preset": encoding.encoder_preset}
+def _encoder_options(picture: Picture, encoding: Encoding) -> dict[str, str]:
     match encoding.codec:
         case VideoCodec.H264:
-            # stitchable: headers that do not depend on the content, so that segments share them.
-            options["x264-params"] = ":".join(["stitchable=1", "open-gop=0", *SAME_CODE_EVERYWHERE])
+            return _x264_options(encoding)
         case VideoCodec.HEVC:
-            options["x265-params"] = ":".join(
-                [f"pools={ENCODER_THREADS}", "frame-threads=1", "open-gop=0", "log-level=error", *SAME_CODE_EVERYWHERE]
-            )
+            return _x265_options(encoding)
         case VideoCodec.AV1:
-            options["preset"] = str(_SVT_PRESETS[encoding.encoder_preset])
-            options["svtav1-params"] = ":".join([f"lp={ENCODER_THREADS}", *SAME_CODE_EVERYWHERE])
-            # SVT-AV1 prints its settings to stderr, over any progress bar, unless this says: errors only.
-            os.environ.setdefault("SVT_LOG", "1")
+            return _svt_av1_options(encoding)
+        case VideoCodec.VP9:
+            return _vpx_options(picture, encoding)
+        case VideoCodec.FFV1:
+            # Version 3 has slices, each with a checksum, and every frame stands for itself.
+            return {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "flags": "+bitexact"}
+        case VideoCodec.PRORES:
+            return _prores_options(picture, encoding)
+        case VideoCodec.PNG:
+            return {"pred": "mixed", "flags": "+bitexact"}
+
+
+def _x264_options(encoding: Encoding) -> dict[str, str]:
+    # stitchable: headers that do not depend on the content, so that segments share them.
+    params = ["stitchable=1", "open-gop=0", *SAME_CODE_EVERYWHERE]
+    rate = {"qp": "0"} if encoding.quality == "lossless" else {"crf": str(encoding.crf)}
+    return rate | {"preset": encoding.encoder_preset, "x264-params": ":".join(params)}
+
+
+def _x265_options(encoding: Encoding) -> dict[str, str]:
+    params = [f"pools={ENCODER_THREADS}", "frame-threads=1", "open-gop=0", "log-level=error", *SAME_CODE_EVERYWHERE]
+    if encoding.quality == "lossless":
+        params.append("lossless=1")
+    rate = {} if encoding.crf is None else {"crf": str(encoding.crf)}
+    return rate | {"preset": encoding.encoder_preset, "x265-params": ":".join(params)}
+
+
+def _svt_av1_options(encoding: Encoding) -> dict[str, str]:
+    # SVT-AV1 prints its settings to stderr, over any progress bar, unless this says: errors only.
+    os.environ.setdefault("SVT_LOG", "1")
+    params = [f"lp={ENCODER_THREADS}", *SAME_CODE_EVERYWHERE]
+    return {
+        "crf": str(encoding.crf),
+        "preset": str(_SVT_PRESETS[encoding.encoder_preset]),
+        "svtav1-params": ":".join(params),
+    }
+
+
+def _vpx_options(picture: Picture, encoding: Encoding) -> dict[str, str]:
+    options = {
+        "deadline": "good",
+        "cpu-used": str(_VPX_SPEEDS[encoding.encoder_preset]),
+        "row-mt": "0",
+        "tile-columns": "1",  # the threads' work, and part of the result
+        "b": "0",
+    }
+    if picture.has_alpha:
+        options["auto-alt-ref"] = "0"  # as the second picture, of transparency, must keep in step with the first
+    if encoding.quality == "lossless":
+        return options | {"lossless": "1"}
+    return options | {"crf": str(encoding.crf)}
+
+
+def _prores_options(picture: Picture, encoding: Encoding) -> dict[str, str]:
+    four_by_four = picture.pixel_format != "yuv422p10le"
+    profile = {
+        "small": "4444" if four_by_four else "lt",
+        "balanced": "4444" if four_by_four else "standard",
+        "high": "4444xq" if four_by_four else "hq",
+    }[encoding.quality]
+    # Apple's own mark, without which some players refuse.
+    options = {"profile": profile, "vendor": "apl0", "flags": "+bitexact"}
+    if picture.has_alpha:
+        options["alpha_bits"] = "16"
     return options

@@ -78,10 +78,10 @@ def read_order(
     makers: set[str] = set()
     for number, (path, frames) in enumerate(zip(segments, expected_frames, strict=True)):
         on_progress()
-        with av.open(str(path), "r", format="mp4") as container:
+        with av.open(str(path), "r") as container:
             pts = [packet.pts for packet in container.demux(0) if packet.pts is not None]
             headers.add(container.streams.video[0].codec_context.extradata)
-            makers.add(container.metadata.get("encoder", ""))
+            makers.add(container.metadata.get("title", ""))
         if len(pts) != frames:
             raise JobFailureError(
                 FailureCode.VERIFICATION_FAILED, f"segment {number} holds {len(pts)} frames instead of {frames}"
@@ -99,8 +99,8 @@ def read_order(
 
 def segment_maker(path: Path) -> str:
     """Return what `encode_frames` was told when it made this segment."""
-    with av.open(str(path), "r", format="mp4") as container:
-        return container.metadata.get("encoder", "")
+    with av.open(str(path), "r") as container:
+        return container.metadata.get("title", "")
 
 
 def decoding_times(table: FrameTable, reorder_depth: int) -> list[int]:
@@ -133,7 +133,7 @@ def write_result(
     if has_edit_lists(container):
         options |= _mp4_options(container, source, copies, upscaled.table)
     with (
-        av.open(str(upscaled.segments[0]), "r", format="mp4") as first_segment,
+        av.open(str(upscaled.segments[0]), "r") as first_segment,
         av.open(str(target), "w", format=FORMATS[container], container_options=options) as output,
     ):
         output.metadata.update(kept_metadata(source.metadata) | tag_metadata(container, tag))
@@ -202,7 +202,7 @@ def _video_packets(upscaled: UpscaledVideo, output: Stream) -> Iterator["Packet[
     ends = [*table.pts[1:], table.pts[-1] + table.last_duration]
     first = 0
     for path, ranks in zip(upscaled.segments, order.display_ranks, strict=True):
-        with av.open(str(path), "r", format="mp4") as container:
+        with av.open(str(path), "r") as container:
             packets = (packet for packet in container.demux(0) if not is_end_mark(packet))
             for packet, rank in zip(packets, ranks, strict=True):
                 frame = first + rank

@@ -76,6 +76,8 @@ class Conversion:
 
 def can_be_converted(source: Path, max_pixels: int, index: int, container: Container) -> bool:
     """Say whether there are a decoder and an encoder for it; tried in memory."""
+    if container not in SUBSTITUTES:
+        return False
     with open_source(source, max_pixels) as opened, in_memory(container) as output:
         try:
             Conversion(source, max_pixels, index, container).add_to(output, opened.streams[index])

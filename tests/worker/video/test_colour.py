@@ -98,7 +98,8 @@ def test_chroma_does_not_wander_on_the_way(location: str) -> None:
     assert abs(center - 12) < 0.6
 
 
-def test_rgb_video_gets_a_matrix_that_4_2_0_can_have() -> None:
+def test_rgb_video_gets_a_matrix_that_yuv_can_have_and_full_range() -> None:
     source = picture(0, FULL).model_copy(update={"pixel_format": "gbrp"})
-    encoded, _ = encoded_picture(source, 2, VideoCodec.H264, Container.MP4)
-    assert (encoded.colour.matrix, encoded.colour.range) == (6, LIMITED)
+    encoded, losses = encoded_picture(source, 2, VideoCodec.H264, Container.MP4)
+    assert (encoded.pixel_format, encoded.colour.matrix, encoded.colour.range) == ("yuv444p", 6, FULL)
+    assert losses == ()
