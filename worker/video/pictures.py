@@ -1,5 +1,7 @@
-"""Single pictures through FFmpeg, under the rules for files that a stranger sent (`worker/video/source.py`)."""
+"""PNG files: what they say of themselves, and their pixels, under the rules for strangers' files (`source.py`)."""
 
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -11,6 +13,74 @@ from worker.video.source import size_limit_option
 from worker.video.values import Colour, Picture
 
 _RGB_MATRIX, _UNKNOWN, _FULL_RANGE = 0, 2, 2
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_IHDR_BYTES = 13
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Of each colour type: grey, RGB, palette, grey and alpha, RGBA."""
+_MAX_OTHER_BYTES = 8 * 1024 * 1024
+"""What a file may hold beside its pixels: colour profiles, texts, a preview."""
+
+
+@dataclass(frozen=True)
+class PngHeader:
+    """What a PNG file says of itself before its pixels."""
+
+    width: int
+    height: int
+    bit_depth: int
+    colour_type: int
+    """0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA."""
+    has_transparency: bool
+    """Of its own, or as one colour or entries of the palette that are (tRNS)."""
+
+    @property
+    def pixel_format(self) -> tuple[int, int, bool]:
+        """Equal for files that decoders give the same pixel format."""
+        return self.bit_depth, self.colour_type, self.has_transparency
+
+
+def png_header(start: bytes, name: str) -> PngHeader:
+    """Read the header at the start of a PNG file; transparency is known only to `check_png`.
+
+    Raises `JobFailureError(NOT_A_VIDEO)` for what does not begin like a PNG file.
+    """
+    if start[:8] != _SIGNATURE or start[8:16] != _IHDR_BYTES.to_bytes(4, "big") + b"IHDR" or len(start) < 33:
+        raise JobFailureError(FailureCode.NOT_A_VIDEO, f"{name} is not a PNG picture")
+    width, height = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
+    bit_depth, colour_type = start[24], start[25]
+    if width == 0 or height == 0 or colour_type not in _CHANNELS or bit_depth not in (1, 2, 4, 8, 16):
+        raise JobFailureError(FailureCode.NOT_A_VIDEO, f"{name} is not a PNG picture: its header makes no sense")
+    return PngHeader(width, height, bit_depth, colour_type, colour_type in (4, 6))
+
+
+def largest_png_bytes(header: PngHeader) -> int:
+    """Return the most that a PNG file of this header can need: its pixels not compressed at all, and the rest."""
+    raw_bytes = header.height * (1 + (header.width * header.bit_depth * _CHANNELS[header.colour_type] + 7) // 8)
+    return raw_bytes + raw_bytes // 8 + _MAX_OTHER_BYTES
+
+
+def check_png(content: bytes, name: str) -> PngHeader:
+    """Go through the file from its first chunk to its last, and compare all checksums. Pixels are not decoded.
+
+    Raises `JobFailureError`: `NOT_A_VIDEO` for what is no PNG file, `CORRUPT_FRAME` for one that is damaged or cut off.
+    """
+    header = png_header(content[:33], name)
+    place = len(_SIGNATURE)
+    kind = b""
+    transparent = header.has_transparency
+    view = memoryview(content)
+    while kind != b"IEND":
+        length = int.from_bytes(view[place : place + 4], "big")
+        kind = bytes(view[place + 4 : place + 8])
+        end = place + 8 + length
+        if end + 4 > len(content):
+            raise JobFailureError(FailureCode.CORRUPT_FRAME, f"{name} is cut off")
+        if zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise JobFailureError(FailureCode.CORRUPT_FRAME, f"{name} is damaged: a checksum in it is wrong")
+        transparent |= kind == b"tRNS"
+        place = end + 4
+    return PngHeader(header.width, header.height, header.bit_depth, header.colour_type, transparent)
 
 
 def read_png(path: Path, max_pixels: int) -> RgbFrame:
