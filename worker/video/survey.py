@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import av
 import av.logging
+import numpy as np
 from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
@@ -17,6 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from worker.contract.failure import FailureCode, JobFailureError
+from worker.scene_cuts import CutDetector, LumaImage, RgbImage
 from worker.settings import VideoLimits
 from worker.video.colour import conversion_matrix
 from worker.video.source import decode_all, frame_crc32, frame_stamp, main_video_stream, open_source
@@ -25,6 +27,7 @@ from worker.video.values import Colour, FrameTable, OtherStream, Picture, Survey
 _CHROMA_LOCATIONS = ("left", "center", "topleft", "top", "bottomleft", "bottom")
 _PIXEL_FORMAT_DETAILS = re.compile(r", \w+\(([^()]*)\)")
 _INTERLACED_FIELD_ORDERS = (2, 3, 4, 5)
+_FULL_RANGE = 2
 _MATROSKA_DURATION_SLACK_SECONDS = 1.0
 _PIXELS_TO_DEMUX = 1024 * 1024  # opening decodes a little of every stream; here no picture is wanted
 
@@ -44,7 +47,7 @@ def survey(
     with open_source(source, limits.max_pixels) as container:
         stream = main_video_stream(container, limits.max_pixels)
         _check_size(stream.width, stream.height, limits)
-        table, first = _read_frames(container, stream, limits, on_progress)
+        table, first, cuts = _read_frames(container, stream, limits, on_progress)
         _check_not_truncated(source, container, table, on_progress)
         # Known to the decoder only now, after it has seen frames.
         picture = read_picture(container, stream, first)
@@ -58,6 +61,7 @@ def survey(
             frames=table,
             average_rate=_average_rate(stream, table),
             others=tuple(_other(other) for other in container.streams if other.index != stream.index),
+            cuts=tuple(cuts),
             notes=tuple(_notes(first, picture)),
         )
 
@@ -73,9 +77,11 @@ def _check_size(width: int, height: int, limits: VideoLimits) -> None:
 
 def _read_frames(
     container: InputContainer, stream: VideoStream, limits: VideoLimits, on_progress: Callable[[], None]
-) -> tuple[FrameTable, VideoFrame]:
-    """Decode all frames, keeping of each its time and checksum only, and of the first the frame itself."""
+) -> tuple[FrameTable, VideoFrame, list[int]]:
+    """Decode all frames, keeping of each its time and checksum only, of the first the frame itself, and the cuts."""
     first: VideoFrame | None = None
+    cut_detector = CutDetector()
+    cuts: list[int] = []
     stamps: list[int] = []
     crc32: list[int] = []
     time_base = stream.time_base or Fraction(0)
@@ -92,6 +98,8 @@ def _read_frames(
             raise JobFailureError(
                 FailureCode.BAD_TIMESTAMPS, f"frame {len(stamps)} has no timestamp: remux the file, to mkv for example"
             )
+        if _begins_shot(cut_detector, frame):
+            cuts.append(len(stamps))
         stamps.append(stamp)
         crc32.append(frame_crc32(frame))
         last_duration = frame.duration
@@ -108,7 +116,31 @@ def _read_frames(
         time_base=time_base,
         last_duration=last_duration,
     )
-    return table, first
+    return table, first, cuts
+
+
+def _begins_shot(detector: CutDetector, frame: VideoFrame) -> bool:
+    luma = luma_plane(frame)
+    if luma is None:
+        return detector.begins_shot(cast("RgbImage", frame.to_ndarray(format="rgb24")))
+    bits = frame.format.components[0].bits
+    if frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj"):
+        return detector.begins_shot_luma(luma, 0, (1 << bits) - 1)
+    return detector.begins_shot_luma(luma, 16 << bits - 8, 235 << bits - 8)
+
+
+def luma_plane(frame: VideoFrame) -> LumaImage | None:
+    """Return a view of the luma (H, W) where it lies in a plane of its own, as in most video; else None."""
+    components = frame.format.components
+    luma = components[0]
+    alone = [component.plane for component in components].count(0) == 1
+    if frame.format.is_rgb or frame.format.is_big_endian or not alone or not 8 <= luma.bits <= 16:
+        return None
+    if frame.format.name.startswith("p"):  # pal8, and p010 and the like, whose samples are shifted
+        return None
+    plane = frame.planes[0]
+    pixels = np.frombuffer(memoryview(plane), np.uint8 if luma.bits == 8 else np.uint16)
+    return cast("LumaImage", pixels.reshape(plane.height, -1)[:, : frame.width])
 
 
 def _presentation_times(stamps: list[int], format_name: str, time_base: Fraction) -> list[int]:
