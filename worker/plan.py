@@ -191,7 +191,7 @@ def _container_and_codec(options: JobOptions, facts: Survey, source_suffix: str)
 
 
 def _default_codec(picture: Picture, container: Container, options: JobOptions) -> VideoCodec:
-    """Return the first of the container's usual codecs that keeps the whole picture, else the first of all.
+    """Return the first of the container's usual codecs that keeps the whole picture, else that loses least of it.
 
     Only those count that know the quality asked for.
     """
@@ -201,7 +201,7 @@ def _default_codec(picture: Picture, container: Container, options: JobOptions) 
         if (options.crf is None or CODECS[codec].crf)
         and (options.quality != "lossless" or CODECS[codec].lossless != "never")
     ] or list(DEFAULT_CODECS[container])
-    return next((codec for codec in usual if not encoded_picture(picture, SCALE, codec, container)[1]), usual[0])
+    return min(usual, key=lambda codec: len(encoded_picture(picture, SCALE, codec, container)[1]))
 
 
 def _quality(options: JobOptions, codec: VideoCodec) -> tuple[Quality, int | None]:
@@ -220,7 +220,7 @@ def _quality(options: JobOptions, codec: VideoCodec) -> tuple[Quality, int | Non
     if facts.lossless == "always":
         return "lossless", None
     if quality == "lossless" and facts.lossless == "never":
-        raise _unsupported(f"{codec} cannot be lossless here: use quality high, or codec ffv1, h264, hevc or vp9")
+        raise _unsupported(f"{codec} cannot be lossless: use quality high, or another codec")
     return quality, facts.crf.get(quality)
 
 

@@ -57,12 +57,11 @@ CODECS = {
         ("yuv420p", "yuv420p10le"),
         crf={"small": 35, "balanced": 28, "high": 18},
         max_crf=63,
-        lossless="never",
     ),
     VideoCodec.VP9: Codec(
         "libvpx-vp9",
         (*_YUV_8, "yuva420p"),
-        segment_format="matroska",  # which alone has a place for its transparency
+        segment_format="matroska",  # which alone has a place for its transparency: a second picture beside each
         crf={"small": 36, "balanced": 28, "high": 18},
         max_crf=63,
         alpha_containers=(Container.WEBM, Container.MKV),
@@ -95,4 +94,4 @@ DEFAULT_CODECS = {
     Container.WEBM: (VideoCodec.AV1, VideoCodec.VP9),
     Container.ZIP: (VideoCodec.PNG,),
 }
-"""What is tried where the user names no codec: the first that loses nothing, else the first."""
+"""What is tried where the user names no codec: the first that loses nothing, else the first that loses least."""

@@ -157,6 +157,8 @@ def _encoded_colour(source: Picture, scale: int, given: PixelLayout, *, only_lim
         changes = {"matrix": _BT601}
     if not given.is_rgb and source_is_rgb and colour.chroma_location == "unspecified" and given.chroma == 2:
         changes["chroma_location"] = "left"
+    if colour.range == 0 and not pixel_layout(source.pixel_format).is_coloured:
+        changes["range"] = _FULL_RANGE  # as grey without a tag is shown, while encoded grey without one is not
     if only_limited_range:
         changes["range"] = _LIMITED_RANGE
     return colour.model_copy(update=changes)
@@ -265,7 +267,7 @@ def _graph(picture: Picture, pixel_format: str, scale: str, result_format: str) 
 
 def _said(side: str, picture: Picture) -> str:
     colour = picture.colour
-    limited_or_full = "pc" if colour.range == _FULL_RANGE else "tv"
+    limited_or_full = "pc" if _is_full_range(picture) else "tv"
     if colour.matrix == _RGB_MATRIX or pixel_layout(picture.pixel_format).is_rgb:
         return f"{side}_range=pc"
     chroma = f":{side}_chroma_loc={colour.chroma_location}" if colour.chroma_location != "unspecified" else ""
@@ -295,9 +297,15 @@ def _grey_of_rgb(rgb: RgbFrame, picture: Picture) -> _Samples:
 
 
 def _black_and_white(depth: int, picture: Picture) -> tuple[int, int]:
-    if picture.colour.range == _FULL_RANGE or picture.colour.matrix == _RGB_MATRIX:
+    if _is_full_range(picture) or picture.colour.matrix == _RGB_MATRIX:
         return 0, 2**depth - 1
     return 16 << (depth - 8), 235 << (depth - 8)
+
+
+def _is_full_range(picture: Picture) -> bool:
+    """Untagged video is of limited range, but untagged grey of full: so do FFmpeg's players take it."""
+    full = picture.colour.range == _FULL_RANGE
+    return full or (picture.colour.range == 0 and not pixel_layout(picture.pixel_format).is_coloured)
 
 
 def _rescaled(samples: _Samples, depth: int, result_depth: int) -> _Samples:

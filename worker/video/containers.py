@@ -1,6 +1,7 @@
 """Which container can hold what. The muxers themselves are asked, by a dry run in memory; no table has to be kept."""
 
 import io
+from fractions import Fraction
 from pathlib import Path
 from typing import cast
 
@@ -29,10 +30,18 @@ def has_edit_lists(container: Container) -> bool:
 
 
 def holds_codec(container: Container, codec: VideoCodec) -> bool:
+    """Say whether the result can be this codec in this container."""
     if Container.ZIP is container or codec is VideoCodec.PNG:
         return container is Container.ZIP and codec is VideoCodec.PNG
-    with in_memory(container) as output:
-        return codec.value in output.supported_codecs
+    try:
+        with in_memory(container) as output:
+            output.add_mux_stream(codec.value, width=64, height=64, time_base=Fraction(1, 1000))
+            output.start_encoding()
+    except av.InvalidDataError:
+        return True  # Matroska misses the encoder's header, and so knows the codec
+    except (av.ArgumentError, ValueError):
+        return False
+    return True
 
 
 def own_container(survey: Survey, source_suffix: str) -> Container | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 from av.container import OutputContainer
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from worker.contract.failure import FailureCode, JobFailureError
@@ -31,6 +32,8 @@ _VPX_SPEEDS = {"ultrafast": 8, "veryfast": 5, "faster": 4, "fast": 3, "medium": 
 SAME_CODE_EVERYWHERE = ["asm=avx2"] if platform.machine() in ("x86_64", "AMD64") else []
 _MAX_GOP_FRAMES = 240
 _MIN_AV1_SIDE = 32  # SVT-AV1 accepts less, then waits for ever on 16x128 and the like
+# Where a side is not longer than one block, x265 gives other bytes from run to run.
+_HEVC_BLOCK_SIDES = (64, 32, 16)
 
 
 def encode_frames(
@@ -59,7 +62,7 @@ def encode_frames(
                 container.mux_one(packet)
 
         for number, (shown_at, picture_of_frame) in enumerate(zip(pts, frames, strict=True)):
-            frame = from_rgb(picture_of_frame)
+            frame = _tagged(from_rgb(picture_of_frame), picture)
             frame.pts = shown_at - pts[0]
             frame.time_base = encoding.time_base
             write(stream.encode(frame))
@@ -78,7 +81,10 @@ def check_encoder(picture: Picture, encoding: Encoding) -> None:
         FailureCode.UNSUPPORTED_OUTPUT,
         f"the {encoding.codec} encoder does not take {picture.width}x{picture.height}: choose another codec",
     )
-    if encoding.codec is VideoCodec.AV1 and min(picture.width, picture.height) < _MIN_AV1_SIDE:
+    shorter_side = min(picture.width, picture.height)
+    if encoding.codec is VideoCodec.AV1 and shorter_side < _MIN_AV1_SIDE:
+        raise refusal
+    if encoding.codec is VideoCodec.HEVC and shorter_side <= _HEVC_BLOCK_SIDES[-1]:
         raise refusal
     try:
         with av.open(io.BytesIO(), "w", format=CODECS[encoding.codec].segment_format) as container:
@@ -109,12 +115,20 @@ def _add_stream(container: OutputContainer, picture: Picture, encoding: Encoding
     return stream
 
 
+def _tagged(frame: VideoFrame, picture: Picture) -> VideoFrame:
+    """ProRes and PNG write what the frames say of their colours, the others what the encoder was told."""
+    colour = picture.colour
+    frame.colorspace, frame.color_range = colour.matrix, colour.range
+    frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
+    return frame
+
+
 def _encoder_options(picture: Picture, encoding: Encoding) -> dict[str, str]:
     match encoding.codec:
         case VideoCodec.H264:
             return _x264_options(encoding)
         case VideoCodec.HEVC:
-            return _x265_options(encoding)
+            return _x265_options(picture, encoding)
         case VideoCodec.AV1:
             return _svt_av1_options(encoding)
         case VideoCodec.VP9:
@@ -135,8 +149,11 @@ def _x264_options(encoding: Encoding) -> dict[str, str]:
     return rate | {"preset": encoding.encoder_preset, "x264-params": ":".join(params)}
 
 
-def _x265_options(encoding: Encoding) -> dict[str, str]:
+def _x265_options(picture: Picture, encoding: Encoding) -> dict[str, str]:
     params = [f"pools={ENCODER_THREADS}", "frame-threads=1", "open-gop=0", "log-level=error", *SAME_CODE_EVERYWHERE]
+    block_side = next(side for side in _HEVC_BLOCK_SIDES if side < min(picture.width, picture.height))
+    if block_side < _HEVC_BLOCK_SIDES[0]:
+        params.append(f"ctu={block_side}")
     if encoding.quality == "lossless":
         params.append("lossless=1")
     rate = {} if encoding.crf is None else {"crf": str(encoding.crf)}
@@ -147,11 +164,10 @@ def _svt_av1_options(encoding: Encoding) -> dict[str, str]:
     # SVT-AV1 prints its settings to stderr, over any progress bar, unless this says: errors only.
     os.environ.setdefault("SVT_LOG", "1")
     params = [f"lp={ENCODER_THREADS}", *SAME_CODE_EVERYWHERE]
-    return {
-        "crf": str(encoding.crf),
-        "preset": str(_SVT_PRESETS[encoding.encoder_preset]),
-        "svtav1-params": ":".join(params),
-    }
+    if encoding.quality == "lossless":
+        params.append("lossless=1")
+    rate = {} if encoding.crf is None else {"crf": str(encoding.crf)}
+    return rate | {"preset": str(_SVT_PRESETS[encoding.encoder_preset]), "svtav1-params": ":".join(params)}
 
 
 def _vpx_options(picture: Picture, encoding: Encoding) -> dict[str, str]:
