@@ -8,12 +8,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from worker.assemble import Report, assemble, result_tag
+from worker.assemble import assemble, result_tag
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, Progress
+from worker.contract.report import Report
 from worker.contract.storage import JobFolder, fsync_folder, write_atomically
 from worker.loaded_models import LoadedModels, usable_device
-from worker.pipeline import StageTimes, render_segment
+from worker.pipeline import render_segment
 from worker.plan import SCALE, Plan, make_plan, sha256_of_file
 from worker.settings import VideoLimits, WorkerSettings
 from worker.upscaler import Upscaler
@@ -103,7 +104,6 @@ def upscale_file(
     )
     workspace.make_segments()
     progress = _Progress(plan, workspace, on_progress)
-    times = StageTimes()
     for segment in plan.segments:
         if plan.segment_file(workspace, segment.index).exists():
             continue
@@ -114,8 +114,8 @@ def upscale_file(
             plan.segment_file(workspace, segment.index),
             upscaler,
             batch_frames=models.batch_frames,
+            figures=plan.figures_file(workspace, segment.index),
             on_frames_done=progress.frames_done,
-            times=times,
         )
         progress.segment_done(segment.frames)
     result = workspace.result(container)
@@ -126,7 +126,7 @@ def upscale_file(
     return Outcome(
         shown,
         already_done=False,
-        report=report.model_copy(update={"stage_seconds": dict(times.seconds)}),
+        report=report,
         resumed_segments=progress.resumed_segments,
         started_over=started_over,
     )

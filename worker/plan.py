@@ -1,6 +1,7 @@
 """What will be done to one video, segment by segment: `plan.json`. No GPU and no torch are needed to make it."""
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -70,6 +71,7 @@ class Plan(_Frozen):
     streams: tuple[StreamPlan, ...]
     losses: tuple[str, ...] = Field((), description="What the result will lack, in words; the user agreed to it.")
     max_pixels: int = Field(description="The limit under which the source was accepted.")
+    survey_seconds: float = Field(0.0, description="What reading the source took, for the report.")
 
     @property
     def is_current(self) -> bool:
@@ -83,6 +85,10 @@ class Plan(_Frozen):
     def segment_file(self, folder: JobFolder, index: int) -> Path:
         """Where segment `index` is, or will be."""
         return folder.segment(index, segment_suffix(self.encoding))
+
+    def figures_file(self, folder: JobFolder, index: int) -> Path:
+        """Where the figures of segment `index` for the report are, or will be: beside it."""
+        return self.segment_file(folder, index).with_suffix(".json")
 
     def segment_files(self, folder: JobFolder) -> list[Path]:
         return [self.segment_file(folder, segment.index) for segment in self.segments]
@@ -125,6 +131,7 @@ def make_plan(
     about four seconds; the tests cut short videos finely with it. `on_progress` is called for every frame and packet
     read; it may stop the work by raising.
     """
+    began = time.perf_counter()
     facts = survey(source, limits, on_progress, deinterlace=options.deinterlace, on_error=options.on_error)
     container, codec = _container_and_codec(options, facts, source_suffix)
     picture, losses = encoded_picture(facts.picture, SCALE, codec, container)
@@ -157,6 +164,7 @@ def make_plan(
         streams=streams,
         losses=losses,
         max_pixels=limits.max_pixels,
+        survey_seconds=time.perf_counter() - began,
     )
 
 

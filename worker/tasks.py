@@ -8,7 +8,6 @@ Every task may run twice, also at the same time: it looks first at what storage 
 counts through scripts and unique ids that do not mind a repetition.
 """
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -138,6 +137,7 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
             partial,
             bench.models.get(job.options.preset),
             batch_frames=bench.models.batch_frames,
+            figures=made.figures_file(folder, index),
             on_frames_done=progress.note,
             on_batch=metrics.BATCH_FRAMES.observe,
             check_canceled=bench.watch.check,
@@ -160,8 +160,6 @@ def _assemble(bench: Workbench, job: JobRecord) -> None:
         report = assemble_video(made, folder.source, made.segment_files(folder), partial, bench.on_progress)
         bench.watch.demand_lease()
     write_atomically(folder.report, report.model_dump_json(indent=2).encode())
-    with result.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
 
     ended = bench.registry.succeed(
         job.id,
@@ -170,8 +168,8 @@ def _assemble(bench: Workbench, job: JobRecord) -> None:
             width=made.picture.width,
             height=made.picture.height,
             frames=made.frames,
-            size_bytes=result.stat().st_size,
-            sha256=sha256,
+            size_bytes=report.result.size_bytes,
+            sha256=report.result.sha256,
         ),
     )
     if ended is None:

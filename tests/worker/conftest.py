@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from worker.assemble import Report, assemble
+from worker.assemble import assemble
 from worker.contract.job import JobOptions
+from worker.contract.report import Report
 from worker.contract.storage import JobFolder
 from worker.pipeline import render_segment
 from worker.plan import Plan, make_plan
@@ -239,7 +240,15 @@ def upscale_in_segments(
     plan = make_plan(source, options, VideoLimits(), source.suffix, segment_frames=segment_frames)
     paths = [folder / plan.segment_file(JobFolder(folder), segment.index).name for segment in plan.segments]
     for index in range(len(paths)) if only is None else only:
-        render_segment(plan, index, source, paths[index], upscaler or PixelRepeater(), batch_frames=4)
+        render_segment(
+            plan,
+            index,
+            source,
+            paths[index],
+            upscaler or PixelRepeater(),
+            batch_frames=4,
+            figures=paths[index].with_suffix(".json"),
+        )
     return plan, paths
 
 

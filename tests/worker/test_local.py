@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worker.assemble import Report
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobOptions, Progress
+from worker.contract.report import Report
 from worker.local import Outcome, OutputExistsError, default_output, upscale_file
 from worker.plan import Plan
 from worker.settings import VideoLimits, WorkerSettings
@@ -84,8 +84,8 @@ def test_a_finished_run_leaves_the_result_alone(long_video: Path, run: Callable[
     outcome = run(long_video, output)
     assert not outcome.already_done
     assert outcome.report is not None
-    assert outcome.report.frames == 96
-    assert set(outcome.report.stage_seconds or {}) == {"decode", "infer", "encode"}
+    assert outcome.report.frames.result == 96
+    assert set(outcome.report.stage_seconds) == {"plan", "decode", "infer", "encode", "check", "assemble"}
     assert list(output.parent.iterdir()) == [output]
 
 
@@ -132,7 +132,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_gives_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         run(long_video, output, upscaler=InterruptedUpscaler(batches=14))
     assert not output.exists()
-    assert len(list((tmp_path / "result.mp4.vsr-work" / "segments").iterdir())) == 2
+    assert len(list((tmp_path / "result.mp4.vsr-work" / "segments").glob("*.mp4"))) == 2
     # when the same command runs again
     told: list[Progress] = []
     outcome = run(long_video, output, on_progress=told.append)
@@ -284,7 +284,7 @@ def test_real_networks_upscale_a_deep_and_a_plain_video(make_video: MakeVideo, t
             limits=VideoLimits(),
         )
         assert outcome.report is not None
-        assert (outcome.report.width, outcome.report.height, outcome.report.frames) == (128, 96, 5)
+        assert (outcome.report.result.width, outcome.report.result.height, outcome.report.result.frames) == (128, 96, 5)
 
 
 def test_an_unknown_preset_is_refused(make_video: MakeVideo, tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 PropertyOutcome = Literal["kept", "upscaled", "converted", "dropped"]
 StreamOutcome = Literal["upscaled", "copied", "converted", "rewritten", "dropped"]
 
+# The container stands in the result's name; the others are ways of counting, and the frames' times say what counts.
+_CHOSEN_OR_COUNTED = ("container", "time_base", "frame_rate", "duration_seconds")
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -148,6 +151,9 @@ class Report(_Frozen):
     sound_offsets: tuple[SoundOffset, ...]
     scene_cuts: tuple[FramePlace, ...] = Field(description="Frames that begin another shot.")
     losses: tuple[str, ...] = Field(description="What the result lacks, with the user's consent.")
+    lost_in_container: tuple[str, ...] = Field(
+        (), description="What the container had no place for, as reading the finished file back has shown."
+    )
     notes: tuple[str, ...] = Field(description="What else a reader should know.")
     quality: QualityReport
     stage_seconds: dict[str, float] = Field(
@@ -162,12 +168,13 @@ class Report(_Frozen):
         properties = [
             f"{line.name.replace('_', ' ')} {line.source or 'none'} -> {line.result or 'none'}"
             for line in self.properties
-            if line.outcome in ("converted", "dropped") and line.name != "container"
+            if line.outcome in ("converted", "dropped") and line.name not in _CHOSEN_OR_COUNTED
         ]
         streams = [
             f"{stream.type} stream {stream.index} ({stream.codec or 'of unknown codec'}) {stream.outcome}"
             for stream in self.streams
             if stream.outcome in ("converted", "dropped")
         ]
-        concealed = len(self.frames.concealed)
-        return (*properties, *streams, *([f"{concealed} frames concealed"] if concealed else []))
+        times = [] if self.timestamps.exact else [f"frame times {self.timestamps.words}"]
+        concealed = [f"{len(self.frames.concealed)} frames concealed"] if self.frames.concealed else []
+        return (*properties, *streams, *times, *concealed, *self.lost_in_container)

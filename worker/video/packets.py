@@ -25,6 +25,10 @@ class StreamContents:
     framed: bool
     pts: "array[int]" = field(default_factory=lambda: array("q"))
     sha256: str = ""
+    disorder: int | None = None
+    """The first packet whose decoding time is not later than that of the packet before it; None: all are."""
+    end: Fraction = Fraction(0)
+    """When the last packet ends, in seconds."""
     hidden: int = 0
     """Packets left out because an edit list of the source hides them from the viewer."""
     picture: bytes = b""
@@ -47,6 +51,7 @@ def read_contents(
     contents = [StreamContents(stream.time_base or Fraction(1), _is_framed(stream)) for stream in streams]
     hashes = [hashlib.sha256(stream.data if isinstance(stream, AttachmentStream) else b"") for stream in streams]
     place = {stream.index: number for number, stream in enumerate(streams)}
+    dts_before: list[int | None] = [None] * len(streams)
     with_packets = [stream for stream in streams if not isinstance(stream, AttachmentStream)]
     if with_packets:
         for packet in container.demux(with_packets):
@@ -61,7 +66,13 @@ def read_contents(
             hashes[number].update(unframed(payload) if contents[number].framed else payload)
             if streams[number].disposition & Disposition.attached_pic:
                 contents[number].picture = payload
-            contents[number].pts.append(packet.pts if packet.pts is not None else packet.dts or 0)
+            pts = packet.pts if packet.pts is not None else packet.dts or 0
+            contents[number].pts.append(pts)
+            contents[number].end = max(contents[number].end, (pts + (packet.duration or 0)) * packet.time_base)
+            before = dts_before[number]
+            if packet.dts is not None and before is not None and packet.dts <= before:
+                contents[number].disorder = contents[number].disorder or len(contents[number].pts) - 1
+            dts_before[number] = packet.dts
     for number, one_hash in enumerate(hashes):
         contents[number].sha256 = one_hash.hexdigest()
     return contents

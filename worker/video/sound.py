@@ -1,9 +1,10 @@
 """Sound that the result's container cannot hold, in a codec that it can: lossless where there is one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 from av.audio.stream import AudioStream
@@ -55,6 +56,11 @@ class Conversion:
         self._encoded = encoded
         return encoded
 
+    def decoded(self) -> Iterator[av.AudioFrame]:
+        """Yield the source's sound as it is converted: frames with times counted in samples."""
+        with open_source(self._source, self._max_pixels) as container:
+            yield from _decoded(container, self._index)
+
     def packets(self) -> Iterator["Packet[Stream]"]:
         """Decode and encode. The header must have been written, which opens the encoder."""
         encoded = self._encoded
@@ -85,6 +91,37 @@ def can_be_converted(source: Path, max_pixels: int, index: int, container: Conta
         except (av.FFmpegError, ValueError, TypeError):
             return False
     return True
+
+
+class HeardTimes(NamedTuple):
+    """When samples of a sound are heard, in seconds. With gaps, the middle of the samples is not that of the time."""
+
+    first: Fraction
+    middle: Fraction
+    last: Fraction
+    sound_seconds: Fraction
+    """How much sound there is."""
+
+
+def heard_times(frames: Iterable[av.AudioFrame], sound_seconds: Fraction | None = None) -> HeardTimes:
+    """Return when the first, the middle and the last sample are heard; of the first `sound_seconds`, if given."""
+    starts: list[tuple[int, Fraction]] = []
+    samples, rate = 0, 1
+    for frame in frames:
+        rate = frame.sample_rate
+        starts.append((samples, (frame.pts or 0) * (frame.time_base or Fraction(1, rate))))
+        samples += frame.samples
+    if not starts:
+        return HeardTimes(Fraction(0), Fraction(0), Fraction(0), Fraction(0))
+
+    def heard_at(sound: Fraction) -> Fraction:
+        """When the sample behind so many seconds of sound is heard."""
+        before, start = next(one for one in reversed(starts) if Fraction(one[0], rate) <= sound)
+        return start + sound - Fraction(before, rate)
+
+    present = Fraction(samples, rate)
+    looked_at = present if sound_seconds is None else sound_seconds
+    return HeardTimes(heard_at(Fraction(0)), heard_at(looked_at / 2), heard_at(min(present, looked_at)), present)
 
 
 def _named_layout(original: AudioStream) -> str:
