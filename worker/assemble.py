@@ -14,10 +14,11 @@ from worker.self_check import read_figures
 from worker.video.containers import has_edit_lists
 from worker.video.mux import UpscaledVideo, read_order, trouble_named, write_result
 from worker.video.packets import read_contents
+from worker.video.png_sequence import write_zip
 from worker.video.sound import Conversion
 from worker.video.source import open_source, stream_at
 from worker.video.tag import tag_text
-from worker.video.verify import check_result, source_facts
+from worker.video.verify import check_pictures, check_result, source_facts
 
 
 def assemble(
@@ -50,9 +51,13 @@ def assemble(
         with open_source(source, plan.max_pixels) as opened:
             facts = source_facts(opened, plan.survey.stream_index, plan.survey.frames, copies)
             replaced = stream_at(opened, plan.survey.stream_index)
-            write_result(partial, plan.container, opened, replaced, upscaled, copies, conversions, tag, on_progress)
-            decoded = {index: conversion.decoded for index, conversion in conversions.items()}
-            check = check_result(partial, plan.container, opened, replaced, upscaled, copies, decoded, on_progress)
+            if plan.container is Container.ZIP:
+                write_zip(partial, opened, upscaled, tag, on_progress)
+                check = check_pictures(partial, opened, upscaled, on_progress)
+            else:
+                write_result(partial, plan.container, opened, replaced, upscaled, copies, conversions, tag, on_progress)
+                decoded = {index: conversion.decoded for index, conversion in conversions.items()}
+                check = check_result(partial, plan.container, opened, replaced, upscaled, copies, decoded, on_progress)
         seconds = {"plan": plan.survey_seconds, "assemble": time.perf_counter() - began}
         figures = [read_figures(segment.with_suffix(".json")) for segment in segments]
         return make_report(plan, facts, partial, check, copies, figures, tag, seconds)

@@ -330,7 +330,7 @@ def _streams(
         if index in plans:
             kind, outcome = plans[index].stream.type, _OUTCOMES[plans[index].action]
             why = _why(plans[index], copies.get(index), plan.container)
-            facts = facts.model_copy(update={"codec": plans[index].stream.codec})
+            facts = facts.model_copy(update={"codec": plans[index].stream.codec or facts.codec})
         else:
             kind, outcome, why = "video", "upscaled", f"{SCALE}x, encoded as {check.codec}"
         yield StreamReport(**facts.model_dump(), type=kind, outcome=outcome, why=why, result=found)

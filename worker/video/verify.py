@@ -1,5 +1,7 @@
 """Reading the finished file back: every frame and packet must be there, when it should be, as it was."""
 
+import io
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,9 +17,10 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container
 from worker.contract.report import SoundOffset, StreamFacts
 from worker.video.check_picture import check_picture
-from worker.video.containers import has_edit_lists
+from worker.video.containers import FORMATS, has_edit_lists
 from worker.video.mux import UpscaledVideo, kept_metadata
 from worker.video.packets import StreamContents, read_contents
+from worker.video.png_sequence import FACTS_NAME, check_zip, picture_name, read_facts
 from worker.video.sound import heard_times
 from worker.video.survey import read_picture
 from worker.video.values import FrameTable, Picture
@@ -62,7 +65,6 @@ class Check:
     timing: Timing
     picture: Picture
     codec: str
-    format_names: tuple[str, ...]
     average_rate: Fraction
     time_base: Fraction
     duration: Fraction
@@ -107,7 +109,9 @@ def check_result(
         timing = _check_video_times(contents[replaced.index], table, container)
         lost += _lost_chapters(source, result, timing)
         _check_duration(result, contents[replaced.index], contents.values())
-        average_rate, format_names = video.average_rate, tuple(result.format.name.split(","))
+        if FORMATS[container] not in result.format.name.split(","):
+            raise _failure(f"it is a {result.format.name} file")
+        average_rate = video.average_rate
         codec, chapters = video.codec_context.codec.canonical_name, len(result.chapters())
     offsets: list[SoundOffset] = []
     frame_times = sorted(contents[replaced.index].pts)
@@ -127,7 +131,6 @@ def check_result(
         timing=timing,
         picture=picture,
         codec=codec,
-        format_names=format_names,
         average_rate=average_rate or Fraction(0),
         time_base=contents[replaced.index].time_base,
         duration=last - first * contents[replaced.index].time_base,
@@ -136,6 +139,52 @@ def check_result(
         streams=streams,
         sound_offsets=tuple(offsets),
         lost=tuple(lost),
+    )
+
+
+def check_pictures(
+    target: Path, source: InputContainer, upscaled: UpscaledVideo, on_progress: Callable[[], None] = lambda: None
+) -> Check:
+    """Do the same for a zip of pictures, which holds nothing else: what it says beside them is read back."""
+    check_zip(target, upscaled, on_progress)
+    with zipfile.ZipFile(target) as archive:
+        facts = read_facts(archive.read(FACTS_NAME))
+        first = archive.read(picture_name(0, len(upscaled.table)))
+    if facts is None:
+        raise _failure(f"{FACTS_NAME} cannot be read")
+    with av.open(io.BytesIO(first), "r", format="png_pipe") as opened:
+        picture_format = next(opened.decode(video=0)).format
+    found = Picture(
+        width=facts.width,
+        height=facts.height,
+        pixel_format=picture_format.name,
+        bit_depth=max(component.bits for component in picture_format.components),
+        colour=facts.colour,
+        sample_aspect_ratio=facts.sample_aspect_ratio,
+        display_matrix=facts.display_matrix,
+        field_order="progressive",
+        has_alpha=any(component.is_alpha for component in picture_format.components),
+        crop=facts.crop,
+        mastering_display=facts.mastering_display,
+        content_light=facts.content_light,
+    )
+    wrong, lost = check_picture(found, upscaled.picture)
+    if wrong:
+        raise _failure("; ".join(wrong))
+    missing = _missing_metadata(source.metadata, facts.metadata)
+    lost += (f"the zip has no place for these metadata: {', '.join(missing)}",) if missing else ()
+    return Check(
+        timing=Timing(Fraction(0), Fraction(0)),
+        picture=found,
+        codec="png",
+        average_rate=facts.average_rate,
+        time_base=facts.time_base,
+        duration=(facts.pts[-1] + facts.last_duration - facts.pts[0]) * facts.time_base,
+        frames=len(facts.pts),
+        chapters=len(facts.chapters),
+        streams={},
+        sound_offsets=(),
+        lost=lost,
     )
 
 
@@ -279,6 +328,8 @@ def _language(stream: Stream) -> str | None:
 
 
 def _title(stream: Stream) -> str | None:
+    if isinstance(stream, AttachmentStream):
+        return stream.name
     return stream.metadata.get("title") or stream.metadata.get("name") or None
 
 
