@@ -20,6 +20,9 @@ class VideoLimits(BaseSettings):
     max_pixels: int = Field(4096 * 2304, ge=256, description="Most pixels in one source frame (width times height).")
     max_frames: int = Field(1_000_000, ge=1, description="Most frames in one source.")
     max_duration_seconds: float = Field(6 * 3600, gt=0, description="Longest source, first frame to last.")
+    max_unpacked_bytes: int = Field(
+        64 * 1024**3, ge=1, description="Most bytes of a sequence of pictures, unpacked where it is a zip."
+    )
 
 
 class WorkerSettings(BaseSettings):

@@ -103,6 +103,11 @@ class JobOptions(_Frozen):
         description="What becomes of a frame that cannot be decoded. conceal: what the decoder makes of it, or the "
         "frame before it; the report names each.",
     )
+    frame_rate: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d{0,6}(/[1-9]\d{0,6})?$",
+        description='Of a sequence of pictures: how many per second, as "24000/1001". None: by its own times, else 25.',
+    )
     drop_unsupported: bool = Field(
         False,
         description="Go on without what the result cannot hold, instead of refusing the job; the report names it.",

@@ -3,6 +3,7 @@
 {root}/uploads/                 files that are not a job yet; `app.uploads` alone names and reads them
 {root}/jobs/{id}/job.json       the record: the truth about the job
                  source         the user's file, untouched
+                 pictures.mov   the source's pictures as one video, where it is a zip of them
                  plan.json      what will be done, segment by segment
                  segments/      00000.mp4 ...: finished segments, each published atomically (the codec says the suffix),
                                 and 00000.json ...: what is known of them for the report
@@ -40,6 +41,11 @@ class JobFolder:
     @property
     def source(self) -> Path:
         return self.path / "source"
+
+    @property
+    def pictures(self) -> Path:
+        """What is opened as the source where that is a sequence of pictures."""
+        return self.path / "pictures.mov"
 
     @property
     def plan(self) -> Path:

@@ -16,6 +16,7 @@ _RGB_MATRIX, _UNKNOWN, _FULL_RANGE = 0, 2, 2
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _IHDR_BYTES = 13
+_PALETTE = 3
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Of each colour type: grey, RGB, palette, grey and alpha, RGBA."""
 _MAX_OTHER_BYTES = 8 * 1024 * 1024
@@ -37,6 +38,8 @@ class PngHeader:
     @property
     def pixel_format(self) -> tuple[int, int, bool]:
         """Equal for files that decoders give the same pixel format."""
+        if self.colour_type == _PALETTE:
+            return 8, _PALETTE, False  # whatever the colours in it
         return self.bit_depth, self.colour_type, self.has_transparency
 
 

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import av
 from av.container import InputContainer
@@ -33,6 +33,9 @@ _UNIX = 3
 _FRAME_DIGITS = 6
 
 
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+
+
 class Chapter(Frozen):
     """A part of the video with a name."""
 
@@ -50,7 +53,7 @@ class SequenceFacts(Frozen):
     width: int
     height: int
     time_base: Rational = Field(description="Seconds: the unit of `pts` and `last_duration`.")
-    pts: tuple[int, ...] = Field(description="When each picture is shown, in the order of the pictures.")
+    pts: tuple[int, ...] = Field(min_length=1, description="When each picture is shown, in the order of the pictures.")
     last_duration: int
     average_rate: Rational
     sample_aspect_ratio: Rational | None
@@ -132,11 +135,15 @@ def unpack(archive_path: Path, folder: Path) -> None:
 
 
 def read_facts(content: bytes) -> SequenceFacts | None:
-    """Return what `sequence.json` says; None for a file of this name that is somebody else's."""
+    """Return what a `sequence.json` says, of whoever sent it; None for a file of this name that is not ours."""
     try:
-        return SequenceFacts.model_validate_json(content)
+        facts = SequenceFacts.model_validate_json(content)
     except ValidationError:
         return None
+    aspect_ratio = facts.sample_aspect_ratio
+    if aspect_ratio is not None and not (aspect_ratio > 0 and max(aspect_ratio.as_integer_ratio()) < 2**31):
+        return None
+    return facts
 
 
 def _pictures(segments: Sequence[Path]) -> Iterator[bytes]:

@@ -1,5 +1,6 @@
 """The words that the video modules speak: plain frozen values, with time as integers and rationals throughout."""
 
+import re
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -7,9 +8,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from worker.contract.job import VideoCodec
 
+_FRACTION_TEXT = re.compile(r"-?\d{1,30}/[1-9]\d{0,29}")
+
+
+def _fraction(value: object) -> Fraction:
+    """Take text in one form only: `Fraction` would compute "1e999999999" for hours."""
+    if isinstance(value, (Fraction, int)):
+        return Fraction(value)
+    if isinstance(value, str) and _FRACTION_TEXT.fullmatch(value):
+        return Fraction(value)
+    raise ValueError("not a fraction like 30000/1001")
+
+
 Rational = Annotated[
     Fraction,
-    BeforeValidator(Fraction),
+    BeforeValidator(_fraction),
     PlainSerializer(lambda value: f"{value.numerator}/{value.denominator}", return_type=str),
 ]
 """A fraction that JSON holds exactly, as "30000/1001"."""
