@@ -4,28 +4,48 @@ Each command parses, calls one function of the room that does the work, and prin
 commands that need them: they take seconds, and the gateway's installation does not have them.
 """
 
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
 from app import terminal
-from app.cli_options import DeviceOption, JsonOption, PresetOption, WeightsDirOption, interruptible
+from app.cli_options import (
+    CodecOption,
+    ContainerOption,
+    CrfOption,
+    DeinterlaceOption,
+    DeviceOption,
+    DropUnsupportedOption,
+    EncoderOptionsOption,
+    EncoderPresetOption,
+    FrameRateOption,
+    JsonOption,
+    OnErrorOption,
+    PresetOption,
+    QualityOption,
+    WeightsDirOption,
+    container_for,
+    interruptible,
+)
 from app.cli_training import training_cli, weights_cli
 from app.client import Client, ClientError
 from app.embedded_redis import EmbeddedRedisError
 from app.exit_codes import ExitCode, exit_code_of
 from app.house import WorkersEndedError, serve_house
+from app.report_page import print_report
 from app.schemas import Job
 from app.server import GatewayStartError, serve_gateway
 from app.settings import ClientSettings, GatewaySettings
 from app.terminal import ProgressLine, print_json, print_note, print_result, print_table
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.contract.job import DEFAULT_PRESET, Container, JobOptions, JobStatus, VideoCodec
+from worker.contract.job import DEFAULT_PRESET, JOB_ID_PATTERN, Container, JobOptions, JobStatus
 from worker.contract.logs import configure_logging
+from worker.contract.report import Report
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
 
 cli = typer.Typer(
@@ -38,11 +58,6 @@ cli = typer.Typer(
 cli.add_typer(weights_cli, name="weights", no_args_is_help=True)
 cli.add_typer(training_cli)
 
-EncoderPreset = Literal["ultrafast", "veryfast", "faster", "fast", "medium", "slow", "veryslow"]
-
-CodecOption = Annotated[VideoCodec | None, typer.Option(help="Default: h264; av1 in webm.")]
-CrfOption = Annotated[int | None, typer.Option(min=0, max=63, help="Quality, lower is better. Default: by codec.")]
-EncoderPresetOption = Annotated[EncoderPreset, typer.Option(help="Encoder effort.")]
 UrlOption = Annotated[str | None, typer.Option(help="Address of the service (VSR_URL).")]
 JobArgument = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
 
@@ -50,29 +65,48 @@ JobArgument = Annotated[str, typer.Argument(help="The job's id.", show_default=F
 # --- one file, here --------------------------------------------------------------------------------------------------
 
 
-@cli.command(epilog="Example:  vsr upscale holiday.mov holiday_2x.mkv --codec hevc --crf 22")
+@cli.command(
+    epilog="Examples:  vsr upscale holiday.mov   |   vsr upscale old.avi old_2x.mkv --codec hevc --quality high   |   "
+    "vsr upscale film.mkv film.mp4 --drop-unsupported --report film.json   |   vsr upscale clip.mp4 frames.zip"
+)
 def upscale(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="The video.", exists=True, dir_okay=False, show_default=False)
+        Path,
+        typer.Argument(
+            metavar="IN", help="The video; or a folder or zip of PNG pictures.", exists=True, show_default=False
+        ),
     ],
     output: Annotated[
         Path | None, typer.Argument(metavar="[OUT]", help="Default: IN with _2x in its name.", show_default=False)
     ] = None,
     preset: PresetOption = DEFAULT_PRESET,
     device: DeviceOption = None,
+    container: ContainerOption = None,
     codec: CodecOption = None,
+    quality: QualityOption = None,
     crf: CrfOption = None,
     encoder_preset: EncoderPresetOption = "medium",
+    encoder_options: EncoderOptionsOption = None,
+    deinterlace: DeinterlaceOption = None,
+    on_error: OnErrorOption = None,
+    frame_rate: FrameRateOption = None,
+    drop_unsupported: DropUnsupportedOption = False,
     batch: Annotated[int | None, typer.Option(min=1, max=64, help="Frames per network call.")] = None,
     tile: Annotated[
         int | None, typer.Option(min=32, help="Work in tiles of so many source pixels, where memory is short.")
     ] = None,
     weights_dir: WeightsDirOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is another file.")] = False,
-    report: Annotated[Path | None, typer.Option(help="Write the report of what was kept to this file (JSON).")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write the report of what was kept to this file (JSON); `vsr report` shows it."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Upscale one video on this machine, without a server. Interrupted, the same command goes on where it stopped."""
+    """Upscale one video on this machine, without a server. Interrupted, the same command goes on where it stopped.
+
+    What is not pixels is kept; what the result could not hold is named before any work.
+    """
     from worker.cpu_environment import restart_with_cpu_environment
 
     # Before torch is loaded, as the supervisor does for its processes.
@@ -80,10 +114,28 @@ def upscale(
     from worker.local import OutputExistsError, default_output, upscale_file
     from worker.settings import VideoLimits, WorkerSettings
 
-    output = output or default_output(source)
+    container = container_for(output, container)
+    if output is None:
+        output = default_output(source)
+        output = output.with_suffix(f".{container}") if container else output
+    elif container and not output.suffix:
+        output = output.with_name(f"{output.name}.{container}")
     chosen = {"preset": preset, "device": device, "batch_frames": batch, "tile_px": tile, "weights_dir": weights_dir}
     settings = WorkerSettings.model_validate({name: value for name, value in chosen.items() if value is not None})
-    options = JobOptions(preset=preset, codec=codec, crf=crf, encoder_preset=encoder_preset)
+    options = JobOptions.model_validate(
+        _said(
+            preset=preset,
+            codec=codec,
+            quality=quality,
+            crf=crf,
+            encoder_preset=encoder_preset,
+            encoder_options=encoder_options,
+            deinterlace=deinterlace,
+            on_error=on_error,
+            frame_rate=frame_rate,
+            drop_unsupported=drop_unsupported or None,
+        )
+    )
     kept = "interrupted: what is finished is kept, the same command goes on from there"
     try:
         with interruptible(kept), ProgressLine("reading", quiet=as_json) as line:
@@ -115,15 +167,44 @@ def upscale(
         print_result(f"{output} is already finished: nothing to do")
     else:
         print_result(str(output))
+        _note_changes(outcome.report)
 
 
-def _container_of(output: Path) -> Container:
+def _said(**options: object) -> dict[str, object]:
+    """Those options that were said: the others are left to the defaults of whoever does the work."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _note_changes(report: Report | None) -> None:
+    """One line, where there is anything to tell."""
+    if report and report.changes:
+        print_note(f"not simply kept: {'; '.join(report.changes)}")
+
+
+@cli.command(name="report", epilog="Examples:  vsr report clip.json   |   vsr report 0mhi6s2k4z1q8w3e5r7t")
+def show_report(
+    report: Annotated[
+        str,
+        typer.Argument(metavar="JOB|FILE", help="A job of the service, or what --report wrote.", show_default=False),
+    ],
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what became of everything in the source: kept, converted or dropped, and why; quality and speed."""
+    if re.fullmatch(JOB_ID_PATTERN, report) and not Path(report).exists():
+        with _client(url) as client:
+            content = client.report(report)
+    else:
+        content = Path(report).read_bytes()
+    if as_json:
+        sys.stdout.write(content.decode())
+        return
     try:
-        return Container(output.suffix.removeprefix(".").lower())
-    except ValueError:
-        names = ", ".join(f".{container}" for container in Container)
+        print_report(Report.model_validate_json(content))
+    except ValidationError:
         raise JobFailureError(
-            FailureCode.UNSUPPORTED_OUTPUT, f"cannot write {output.name}: the name must end in one of {names}"
+            FailureCode.INVALID_OPTION,
+            f"{report} is no report of this version: --json prints one of another version as it is",
         ) from None
 
 
@@ -200,7 +281,10 @@ def _log_for_people_on_a_terminal() -> LogSettings:
 # --- a client of a running service -----------------------------------------------------------------------------------
 
 
-@cli.command(epilog="Example:  vsr submit clip.mp4 --wait -o clip_2x.mp4")
+@cli.command(
+    epilog="Examples:  vsr submit clip.mp4 --wait -o clip_2x.mp4   |   "
+    "vsr submit film.mkv -o film.mp4 --quality high --drop-unsupported --report film.json"
+)
 def submit(
     file: Annotated[Path, typer.Argument(help="The video.", exists=True, dir_okay=False, show_default=False)],
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the job is done.")] = False,
@@ -208,20 +292,44 @@ def submit(
         Path | None, typer.Option("--output", "-o", help="Then download the result to this file.")
     ] = None,
     preset: PresetOption = DEFAULT_PRESET,
+    container: ContainerOption = None,
     codec: CodecOption = None,
+    quality: QualityOption = None,
     crf: CrfOption = None,
     encoder_preset: EncoderPresetOption = "medium",
+    encoder_options: EncoderOptionsOption = None,
+    deinterlace: DeinterlaceOption = None,
+    on_error: OnErrorOption = None,
+    frame_rate: FrameRateOption = None,
+    drop_unsupported: DropUnsupportedOption = False,
+    report: Annotated[Path | None, typer.Option(help="Then save the report to this file (JSON).")] = None,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Upload a video to a running service. Ctrl-C while waiting cancels the job."""
-    options: dict[str, object] = {"preset": preset, "codec": codec, "crf": crf, "encoder_preset": encoder_preset}
-    if output:
-        options["container"] = _container_of(output)
+    container = container_for(output, container)
+    if output and container is None:
+        names = ", ".join(f".{one}" for one in Container)
+        raise JobFailureError(
+            FailureCode.UNSUPPORTED_OUTPUT, f"cannot write {output.name}: the name must end in one of {names}"
+        )
+    options = _said(
+        preset=preset,
+        container=container,
+        codec=codec,
+        quality=quality,
+        crf=crf,
+        encoder_preset=encoder_preset,
+        encoder_options=encoder_options,
+        deinterlace=deinterlace,
+        on_error=on_error,
+        frame_rate=frame_rate,
+        drop_unsupported=drop_unsupported or None,
+    )
     with _client(url) as client:
         with ProgressLine("uploading", rate_unit="bytes/s", quiet=as_json) as line:
             job = client.submit(file, options, on_progress=line.update)
-        if wait or output:
+        if wait or output or report:
             try:
                 job = _wait(client, job.id, quiet=as_json)
             except KeyboardInterrupt:
@@ -230,6 +338,8 @@ def submit(
                 raise typer.Exit(ExitCode.INTERRUPTED) from None
         if output and job.status is JobStatus.SUCCEEDED:
             client.download(job.id, output)
+        if report and job.status is JobStatus.SUCCEEDED:
+            report.write_bytes(client.report(job.id))
         # OUT is only named where it was written.
         downloaded = str(output) if job.status is JobStatus.SUCCEEDED else None
         _print_job(job, as_json=as_json, brief=downloaded if output else job.id)

@@ -9,6 +9,7 @@ import typer
 
 from app.exit_codes import ExitCode
 from app.terminal import print_note
+from worker.contract.job import Container, VideoCodec
 
 DeviceName = Literal["auto", "cuda", "cpu"]
 
@@ -18,6 +19,68 @@ DeviceOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 WeightsDirOption = Annotated[Path | None, typer.Option(help="Folder of imported weights (VSR_WEIGHTS_DIR).")]
+
+# --- how the result is made: fields of worker.contract.job.JobOptions; what is left out keeps its default -------------
+
+EncoderPreset = Literal["ultrafast", "veryfast", "faster", "fast", "medium", "slow", "veryslow"]
+
+ContainerOption = Annotated[
+    Container | None,
+    typer.Option(
+        help="File format of the result. Default: by OUT's name, else the source's own where it is one of these."
+    ),
+]
+CodecOption = Annotated[
+    VideoCodec | None,
+    typer.Option(
+        help="Video codec. Default: h264 (av1 in webm, png in zip), or the first that keeps what h264 cannot, "
+        "such as transparency."
+    ),
+]
+QualityOption = Annotated[
+    Literal["small", "balanced", "high", "lossless"] | None,
+    typer.Option(help="Quality against size, for every codec. Default: balanced."),
+]
+CrfOption = Annotated[
+    int | None, typer.Option(min=0, max=63, help="Quality in the codec's own numbers, lower is better, for experts.")
+]
+EncoderPresetOption = Annotated[EncoderPreset, typer.Option(help="Encoder effort: slower gives smaller files.")]
+EncoderOptionsOption = Annotated[
+    str | None,
+    typer.Option(help="More options of the encoder, as tune=film:aq-mode=3. Those that break segments are refused."),
+]
+DeinterlaceOption = Annotated[
+    Literal["auto", "always", "never"] | None,
+    typer.Option(help="Default: auto, where the picture's two fields are of different times."),
+]
+OnErrorOption = Annotated[
+    Literal["fail", "conceal"] | None,
+    typer.Option(
+        help="At a frame that cannot be decoded: fail (the default) names its place and stops; conceal goes on with "
+        "what the decoder makes of it, and the report names it."
+    ),
+]
+FrameRateOption = Annotated[
+    str | None,
+    typer.Option(help="Pictures per second where IN is a folder or zip of pictures, as 24000/1001.", metavar="RATE"),
+]
+DropUnsupportedOption = Annotated[
+    bool,
+    typer.Option(
+        "--drop-unsupported", help="Go on without what the result cannot hold; otherwise that is refused, by name."
+    ),
+]
+
+
+def container_for(output: Path | None, chosen: Container | None) -> Container | None:
+    """The container that OUT's name and --container agree on; None: neither says one.
+
+    Raises `typer.BadParameter` where they contradict each other.
+    """
+    named = next((one for one in Container if output and output.suffix.lower() == f".{one}"), None)
+    if named and chosen and named is not chosen:
+        raise typer.BadParameter(f"OUT ends in .{named}, --container says {chosen}: leave one out")
+    return chosen or named
 
 
 @contextmanager

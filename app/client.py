@@ -122,6 +122,11 @@ class Client:
     def models(self) -> ModelList:
         return self._ask(ModelList, "GET", "/v1/models")
 
+    def report(self, job_id: str) -> bytes:
+        """What became of everything in the source: JSON, by `worker.contract.report.Report` where it is of today."""
+        content: bytes = self._request("GET", f"/v1/jobs/{job_id}/report").content
+        return content
+
     def wait(
         self,
         job_id: str,

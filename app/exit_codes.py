@@ -14,7 +14,7 @@ class ExitCode(IntEnum):
     BAD_INPUT = 3
     """The video, data set or weight file is not what it should be."""
     NOT_POSSIBLE = 4
-    """What was asked for cannot be done here: no such preset, weights or device, or a container that cannot hold it."""
+    """What was asked for cannot be done: no such preset, weights or device, or a result that would lose something."""
     SYSTEM = 5
     """The machine: no disk space, no memory, a port in use, no Redis."""
     SERVICE = 6
@@ -27,6 +27,7 @@ class ExitCode(IntEnum):
 
 _NOT_POSSIBLE = {
     FailureCode.UNSUPPORTED_OUTPUT,
+    FailureCode.WOULD_LOSE,
     FailureCode.OUTPUT_EXISTS,
     FailureCode.INVALID_OPTION,
     FailureCode.UNKNOWN_PRESET,

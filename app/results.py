@@ -23,6 +23,7 @@ from app.errors import (
 from app.filenames import attachment, result_file_name
 from app.jobs import JobRecordDep
 from worker.contract.job import JobRecord, JobStatus, ResultInfo, now
+from worker.contract.report import Report
 
 # A byte-range-set of RFC 9110: 0-499, 500- or -500, several with commas. No file needs more than 19 digits, and Python
 # refuses to read numbers of thousands.
@@ -80,8 +81,13 @@ def get_result(
     return FileResponse(path, headers=headers, media_type=result.container.media_type)
 
 
-@router.get("/report", summary="What was kept and what was changed", responses=responses(*_problems))
+@router.get(
+    "/report",
+    summary="What was kept and what was changed",
+    responses={200: {"model": Report, "description": "The report."}, **responses(*_problems)},
+)
 def get_report(record: JobRecordDep, services: ServicesDep) -> Response:
+    """As the worker wrote it when the job succeeded: one of an earlier version has fewer fields, and no `version`."""
     _result_of(record)
     path = services.storage.folder(record.id).report
     if not path.exists():

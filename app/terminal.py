@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 _PLAIN_LINE_EVERY_SECONDS = 5.0
 
@@ -34,11 +35,11 @@ def print_error(message: str) -> None:
 
 
 def print_note(message: str) -> None:
-    stderr.print(message, markup=False, soft_wrap=True)
+    stderr.print(_harmless(message), markup=False, soft_wrap=True)
 
 
 def print_result(message: str) -> None:
-    stdout.print(message, markup=False, soft_wrap=True)
+    stdout.print(_harmless(message), markup=False, soft_wrap=True)
 
 
 def print_json(value: object) -> None:
@@ -50,8 +51,13 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(_harmless(cell)) for cell in row))
     stdout.print(table)
+
+
+def _harmless(text: str) -> str:
+    """Names and titles come from strangers' files: nothing in them may steer the terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
 class ProgressLine:

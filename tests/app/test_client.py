@@ -42,6 +42,12 @@ def job(gateway: RunningGateway) -> JobRecord:
     return record
 
 
+def test_the_report_comes_as_the_worker_wrote_it(gateway: RunningGateway, client: Client, job: JobRecord) -> None:
+    assert client.report(job.id) == b'{"kept": []}'
+    with pytest.raises(NoResultResponseError):
+        client.report(gateway.add_job().id)
+
+
 def test_a_submitted_file_arrives_with_its_options_and_name(
     gateway: RunningGateway, client: Client, tmp_path: Path
 ) -> None:

@@ -1,5 +1,7 @@
 """The download: ranges, validators, its name, and why there is none."""
 
+import json
+
 import pytest
 
 from tests.app.conftest import RunningGateway
@@ -153,6 +155,33 @@ def test_the_report_is_what_the_worker_wrote(gateway: RunningGateway, job: JobRe
     answer = gateway.http.get(f"/v1/jobs/{job.id}/report")
 
     assert (answer.status_code, answer.json()) == (200, {"kept": []})
+
+
+def test_the_report_of_an_earlier_version_is_given_as_it_is(gateway: RunningGateway, job: JobRecord) -> None:
+    # Given a report as it was written before it had a version
+    earlier = {"container": "mp4", "codec": "h264", "frames": 30, "timestamps": "exact", "streams": [], "tag": "x"}
+    gateway.storage.folder(job.id).report.write_text(json.dumps(earlier))
+
+    answer = gateway.http.get(f"/v1/jobs/{job.id}/report")
+
+    assert (answer.status_code, answer.json()) == (200, earlier)
+
+
+def test_a_job_of_before_there_were_these_options_is_still_shown(gateway: RunningGateway) -> None:
+    # Given a record that knows the first five options only
+    job = gateway.add_job()
+    path = gateway.storage.folder(job.id).record
+    record = json.loads(path.read_text())
+    first = ("preset", "container", "codec", "crf", "encoder_preset")
+    record["options"] = {name: record["options"][name] for name in first}
+    path.write_text(json.dumps(record))
+    gateway.redis.flushdb()
+
+    answer = gateway.http.get(f"/v1/jobs/{job.id}")
+
+    assert answer.status_code == 200
+    assert answer.json()["options"]["on_error"] == "fail"
+    assert answer.json()["options"]["drop_unsupported"] is False
 
 
 NAMES_FROM_HELL = [

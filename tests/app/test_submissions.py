@@ -79,6 +79,49 @@ def test_option_fields_may_follow_the_file_and_be_empty(gateway: RunningGateway)
     assert (answer.json()["options"]["crf"], answer.json()["options"]["encoder_preset"]) == (None, "fast")
 
 
+def test_options_of_every_kind_arrive_by_a_form(gateway: RunningGateway) -> None:
+    # When words, numbers and yes-or-no come as the texts that forms are made of
+    chosen = {
+        "codec": "vp9",
+        "container": "webm",
+        "quality": "high",
+        "encoder_options": "tune=film:aq-mode=3",
+        "deinterlace": "always",
+        "on_error": "conceal",
+        "drop_unsupported": "true",
+    }
+    options = submit(gateway, **chosen).json()["options"]
+
+    # Then
+    assert options | chosen == options | {"drop_unsupported": "true"}
+    assert options["drop_unsupported"] is True
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("quality", "best"),
+        ("codec", "mpeg2"),
+        ("container", "avi"),
+        ("crf", "64"),
+        ("deinterlace", "yes"),
+        ("on_error", "ignore"),
+        ("drop_unsupported", "perhaps"),
+        ("encoder_options", "tune=film; rm -rf"),
+        ("encoder_options", "x" * 501),
+    ],
+)
+def test_an_option_that_is_none_is_refused_by_name(gateway: RunningGateway, option: str, value: str) -> None:
+    for answer in (
+        submit(gateway, **{option: value}),
+        gateway.http.post("/v1/jobs", json={"upload_id": "clip", option: value}),
+    ):
+        problem = answer.json()
+        assert (answer.status_code, problem["code"]) == (422, "invalid_request")
+        assert problem["errors"][0]["location"] == option
+    assert gateway.files() == []
+
+
 @pytest.mark.parametrize("size", [1, 1024 * 1024, 1024 * 1024 + 1, 3_333_333])
 def test_a_file_arrives_in_a_form_to_the_last_byte(gateway: RunningGateway, size: int) -> None:
     # Given a file full of what looks like boundaries

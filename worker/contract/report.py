@@ -176,5 +176,6 @@ class Report(_Frozen):
             if stream.outcome in ("converted", "dropped")
         ]
         times = [] if self.timestamps.exact else [f"frame times {self.timestamps.words}"]
-        concealed = [f"{len(self.frames.concealed)} frames concealed"] if self.frames.concealed else []
+        count = len(self.frames.concealed)
+        concealed = [f"{count} frame{'s' if count > 1 else ''} concealed"] if count else []
         return (*properties, *streams, *times, *concealed, *self.lost_in_container)
