@@ -120,6 +120,7 @@ def make_plan(
     limits: VideoLimits,
     source_suffix: str = "",
     *,
+    opened: Path | None = None,
     source_sha256: str | None = None,
     segment_frames: int | None = None,
     on_progress: Callable[[], None] = lambda: None,
@@ -127,12 +128,15 @@ def make_plan(
     """Read the whole source once and lay out the work. Raises `JobFailureError` for what cannot be done.
 
     `source_suffix` is that of the user's file name (".mov"); it only tells containers of one family apart.
-    `source_sha256` spares reading the file for it where it is known. `segment_frames` replaces the usual length of
+    `opened` is the video that was made of a source that is pictures (`worker.video.png_source`). `source_sha256` spares reading the file for it where it is known. `segment_frames` replaces the usual length of
     about four seconds; the tests cut short videos finely with it. `on_progress` is called for every frame and packet
     read; it may stop the work by raising.
     """
     began = time.perf_counter()
-    facts = survey(source, limits, on_progress, deinterlace=options.deinterlace, on_error=options.on_error)
+    video = opened or source
+    facts = survey(video, limits, on_progress, deinterlace=options.deinterlace, on_error=options.on_error)
+    if video != source:
+        facts = facts.model_copy(update={"format_names": (Container.ZIP.value,)})
     container, codec = _container_and_codec(options, facts, source_suffix)
     picture, losses = encoded_picture(facts.picture, SCALE, codec, container)
     quality, crf = _quality(options, codec)
@@ -146,14 +150,14 @@ def make_plan(
         time_base=facts.frames.time_base,
     )
     check_encoder(picture, encoding)
-    streams = _stream_plans(source, facts, container, limits.max_pixels)
+    streams = _stream_plans(video, facts, container, limits.max_pixels)
     losses = (*facts.cannot_keep, *losses, *(_loss(stream) for stream in streams if stream.action == "drop"))
     if losses and not options.drop_unsupported:
         raise JobFailureError(FailureCode.WOULD_LOSE, _would_lose(losses, container, codec))
     return Plan(
         pipeline_version=PIPELINE_VERSION,
         source_sha256=source_sha256 or sha256_of_file(source),
-        source_size_bytes=source.stat().st_size,
+        source_size_bytes=(video if source.is_dir() else source).stat().st_size,
         options=options,
         container=container,
         survey=facts,
@@ -201,12 +205,13 @@ def _container_and_codec(options: JobOptions, facts: Survey, source_suffix: str)
 def _default_codec(picture: Picture, container: Container, options: JobOptions) -> VideoCodec:
     """Return the first of the container's usual codecs that keeps the whole picture, else that loses least of it.
 
-    Only those count that know the quality asked for.
+    Only those count that know the quality asked for and take pictures as small as this.
     """
     usual = [
         codec
         for codec in DEFAULT_CODECS[container]
-        if (options.crf is None or CODECS[codec].crf)
+        if SCALE * min(picture.width, picture.height) >= CODECS[codec].min_side_px
+        and (options.crf is None or CODECS[codec].crf)
         and (options.quality != "lossless" or CODECS[codec].lossless != "never")
     ] or list(DEFAULT_CODECS[container])
     return min(usual, key=lambda codec: len(encoded_picture(picture, SCALE, codec, container)[1]))

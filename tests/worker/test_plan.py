@@ -110,11 +110,59 @@ def test_the_default_quality_fits_the_codec(make_video: MakeVideo, codec: VideoC
     assert make_plan(make_video("a.mp4"), JobOptions(codec=codec), LIMITS).encoding.crf == crf
 
 
-def test_what_changes_is_noted_for_the_report(make_video: MakeVideo) -> None:
-    source = make_video("a.mkv", codec="ffv1", options={}, pixel_format="yuva444p", **MKV)
-    notes = make_plan(source, JobOptions(), LIMITS).survey.notes
-    assert any("transparency" in note for note in notes)
-    assert any("4:2:0" in note for note in notes)
+@pytest.mark.parametrize(
+    ("pixel_format", "container", "codec", "result_format"),
+    [
+        ("yuv420p", "mp4", "h264", "yuv420p"),
+        ("yuv422p10le", "mp4", "h264", "yuv422p10le"),
+        ("yuv444p12le", "mp4", "hevc", "yuv444p12le"),
+        ("yuv411p", "mp4", "h264", "yuv422p"),
+        ("yuv440p", "mkv", "h264", "yuv444p"),
+        ("gray", "mkv", "h264", "gray"),
+        ("gray12le", "mkv", "hevc", "gray12le"),
+        ("gray16le", "mkv", "ffv1", "gray16le"),
+        ("bgr0", "mov", "h264", "yuv444p"),
+        ("gbrp12le", "mov", "hevc", "yuv444p12le"),
+        ("yuva420p", "webm", "vp9", "yuva420p"),
+        ("yuva420p", "mkv", "vp9", "yuva420p"),
+        ("yuva444p", "mkv", "ffv1", "yuva444p"),
+        ("yuva444p10le", "mov", "prores", "yuva444p10le"),
+        ("bgra", "mov", "prores", "yuva444p10le"),
+        ("bgra", "zip", "png", "rgba"),
+        ("yuv444p", "webm", "vp9", "yuv444p"),
+        ("yuv420p10le", "zip", "png", "rgb48be"),
+    ],
+)
+def test_the_default_codec_is_the_first_that_keeps_the_whole_picture(
+    make_video: MakeVideo, pixel_format: str, container: str, codec: str, result_format: str
+) -> None:
+    source = make_video(
+        "a.mkv", frames=2, width=80, height=80, codec="ffv1", options={}, pixel_format=pixel_format, **MKV
+    )
+    plan = make_plan(source, JobOptions(container=Container(container)), LIMITS)
+    assert (plan.encoding.codec, plan.picture.pixel_format) == (codec, result_format)
+    assert plan.losses == ()
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "options", "named"),
+    [
+        ("yuva420p", {"container": "mp4"}, "mp4 with h264 would lose: transparency"),
+        ("yuv422p10le", {"container": "webm"}, r"colour resolution \(4:2:2 becomes 4:2:0\)"),
+        ("gray16le", {"codec": "h264"}, r"precision \(16 bits per sample become 10\)"),
+        ("yuva444p", {"codec": "vp9"}, r"colour resolution"),
+    ],
+)
+def test_what_the_codec_would_lose_needs_consent(
+    make_video: MakeVideo, pixel_format: str, options: dict[str, str], named: str
+) -> None:
+    source = make_video("a.mkv", frames=2, codec="ffv1", options={}, pixel_format=pixel_format, **MKV)
+    with pytest.raises(JobFailureError, match=named) as failure:
+        make_plan(source, JobOptions.model_validate(options), LIMITS)
+    assert failure.value.code is FailureCode.WOULD_LOSE
+    assert "drop_unsupported=true" in failure.value.message
+    agreed = make_plan(source, JobOptions.model_validate(options | {"drop_unsupported": True}), LIMITS)
+    assert len(agreed.losses) == 1
 
 
 def test_planning_needs_no_torch() -> None:

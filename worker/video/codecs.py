@@ -22,6 +22,8 @@ class Codec:
     """The words of quality in the codec's own numbers, lower is better; empty where the codec has none."""
     max_crf: int = 0
     lossless: Literal["never", "on demand", "always"] = "on demand"
+    min_side_px: int = 1
+    """Of the result: below, the encoder cannot be trusted."""
     only_limited_range: bool = False
     """The codec has no place to say that a picture is of full range."""
     alpha_containers: tuple[Container, ...] = tuple(Container)
@@ -51,12 +53,16 @@ CODECS = {
         (*_YUV_8, *_YUV_10, *_YUV_12, "gray", "gray10le", "gray12le"),
         crf={"small": 26, "balanced": 20, "high": 15},
         max_crf=51,
+        # Where a side is not longer than its block of 64 px, x265 gives other bytes from run to run; with smaller
+        # blocks it is the same every time, but writes beyond its memory (sides of 34 to 46 px).
+        min_side_px=66,
     ),
     VideoCodec.AV1: Codec(
         "libsvtav1",
         ("yuv420p", "yuv420p10le"),
         crf={"small": 35, "balanced": 28, "high": 18},
         max_crf=63,
+        min_side_px=32,  # SVT-AV1 accepts less, then waits for ever on 16x128 and the like
     ),
     VideoCodec.VP9: Codec(
         "libvpx-vp9",

