@@ -57,6 +57,7 @@ class Submission:
     source_identity: str
     """What makes a repeated request the same one: the upload's id, or the checksum of the file sent along."""
     idempotency_key: str | None
+    owner: str | None
     request_id: str | None
 
     @property
@@ -69,13 +70,13 @@ def accept(services: Services, submission: Submission) -> JobRecord:
     """The accepted job, durable; or the job of an earlier request with the same Idempotency-Key."""
     if submission.idempotency_key is None:
         return _accept_as(services, submission, new_job_id())
-    with _reserved_job_id(services.redis, submission.idempotency_key, submission.fingerprint) as job_id:
+    with _reserved_job_id(services.redis, submission) as job_id:
         return services.registry.get(job_id) or _accept_as(services, submission, job_id)
 
 
-def refuse_when_full(services: Services, idempotency_key: str | None) -> None:
+def refuse_when_full(services: Services, owner: str | None, idempotency_key: str | None) -> None:
     """Asked before a body is read; also tells early that Redis is away. A repeated request gets its job anyway."""
-    if idempotency_key is not None and _has_a_job(services, idempotency_key):
+    if idempotency_key is not None and _has_a_job(services, _reservation_key(owner, idempotency_key)):
         return
     if services.registry.count(JobStatus.QUEUED) >= services.settings.max_queued_jobs:
         raise TooManyJobsError(
@@ -118,6 +119,7 @@ def _accept_as(services: Services, submission: Submission, job_id: str) -> JobRe
                 source_name=clean_file_name(submission.source_name),
                 source_size_bytes=source.size_bytes,
                 source_sha256=source.sha256,
+                owner=submission.owner,
                 request_id=submission.request_id,
             )
             services.storage.write_record(record)
@@ -132,22 +134,23 @@ def _accept_as(services: Services, submission: Submission, job_id: str) -> JobRe
 
 
 @contextmanager
-def _reserved_job_id(redis: Redis, idempotency_key: str, fingerprint: str) -> Iterator[str]:
+def _reserved_job_id(redis: Redis, submission: Submission) -> Iterator[str]:
     """The id of the job that this key stands for: the same for 24 hours, for one request at a time.
 
     If an earlier attempt was cut short, the next one carries on under the same id.
     """
-    key = _reservation_key(idempotency_key)
+    assert submission.idempotency_key is not None
+    key = _reservation_key(submission.owner, submission.idempotency_key)
     lock = redis.lock(f"{key}:lock", timeout=_LOCK_TTL_SECONDS, blocking_timeout=_LOCK_WAIT_SECONDS)
     if not lock.acquire():
         raise IdempotencyConflictError(
             "Another request with this Idempotency-Key is being worked on.", {"Retry-After": "1"}
         )
     try:
-        reservation = json.dumps({"job_id": new_job_id(), "fingerprint": fingerprint})
+        reservation = json.dumps({"job_id": new_job_id(), "fingerprint": submission.fingerprint})
         redis.set(key, reservation, nx=True, ex=_IDEMPOTENCY_TTL_SECONDS)
         reserved = json.loads(cast(bytes, redis.get(key)))
-        if reserved["fingerprint"] != fingerprint:
+        if reserved["fingerprint"] != submission.fingerprint:
             raise IdempotencyKeyReusedError("The first request with this Idempotency-Key asked for something else.")
         yield reserved["job_id"]
     finally:
@@ -155,10 +158,12 @@ def _reserved_job_id(redis: Redis, idempotency_key: str, fingerprint: str) -> It
             lock.release()
 
 
-def _has_a_job(services: Services, idempotency_key: str) -> bool:
-    reservation = cast(bytes | None, services.redis.get(_reservation_key(idempotency_key)))
+def _has_a_job(services: Services, reservation_key: str) -> bool:
+    reservation = cast(bytes | None, services.redis.get(reservation_key))
     return reservation is not None and services.registry.get(json.loads(reservation)["job_id"]) is not None
 
 
-def _reservation_key(idempotency_key: str) -> str:
-    return f"vsr:idempotency:{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
+def _reservation_key(owner: str | None, idempotency_key: str) -> str:
+    """Every API key has its own space of Idempotency-Keys: another's must not even be noticed."""
+    of_owner = f"{owner}:" if owner else ""
+    return f"vsr:idempotency:{of_owner}{hashlib.sha256(idempotency_key.encode()).hexdigest()}"

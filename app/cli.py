@@ -14,6 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from app import terminal
+from app.cli_keys import keys_cli
 from app.cli_options import (
     CodecOption,
     ContainerOption,
@@ -56,6 +57,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cli.add_typer(weights_cli, name="weights", no_args_is_help=True)
+cli.add_typer(keys_cli, name="keys", no_args_is_help=True)
 cli.add_typer(training_cli)
 
 UrlOption = Annotated[str | None, typer.Option(help="Address of the service (VSR_URL).")]

@@ -1,39 +1,23 @@
 """What the routes ask for by name. The lifespan in `app.gateway` makes the services, one set per process."""
 
-import hashlib
-import hmac
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, cast
 from urllib.parse import urlsplit
 
+import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import SecretStr
 from redis import Redis
 from starlette.requests import ClientDisconnect
 
 from app.errors import UnauthorizedError, translate
+from app.keys import ApiKeys
 from app.metrics import GatewayMetrics
 from app.settings import GatewaySettings, is_loopback
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.storage import JobStorage
-
-
-class ApiKeys:
-    """The accepted keys, kept as digests."""
-
-    def __init__(self, keys: Iterable[SecretStr]) -> None:
-        self._digests = [_digest(key.get_secret_value()) for key in keys]
-
-    def __bool__(self) -> bool:
-        return bool(self._digests)
-
-    def accept(self, candidate: str) -> bool:
-        """Compares with every key in constant time, so that an answer's delay says nothing about a key."""
-        digest = _digest(candidate)
-        return any([hmac.compare_digest(digest, known) for known in self._digests])
 
 
 @dataclass(frozen=True)
@@ -54,7 +38,7 @@ def services(request: Request) -> Services:
 
 ServicesDep = Annotated[Services, Depends(services)]
 
-_key_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="A key of VSR_API_KEYS.")
+_key_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="A key of this service.")
 _bearer = HTTPBearer(auto_error=False, description="The same key as a bearer token.")
 
 
@@ -63,9 +47,12 @@ async def require_api_key(
     services: ServicesDep,
     key: Annotated[str | None, Security(_key_header)],
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-) -> None:
-    """Runs before a byte of the body is read. Without configured keys, programs on this machine need none."""
-    if not services.api_keys:
+) -> str | None:
+    """The id of the caller's key. None where no keys are configured: then programs on this machine need none.
+
+    Runs before a byte of the body is read.
+    """
+    if not services.api_keys.are_configured:
         if _is_sent_by_another_page(request):
             raise UnauthorizedError("Without API keys this service answers no pages of other sites (see VSR_API_KEYS).")
         if not _is_called_by_its_name(request, services.settings):
@@ -73,13 +60,20 @@ async def require_api_key(
                 "Without API keys this service answers only as localhost (see VSR_API_KEYS, VSR_ALLOWED_HOSTS)."
             )
         if services.settings.allow_anonymous or _is_local(request):
-            return
+            return None
         raise UnauthorizedError("This service has no API keys and answers only on its own machine (see VSR_API_KEYS).")
     candidate = key or (bearer.credentials if bearer else None)
     if candidate is None:
         raise UnauthorizedError("Send the key as X-API-Key or as a bearer token.")
-    if not services.api_keys.accept(candidate):
+    known = services.api_keys.find(candidate)
+    if known is None:
         raise UnauthorizedError("The API key is not one of this service's keys.")
+    structlog.contextvars.bind_contextvars(owner=known.id, owner_name=known.name)
+    return known.id
+
+
+OwnerDep = Annotated[str | None, Depends(require_api_key)]
+"""Whose jobs and uploads a request may see. None: no keys are configured, and all are everybody's."""
 
 
 async def count_rejections(services: ServicesDep) -> AsyncIterator[None]:
@@ -91,10 +85,6 @@ async def count_rejections(services: ServicesDep) -> AsyncIterator[None]:
     except Exception as error:
         services.metrics.jobs_rejected.labels(translate(error).code).inc()
         raise
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
 
 
 def _is_local(request: Request) -> bool:

@@ -18,10 +18,11 @@ from starlette.middleware import Middleware
 
 from app import documentation, health, jobs, models, results, submissions, uploads
 from app.acceptance import sweep_remains
-from app.dependencies import ApiKeys, Services
+from app.dependencies import Services
 from app.documentation import DocumentedApi
 from app.errors import add_error_handlers
 from app.health import redis_warnings
+from app.keys import ApiKeys
 from app.metrics import GatewayMetrics
 from app.middleware import AccessLogMiddleware, SecurityHeadersMiddleware
 from app.settings import GatewaySettings
@@ -47,13 +48,16 @@ class State(TypedDict):
 
 
 def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage_settings: StorageSettings) -> FastAPI:
-    """Raises `RedisAddressError` without a usable `redis_url`. Redis itself may come and go: see /readyz."""
+    """Raises `RedisAddressError` without a usable `redis_url`, `KeysError` without a usable keys file.
+
+    Redis itself may come and go: see /readyz.
+    """
     redis = open_redis(redis_settings)
     storage = JobStorage(storage_settings.storage_dir)
     registry = JobRegistry(redis, storage)
     services = Services(
         settings=settings,
-        api_keys=ApiKeys(settings.api_keys),
+        api_keys=ApiKeys(settings.api_keys, settings.api_keys_file),
         redis=redis,
         storage=storage,
         min_free_bytes=storage_settings.min_free_bytes,

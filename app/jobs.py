@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
 
-from app.dependencies import Services, ServicesDep, require_api_key
+from app.dependencies import OwnerDep, Services, ServicesDep, require_api_key
 from app.errors import InvalidRequestError, JobNotFoundError, QueueUnavailableError, UnauthorizedError, responses
 from app.schemas import Job, JobPage, public_job
 from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus
@@ -14,9 +14,10 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(requi
 JobIdParameter = Annotated[str, Path(pattern=JOB_ID_PATTERN)]
 
 
-def existing_job(job_id: JobIdParameter, services: ServicesDep) -> JobRecord:
+def existing_job(job_id: JobIdParameter, services: ServicesDep, owner: OwnerDep) -> JobRecord:
+    """A job of another key is none: nothing about the answer tells that there is one."""
     record = services.registry.get(job_id)
-    if record is None:
+    if record is None or (owner is not None and record.owner != owner):
         raise JobNotFoundError(job_id)
     return record
 
@@ -31,13 +32,14 @@ JobRecordDep = Annotated[JobRecord, Depends(existing_job)]
 )
 def list_jobs(
     services: ServicesDep,
+    owner: OwnerDep,
     status: JobStatus | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Annotated[
         str | None, Query(pattern=JOB_ID_PATTERN, description="`next_cursor` of the page before.")
     ] = None,
 ) -> JobPage:
-    records = services.registry.newest(limit + 1, status, before=cursor)
+    records = services.registry.newest(limit + 1, status, before=cursor, owner=owner)
     page = records[:limit]
     return JobPage(
         jobs=[present_job(services, record) for record in page],
@@ -54,12 +56,12 @@ def get_job(record: JobRecordDep, services: ServicesDep) -> Job:
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=_job_problems)
-def cancel_job(record: JobRecordDep, services: ServicesDep) -> Job:
+def cancel_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> Job:
     """Idempotent: a job that has finished stays as it is. Segments that are done are kept until the job is deleted."""
     canceled = services.registry.cancel(record.id)
     if canceled:
         services.metrics.jobs_canceled.inc()
-    return present_job(services, canceled or existing_job(record.id, services))
+    return present_job(services, canceled or existing_job(record.id, services, owner))
 
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a job and all its media", responses=_job_problems)

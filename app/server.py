@@ -11,6 +11,7 @@ import structlog
 import uvicorn
 
 from app.gateway import RedisAddressError, create_app
+from app.keys import KeysError
 from app.settings import GatewaySettings
 from worker.contract.settings import RedisSettings, StorageSettings
 from worker.contract.storage import JobStorage
@@ -36,13 +37,13 @@ def serve_gateway(
     `on_listening` is called with the address once requests are taken. In a thread other than the main one no signal
     is heeded.
     """
-    if not (settings.api_keys or settings.allow_anonymous or settings.is_loopback_only):
+    if not (settings.has_keys or settings.allow_anonymous or settings.is_loopback_only):
         raise GatewayStartError(
             f"refusing to listen on {settings.host} without API keys: set VSR_API_KEYS, or listen on 127.0.0.1"
         )
     try:
         app = create_app(settings, redis_settings, storage_settings)
-    except RedisAddressError as error:
+    except (RedisAddressError, KeysError) as error:
         raise GatewayStartError(str(error)) from error
     prepare_storage(storage_settings)
     with _listening(settings.host, settings.port) as listener:
@@ -56,7 +57,7 @@ def serve_gateway(
             ws="none",
         )
         url = _url(listener)
-        if not settings.api_keys:
+        if not settings.has_keys:
             who = "everyone who reaches this address" if settings.allow_anonymous else "programs on this machine only"
             log.warning("no API keys are configured (VSR_API_KEYS)", url=url, answers=who)
         with _returning_on_signals():

@@ -1,19 +1,28 @@
 """What the gateway and its client can be told from outside. In the environment a field's name has `VSR_` before it."""
 
 import ipaddress
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.keys import digest_text
+
 
 class GatewaySettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="VSR_", frozen=True)
+    # A mistake is told without its value, which may be a secret.
+    model_config = SettingsConfigDict(env_prefix="VSR_", frozen=True, hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback only with keys.")
     port: int = Field(8000, ge=0, le=65535, description="0: any free port.")
     api_keys: Annotated[list[SecretStr], NoDecode] = Field(
-        default=[], description="Keys that clients must show, comma separated. None: loopback only."
+        default=[],
+        description="Keys that clients must show, comma separated: plain, or as `sha256:` and the digest. Held as "
+        "digests from here on. None: loopback only.",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File of more keys, one name and digest per line; read again whenever it changes."
     )
     allow_anonymous: bool = Field(
         False, description="Listen beyond loopback without keys: only where something else keeps strangers out."
@@ -38,6 +47,15 @@ class GatewaySettings(BaseSettings):
     def split_at_commas(cls, value: object) -> object:
         return [part for item in value.split(",") if (part := item.strip())] if isinstance(value, str) else value
 
+    @field_validator("api_keys")
+    @classmethod
+    def hash_at_once(cls, keys: list[SecretStr]) -> list[SecretStr]:
+        return [SecretStr(digest_text(key.get_secret_value())) for key in keys]
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self.api_keys) or self.api_keys_file is not None
+
     @property
     def is_loopback_only(self) -> bool:
         return is_loopback(self.host)
@@ -46,7 +64,7 @@ class GatewaySettings(BaseSettings):
 class ClientSettings(BaseSettings):
     """For `vsr submit`, `status`, ...: which service, and the key to it."""
 
-    model_config = SettingsConfigDict(env_prefix="VSR_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="VSR_", frozen=True, hide_input_in_errors=True)
 
     url: str = Field("http://127.0.0.1:8000", description="Address of the service.")
     api_key: SecretStr | None = None

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from app.acceptance import Submission, accept, refuse_unknown_preset, refuse_when_full
-from app.dependencies import Services, ServicesDep, count_rejections, require_api_key
+from app.dependencies import OwnerDep, Services, ServicesDep, count_rejections, require_api_key
 from app.errors import (
     EmptyFileError,
     IdempotencyConflictError,
@@ -92,6 +92,7 @@ async def create_job(
     request: Request,
     response: Response,
     services: ServicesDep,
+    owner: OwnerDep,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -102,18 +103,20 @@ async def create_job(
     ] = None,
 ) -> Job:
     """The job is durable when this answers. Poll it at `Location`."""
-    await run_in_threadpool(refuse_when_full, services, idempotency_key)
+    await run_in_threadpool(refuse_when_full, services, owner, idempotency_key)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     submit = {"multipart/form-data": _submit_form, "application/json": _submit_upload}.get(media_type)
     if submit is None:
         raise UnsupportedMediaTypeError("Send multipart/form-data with a file, or application/json with an upload_id.")
-    record = await submit(request, services, idempotency_key)
+    record = await submit(request, services, owner, idempotency_key)
     job = await run_in_threadpool(present_job, services, record)
     response.headers["Location"] = job.links.self
     return job
 
 
-async def _submit_form(request: Request, services: Services, idempotency_key: str | None) -> JobRecord:
+async def _submit_form(
+    request: Request, services: Services, owner: str | None, idempotency_key: str | None
+) -> JobRecord:
     length = content_length(request)
     with Incoming(services, None if length is None else max(0, length - FORM_OVERHEAD_BYTES)) as incoming:
         form = await read_form(
@@ -131,12 +134,15 @@ async def _submit_form(request: Request, services: Services, idempotency_key: st
             move_source=partial(moved_file, received),
             source_identity=received.sha256,
             idempotency_key=idempotency_key,
+            owner=owner,
             request_id=correlation_id.get(),
         )
         return await run_in_threadpool(accept, services, submission)
 
 
-async def _submit_upload(request: Request, services: Services, idempotency_key: str | None) -> JobRecord:
+async def _submit_upload(
+    request: Request, services: Services, owner: str | None, idempotency_key: str | None
+) -> JobRecord:
     body = bytearray()
     async for chunk in body_chunks(request, services.settings.upload_idle_timeout_seconds):
         body += chunk
@@ -148,9 +154,10 @@ async def _submit_upload(request: Request, services: Services, idempotency_key: 
     submission = Submission(
         options=options,
         source_name=asked.filename,
-        move_source=partial(moved_upload, services.storage, asked.upload_id),
+        move_source=partial(moved_upload, services.storage, owner, asked.upload_id),
         source_identity=asked.upload_id,
         idempotency_key=idempotency_key,
+        owner=owner,
         request_id=correlation_id.get(),
     )
     return await run_in_threadpool(accept, services, submission)

@@ -75,7 +75,7 @@ def as_environment(*groups: BaseSettings, **more: str) -> dict[str, str]:
 
     Not those of the gateway and its clients: the processes that read strangers' videos shall not know them.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in ("VSR_API_KEYS", "VSR_API_KEY")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VSR_API_KEY")}
     for settings in groups:
         for name, value in settings:
             if value is not None and name != "cuda_visible_devices":  # which is inherited, or set per process

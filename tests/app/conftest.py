@@ -42,7 +42,7 @@ class RunningGateway:
     registry: JobRegistry
     redis: Redis
 
-    def add_job(self, name: str = "clip.mp4", content: bytes = b"abc") -> JobRecord:
+    def add_job(self, name: str = "clip.mp4", content: bytes = b"abc", owner: str | None = None) -> JobRecord:
         """A job as accepted, without going through HTTP."""
         record = JobRecord(
             id=new_job_id(),
@@ -51,6 +51,7 @@ class RunningGateway:
             source_name=name,
             source_size_bytes=len(content),
             source_sha256="0" * 64,
+            owner=owner,
         )
         self.registry.add(record)
         self.storage.folder(record.id).source.write_bytes(content)

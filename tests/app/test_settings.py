@@ -2,6 +2,7 @@
 
 import pytest
 
+from app.keys import digest_text
 from app.settings import ClientSettings, GatewaySettings
 
 
@@ -17,7 +18,7 @@ def test_the_environment_names_the_fields(monkeypatch: pytest.MonkeyPatch) -> No
 
     # Then
     assert gateway.port == 9999
-    assert [key.get_secret_value() for key in gateway.api_keys] == ["one", "two"]
+    assert [key.get_secret_value() for key in gateway.api_keys] == [digest_text("one"), digest_text("two")]
     assert client.url == "http://vsr:8000"
     assert client.api_key is not None
     assert client.api_key.get_secret_value() == "one"

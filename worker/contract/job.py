@@ -184,6 +184,9 @@ class JobRecord(_Frozen):
     source: SourceInfo | None = None
     result: ResultInfo | None = None
     error: JobError | None = None
+    owner: str | None = Field(
+        None, pattern=r"^[0-9a-f]{12}$", description="The id of the API key that made it. None: made without keys."
+    )
     request_id: str | None = Field(None, description="Of the request that made the job; on every log line about it.")
 
 

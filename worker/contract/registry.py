@@ -6,6 +6,7 @@ vsr:progress:{id}        hash   frames_total, segments_total, frames_done (of fi
                                 segment:{index} (frames done of a segment under way)
 vsr:segments:{id}        set    indexes of the finished segments
 vsr:jobs, vsr:jobs:{status}     sorted sets of ids by time of creation
+vsr:owner:{owner}:jobs, ...     the same of one API key's jobs alone
 """
 
 import fcntl
@@ -93,10 +94,11 @@ class JobRegistry:
     def remove(self, job_id: str) -> None:
         """Forget the job: storage first, so that nothing can rebuild it from there."""
         with self._locked(job_id):
+            record = self.get(job_id)
             self._storage.delete_job(job_id)
             with self._redis.pipeline() as pipe:
                 pipe.delete(_job_key(job_id), _progress_key(job_id), _segments_key(job_id))
-                for key in _ALL_INDEXES:
+                for key in _all_indexes(record.owner if record else None):
                     pipe.zrem(key, job_id)
                 pipe.execute()
 
@@ -142,16 +144,22 @@ class JobRegistry:
 
     # --- listing ------------------------------------------------------------------------------------------------
 
-    def newest(self, limit: int, status: JobStatus | None = None, before: str | None = None) -> list[JobRecord]:
-        """At most `limit` jobs, newest first; `before` is the id of the last job of the previous page."""
+    def newest(
+        self, limit: int, status: JobStatus | None = None, before: str | None = None, owner: str | None = None
+    ) -> list[JobRecord]:
+        """At most `limit` jobs, newest first; `before` is the id of the last job of the previous page.
+
+        `owner`: only jobs of this API key; None for all jobs, whosever they are.
+        """
         # All ids sort by time of creation, so scores are equal and the index is ordered by the ids themselves.
         newest_first = self._redis.zrevrangebylex(
-            _index_key(status), f"({before}" if before else "+", "-", start=0, num=limit
+            _index_key(status, owner), f"({before}" if before else "+", "-", start=0, num=limit
         )
         return [record for job_id in _texts(newest_first) if (record := self.get(job_id))]
 
-    def count(self, status: JobStatus) -> int:
-        return int(self._redis.zcard(_index_key(status)))
+    def count(self, status: JobStatus, owner: str | None = None) -> int:
+        """`owner`: only jobs of this API key."""
+        return int(self._redis.zcard(_index_key(status, owner)))
 
     def unfinished_ids(self) -> list[str]:
         return [
@@ -228,8 +236,9 @@ class JobRegistry:
 
     def _index_in(self, pipe: Pipeline, record: JobRecord) -> None:
         pipe.hset(_job_key(record.id), "record", record.model_dump_json())
-        for key in _ALL_INDEXES:
-            if key in (_index_key(None), _index_key(record.status)):
+        holding = _indexes_holding(record)
+        for key in _all_indexes(record.owner):
+            if key in holding:
                 pipe.zadd(key, {record.id: 0})
             else:
                 pipe.zrem(key, record.id)
@@ -272,8 +281,15 @@ def _segments_key(job_id: str) -> str:
     return f"vsr:segments:{job_id}"
 
 
-def _index_key(status: JobStatus | None) -> str:
-    return f"vsr:jobs:{status}" if status else "vsr:jobs"
+def _index_key(status: JobStatus | None, owner: str | None = None) -> str:
+    jobs = f"vsr:owner:{owner}:jobs" if owner else "vsr:jobs"
+    return f"{jobs}:{status}" if status else jobs
 
 
-_ALL_INDEXES = [_index_key(None), *(_index_key(status) for status in JobStatus)]
+def _all_indexes(owner: str | None) -> list[str]:
+    """Every index in which a job of this owner may be."""
+    return [_index_key(status, one) for one in {None, owner} for status in (None, *JobStatus)]
+
+
+def _indexes_holding(record: JobRecord) -> list[str]:
+    return [_index_key(status, one) for one in {None, record.owner} for status in (None, record.status)]

@@ -8,7 +8,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class RedisSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="VSR_")
+    # A mistake is told without its value, which may hold a password.
+    model_config = SettingsConfigDict(env_prefix="VSR_", hide_input_in_errors=True)
 
     redis_url: SecretStr | None = Field(
         None, description="redis://, rediss:// or unix:// address. May hold a password: never logged."
