@@ -17,6 +17,8 @@ class FailureCode(StrEnum):
     CORRUPT_FRAME = "corrupt_frame"
     BAD_TIMESTAMPS = "bad_timestamps"
     LIMIT_EXCEEDED = "limit_exceeded"
+    SOURCE_REFUSED = "source_refused"
+    SOURCE_UNREACHABLE = "source_unreachable"
     # What was asked for
     UNSUPPORTED_OUTPUT = "unsupported_output"
     WOULD_LOSE = "would_lose"

@@ -187,7 +187,16 @@ class JobRecord(_Frozen):
     owner: str | None = Field(
         None, pattern=r"^[0-9a-f]{12}$", description="The id of the API key that made it. None: made without keys."
     )
+    source_url: str | None = Field(
+        None, description="Where the source is fetched from; once it is here, without the query, which may be a secret."
+    )
+    webhook_url: str | None = Field(None, description="Who is told of the job's end.")
     request_id: str | None = Field(None, description="Of the request that made the job; on every log line about it.")
+
+    @property
+    def awaits_source(self) -> bool:
+        """Still to be fetched: what is said of the source's bytes is not known yet (0, and an empty checksum)."""
+        return self.source_url is not None and not self.source_sha256
 
 
 def new_job_id() -> str:

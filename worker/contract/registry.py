@@ -19,6 +19,7 @@ from typing import cast
 from redis import Redis
 from redis.client import Pipeline
 
+from worker.contract.errands import expect_errands, forget_errands
 from worker.contract.job import JobError, JobRecord, JobStatus, Progress, ResultInfo, SourceInfo, now
 from worker.contract.storage import JobStorage
 
@@ -83,8 +84,8 @@ class JobRegistry:
             current = JobRecord.model_validate_json(content) if content else self._storage.read_record(job_id)
             changed = change(current) if current else None
             pipe.multi()
-            if changed:
-                self._index_in(pipe, changed)
+            if current and changed:
+                self._index_in(pipe, changed, has_just_ended=changed.status.is_final and not current.status.is_final)
 
         self._redis.transaction(apply, key)
         if changed:
@@ -100,6 +101,7 @@ class JobRegistry:
                 pipe.delete(_job_key(job_id), _progress_key(job_id), _segments_key(job_id))
                 for key in _all_indexes(record.owner if record else None):
                     pipe.zrem(key, job_id)
+                forget_errands(pipe, job_id)
                 pipe.execute()
 
     # --- its life -----------------------------------------------------------------------------------------------
@@ -234,8 +236,9 @@ class JobRegistry:
 
     # --- inside -------------------------------------------------------------------------------------------------
 
-    def _index_in(self, pipe: Pipeline, record: JobRecord) -> None:
+    def _index_in(self, pipe: Pipeline, record: JobRecord, *, has_just_ended: bool = False) -> None:
         pipe.hset(_job_key(record.id), "record", record.model_dump_json())
+        expect_errands(pipe, record, has_just_ended=has_just_ended)
         holding = _indexes_holding(record)
         for key in _all_indexes(record.owner):
             if key in holding:

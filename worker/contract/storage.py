@@ -9,6 +9,7 @@
                                 and 00000.json ...: what is known of them for the report
                  result.mp4     the finished file (the suffix is the container's)
                  report.json    what was kept and what was changed
+                 webhook.json   who was told of its end, and how often; `app.webhook_events` alone reads it
 {root}/deleted/                 job folders on their way out
 """
 
@@ -58,6 +59,10 @@ class JobFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.json"
+
+    @property
+    def webhook(self) -> Path:
+        return self.path / "webhook.json"
 
     def make_segments(self) -> None:
         """Raises `FileNotFoundError` when the job was deleted: its folder must not come back."""

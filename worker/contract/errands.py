@@ -1,0 +1,153 @@
+"""What the courier has to do for jobs, and when: fetch a source, tell a receiver. An index over storage, like all here.
+
+vsr:errands:{kind}           sorted set  job id -> when it is due, in microseconds: 0 at once, later after a failure,
+                                         and while a courier is at it the end of its claim
+vsr:errands:{kind}:claims    hash        job id -> how often it was claimed
+
+A claim is only a time limit that its owner moves on while it lives: a courier that dies loses it by doing nothing, and
+the errand is due again. So an errand may be done twice and is never lost; whoever does one must not mind. All times are
+Redis's own. Where Redis has lost everything, indexing the jobs again brings the errands back: the records say which.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import cast
+
+from redis import Redis
+from redis.client import Pipeline
+
+from worker.contract.job import JobRecord, JobStatus
+
+_CLAIM = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local due = redis.call('ZRANGE', KEYS[1], '-inf', string.format('%.0f', now), 'BYSCORE', 'LIMIT', 0, 1)
+if #due == 0 then return false end
+local ends = string.format('%.0f', now + ARGV[1])
+redis.call('ZADD', KEYS[1], ends, due[1])
+return {due[1], ends, redis.call('HINCRBY', KEYS[2], due[1], 1)}
+"""
+
+# Only for the owner of the claim, which is known by its end. ARGV: job id, claim, microseconds from now (none: it is
+# done), and how many claims to take back.
+_MOVE = """
+if redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then return false end
+if ARGV[3] == '' then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+  redis.call('HDEL', KEYS[2], ARGV[1])
+  return ARGV[2]
+end
+local time = redis.call('TIME')
+local due = string.format('%.0f', time[1] * 1000000 + time[2] + ARGV[3])
+redis.call('ZADD', KEYS[1], due, ARGV[1])
+redis.call('HINCRBY', KEYS[2], ARGV[1], -ARGV[4])
+return due
+"""
+
+
+class ErrandKind(StrEnum):
+    FETCH = "fetch"
+    """Get the source of a job from its `source_url`."""
+    WEBHOOK = "webhook"
+    """Tell a job's `webhook_url` how it ended."""
+
+
+@dataclass
+class Errand:
+    """An errand that somebody has claimed."""
+
+    kind: ErrandKind
+    job_id: str
+    claim: str
+    attempt: int
+    """1 for the first claim since it was put up."""
+
+
+class Errands:
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._claim = redis.register_script(_CLAIM)
+        self._move = redis.register_script(_MOVE)
+
+    def claim(self, kind: ErrandKind, claim_seconds: float) -> Errand | None:
+        """The errand that is due longest, for so long to be done by nobody else; None if there is none."""
+        reply = cast(
+            list[bytes] | None,
+            self._claim(keys=[_key(kind), _claims_key(kind)], args=[round(claim_seconds * 1_000_000)]),
+        )
+        if reply is None:
+            return None
+        return Errand(kind, reply[0].decode(), reply[1].decode(), int(reply[2]))
+
+    def renew(self, errand: Errand, claim_seconds: float) -> bool:
+        """False: the claim ran out and somebody else has the errand, or it is gone."""
+        return self._moved(errand, str(round(claim_seconds * 1_000_000)))
+
+    def postpone(self, errand: Errand, seconds: float) -> None:
+        """Let go of it: due again then. Nothing happens if it is not ours any more."""
+        self._moved(errand, str(round(seconds * 1_000_000)))
+
+    def give_back(self, errand: Errand) -> None:
+        """Let go of it as if it had never been claimed: due at once, for somebody else."""
+        self._moved(errand, "0", claims_taken_back=1)
+
+    def finish(self, errand: Errand) -> None:
+        """It is done. Nothing happens if it was put up again meanwhile."""
+        self._moved(errand, "")
+
+    def put(self, kind: ErrandKind, job_id: str) -> None:
+        """Due at once, also where it waits for a later time."""
+        self._redis.zadd(_key(kind), {job_id: 0})
+
+    def expect(self, record: JobRecord) -> None:
+        """Make sure that what this job needs is there, without any change to what is."""
+        with self._redis.pipeline() as pipe:
+            expect_errands(pipe, record)
+            pipe.execute()
+
+    def count(self, kind: ErrandKind) -> int:
+        return int(self._redis.zcard(_key(kind)))
+
+    def _moved(self, errand: Errand, microseconds: str, claims_taken_back: int = 0) -> bool:
+        reply = cast(
+            bytes | None,
+            self._move(
+                keys=[_key(errand.kind), _claims_key(errand.kind)],
+                args=[errand.job_id, errand.claim, microseconds, claims_taken_back],
+            ),
+        )
+        if reply is None:
+            return False
+        errand.claim = reply.decode()
+        return True
+
+
+def expect_errands(pipe: Pipeline, record: JobRecord, *, has_just_ended: bool = False) -> None:
+    """Put up what this job needs; what is there stays as it is.
+
+    `has_just_ended`: its end is news, also where an older one (of a job that was retried) is still to be told.
+    """
+    for kind in _needed_by(record):
+        pipe.zadd(_key(kind), {record.id: 0}, nx=not (has_just_ended and kind is ErrandKind.WEBHOOK))
+
+
+def forget_errands(pipe: Pipeline, job_id: str) -> None:
+    for kind in ErrandKind:
+        pipe.zrem(_key(kind), job_id)
+        pipe.hdel(_claims_key(kind), job_id)
+
+
+def _needed_by(record: JobRecord) -> Iterator[ErrandKind]:
+    if record.status is JobStatus.QUEUED and record.awaits_source:
+        yield ErrandKind.FETCH
+    if record.status.is_final and record.webhook_url is not None:
+        yield ErrandKind.WEBHOOK
+
+
+def _key(kind: ErrandKind) -> str:
+    return f"vsr:errands:{kind}"
+
+
+def _claims_key(kind: ErrandKind) -> str:
+    return f"vsr:errands:{kind}:claims"
