@@ -128,7 +128,8 @@ def make_plan(
     """Read the whole source once and lay out the work. Raises `JobFailureError` for what cannot be done.
 
     `source_suffix` is that of the user's file name (".mov"); it only tells containers of one family apart.
-    `opened` is the video that was made of a source that is pictures (`worker.video.png_source`). `source_sha256` spares reading the file for it where it is known. `segment_frames` replaces the usual length of
+    `opened` is the video that was made of a source that is pictures (`worker.video.png_source.take_in`).
+    `source_sha256` spares reading the file for it where it is known. `segment_frames` replaces the usual length of
     about four seconds; the tests cut short videos finely with it. `on_progress` is called for every frame and packet
     read; it may stop the work by raising.
     """

@@ -51,6 +51,8 @@ def own_container(survey: Survey, source_suffix: str) -> Container | None:
     what the user sees; without a telling suffix the file's own brand does.
     """
     suffix = source_suffix.lower().lstrip(".")
+    if Container.ZIP.value in survey.format_names:
+        return Container.ZIP
     if "mp4" in survey.format_names:
         return Container.MOV if suffix == "mov" or (suffix != "mp4" and survey.is_quicktime) else Container.MP4
     if "matroska" in survey.format_names:
