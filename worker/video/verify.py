@@ -250,6 +250,10 @@ def _check_video(target: Path, stream: Stream, promised: Picture) -> tuple[Pictu
         if first is None:
             raise _failure("no frame can be decoded")
         found = read_picture(result, opened, first)
+        if first.interlaced_frame:
+            found = found.model_copy(update={"field_order": "top_first"})
+        if opened.metadata.get("alpha_mode") == "1":
+            found = found.model_copy(update={"has_alpha": True})  # beside the picture, as VP9 keeps it
     wrong, lost = check_picture(found, promised)
     if wrong:
         raise _failure("; ".join(wrong))
