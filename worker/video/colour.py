@@ -37,6 +37,7 @@ _RGB_MATRIX, _UNKNOWN = 0, 2
 _BT709, _BT601 = 1, 6
 _LIMITED_RANGE, _FULL_RANGE = 1, 2
 _HD_MIN_HEIGHT = 720
+_MATROSKA_CHROMA_LOCATIONS = ("left", "center", "topleft", "top")
 _USUAL_DEPTHS = (8, 10, 12, 16)
 
 
@@ -102,7 +103,7 @@ def encoded_picture(
             "pixel_format": pixel_format,
             "bit_depth": given.bits,
             "has_alpha": given.has_alpha,
-            "colour": _encoded_colour(source, scale, given, only_limited_range=facts.only_limited_range),
+            "colour": _encoded_colour(source, scale, given, codec, container),
             "crop": _scaled_crop(source, scale),
             "mastering_display": source.mastering_display if _is_complete(source.mastering_display) else None,
         }
@@ -145,7 +146,7 @@ def _losses(
 _CHROMA_NAMES = {8: "4:4:4", 4: "4:2:2", 2: "4:2:0"}
 
 
-def _encoded_colour(source: Picture, scale: int, given: PixelLayout, *, only_limited_range: bool) -> Colour:
+def _encoded_colour(source: Picture, scale: int, given: PixelLayout, codec: VideoCodec, container: Container) -> Colour:
     colour = source.colour
     changes: dict[str, object] = {}
     source_is_rgb = pixel_layout(source.pixel_format).is_rgb
@@ -159,13 +160,24 @@ def _encoded_colour(source: Picture, scale: int, given: PixelLayout, *, only_lim
     elif colour.matrix == _UNKNOWN and conversion_matrix(_UNKNOWN, scale * source.height) != colour.conversion:
         # Left untagged, the larger picture would be shown with the matrix of high definition: in other colours.
         changes = {"matrix": _BT601}
-    if not given.is_rgb and source_is_rgb and colour.chroma_location == "unspecified" and given.chroma == 2:
-        changes["chroma_location"] = "left"
     if colour.range == 0 and not pixel_layout(source.pixel_format).is_coloured:
         changes["range"] = _FULL_RANGE  # as grey without a tag is shown, while encoded grey without one is not
-    if only_limited_range:
+    if CODECS[codec].only_limited_range:
         changes["range"] = _LIMITED_RANGE
+    changes["chroma_location"] = _chroma_location(colour.chroma_location, given, codec, container)
     return colour.model_copy(update=changes)
+
+
+def _chroma_location(source: str, given: PixelLayout, codec: VideoCodec, container: Container) -> str:
+    """Return where the result's chroma samples lie: as in the source if there is a place to say so, else to the left.
+
+    The conversion moves them there. Only 4:2:0 and 4:2:2 have a place to speak of, and 4:2:2 has no choice of rows.
+    """
+    if source == "unspecified" or given.chroma not in (2, 4):
+        return "unspecified"
+    in_bitstream: tuple[str, ...] = CODECS[codec].chroma_locations
+    in_container = _MATROSKA_CHROMA_LOCATIONS if container in (Container.MKV, Container.WEBM) else ()
+    return source if given.chroma == 2 and source in (in_bitstream or in_container) else "left"
 
 
 def _is_complete(display: MasteringDisplay | None) -> bool:

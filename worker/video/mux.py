@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, VideoCodec
 from worker.video.containers import FORMATS, has_edit_lists
+from worker.video.matroska_aspect import write_aspect_ratio
 from worker.video.packets import StreamContents, is_end_mark
 from worker.video.side_data import template_stream
 from worker.video.sound import Conversion
@@ -161,6 +162,8 @@ def write_result(
         ):
             on_progress()
             output.mux_one(packet)
+    if upscaled.picture.sample_aspect_ratio is not None and not has_edit_lists(container):
+        write_aspect_ratio(target, outputs[replaced.index].index + 1, upscaled.picture)
 
 
 def _add_video(
