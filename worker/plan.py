@@ -14,7 +14,7 @@ from worker.contract.storage import JobFolder
 from worker.settings import VideoLimits
 from worker.video.codecs import CODECS, DEFAULT_CODECS, Quality
 from worker.video.colour import encoded_picture
-from worker.video.containers import copy_problems, has_edit_lists, holds_codec, own_container
+from worker.video.containers import chapter_tracks, copy_problems, has_edit_lists, holds_codec, own_container
 from worker.video.encode import check_encoder, segment_suffix
 from worker.video.sound import SUBSTITUTES, can_be_converted
 from worker.video.survey import survey
@@ -26,8 +26,6 @@ PIPELINE_VERSION = 2
 SCALE = 2
 SEGMENT_SECONDS = 4
 MIN_SEGMENT_FRAMES, MAX_SEGMENT_FRAMES = 24, 240
-
-_REWRITTEN_DATA = {"tmcd": "written anew from the timecode tag", "bin_data": "written anew from the chapters"}
 
 
 class _Frozen(BaseModel):
@@ -246,12 +244,13 @@ def _stream_plans(source: Path, facts: Survey, container: Container, max_pixels:
     """Decide for every stream that is not upscaled: copied if the container holds it, sound else converted."""
     problems = copy_problems(source, facts, container, max_pixels)
     mkv_problems = copy_problems(source, facts, Container.MKV, max_pixels)
+    chapter_titles = chapter_tracks(source, max_pixels)
     plans = []
     for stream in facts.others:
         problem = problems[stream.index]
         only_mkv = container is not Container.MKV and mkv_problems[stream.index] is None
-        rewritten = _REWRITTEN_DATA.get(stream.codec or "") if stream.type == "data" else None
-        if rewritten and has_edit_lists(container):
+        rewritten = _rewritten(stream, container, is_chapters=stream.index in chapter_titles)
+        if rewritten is not None:
             plans.append(StreamPlan(stream=stream, action="rewrite", why=rewritten))
         elif problem is None:
             plans.append(StreamPlan(stream=stream, action="copy"))
@@ -261,6 +260,17 @@ def _stream_plans(source: Path, facts: Survey, container: Container, max_pixels:
         else:
             plans.append(StreamPlan(stream=stream, action="drop", why=problem + ("; mkv can" if only_mkv else "")))
     return tuple(plans)
+
+
+def _rewritten(stream: OtherStream, container: Container, *, is_chapters: bool) -> str | None:
+    """Say how a track of the mp4 family that tells what is known otherwise too comes into the result."""
+    if container is Container.ZIP:
+        return None
+    if is_chapters:
+        return "written anew from the chapters" if has_edit_lists(container) else "kept as chapters"
+    if stream.type == "data" and stream.codec == "tmcd":
+        return "written anew from the timecode tag" if has_edit_lists(container) else "kept as the timecode tag"
+    return None
 
 
 def _loss(plan: StreamPlan) -> str:
