@@ -37,7 +37,7 @@ def print_report(report: Report) -> None:
         if lines:
             print_result(f"{title}: {'; '.join(lines)}")
     print_result(f"quality: {quality_words(report.quality)}")
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.stage_seconds.items())
+    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.stage_seconds.items())
     rate = f"{report.frames_per_second:.2f} frames/s: " if report.frames_per_second else ""
     print_result(f"speed: {rate}{stages}")
 

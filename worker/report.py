@@ -112,6 +112,7 @@ _WHY_CHANGED = {
     "colour_matrix": "so that players show the same colours",
 }
 _DURATION_SLACK_SECONDS = 0.001
+_STAGES = ("plan", "decode", "infer", "encode", "check", "assemble")
 
 
 def make_report(
@@ -375,7 +376,7 @@ def _stage_seconds(figures: Iterable[SegmentFigures | None], so_far: Mapping[str
     for segment in figures:
         for stage, spent in (segment.stage_seconds if segment is not None else {}).items():
             seconds[stage] += spent
-    return {stage: round(spent, 3) for stage, spent in seconds.items()}
+    return {stage: round(seconds[stage], 3) for stage in _STAGES if stage in seconds}
 
 
 def _rounded(seconds: Fraction) -> float:
