@@ -77,7 +77,10 @@ def upscale(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Argument(metavar="[OUT]", help="Default: IN with _2x in its name.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="[OUT]", help="Default: IN with _2x in its name. A folder: PNG pictures.", show_default=False
+        ),
     ] = None,
     preset: PresetOption = DEFAULT_PRESET,
     device: DeviceOption = None,
@@ -115,11 +118,15 @@ def upscale(
     from worker.settings import VideoLimits, WorkerSettings
 
     container = container_for(output, container)
+    # A folder of pictures becomes another one, unless a container is said; --container zip makes OUT one of any video.
+    unpacked = source.is_dir() and container is None
     if output is None:
         output = default_output(source)
-        output = output.with_suffix(f".{container}") if container else output
-    elif container and not output.suffix:
-        output = output.with_name(f"{output.name}.{container}")
+        if container:
+            output = output.with_name(f"{output.name if source.is_dir() else output.stem}.{container}")
+    elif container and output.suffix.lower() != f".{container}":
+        unpacked = container is Container.ZIP
+        output = output if unpacked else output.with_name(f"{output.name}.{container}")
     chosen = {"preset": preset, "device": device, "batch_frames": batch, "tile_px": tile, "weights_dir": weights_dir}
     settings = WorkerSettings.model_validate({name: value for name, value in chosen.items() if value is not None})
     options = JobOptions.model_validate(
@@ -146,6 +153,7 @@ def upscale(
                 settings=settings,
                 limits=VideoLimits(),
                 overwrite=overwrite,
+                unpacked=unpacked,
                 on_progress=lambda now: line.update(now.frames_done, now.frames_total, label="upscaling"),
             )
     except OutputExistsError as error:
