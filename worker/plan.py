@@ -13,7 +13,7 @@ from worker.contract.job import Container, JobOptions, SourceInfo, StreamInfo, V
 from worker.contract.storage import JobFolder
 from worker.settings import VideoLimits
 from worker.video.codecs import CODECS, DEFAULT_CODECS, Quality
-from worker.video.colour import encoded_picture
+from worker.video.colour import encoded_picture, shortcomings
 from worker.video.containers import chapter_tracks, copy_problems, has_edit_lists, holds_codec, own_container
 from worker.video.encode import check_encoder, segment_suffix
 from worker.video.sound import SUBSTITUTES, can_be_converted
@@ -137,7 +137,7 @@ def make_plan(
     if video != source:
         facts = facts.model_copy(update={"format_names": (Container.ZIP.value,)})
     container, codec = _container_and_codec(options, facts, source_suffix)
-    picture, losses = encoded_picture(facts.picture, SCALE, codec, container)
+    picture, losses = encoded_picture(facts.picture, SCALE, codec, container, facts.codec)
     quality, crf = _quality(options, codec)
     encoding = Encoding(
         codec=codec,
@@ -193,7 +193,7 @@ def _container_and_codec(options: JobOptions, facts: Survey, source_suffix: str)
         container = own_container(facts, source_suffix) or Container.MKV
         if options.codec is not None and not holds_codec(container, options.codec):
             container = Container.MKV
-    codec = options.codec or _default_codec(facts.picture, container, options)
+    codec = options.codec or _default_codec(facts, container, options)
     if not holds_codec(container, codec):
         raise JobFailureError(
             FailureCode.UNSUPPORTED_OUTPUT, f"{container} cannot hold {codec}: choose another container or codec"
@@ -201,11 +201,12 @@ def _container_and_codec(options: JobOptions, facts: Survey, source_suffix: str)
     return container, codec
 
 
-def _default_codec(picture: Picture, container: Container, options: JobOptions) -> VideoCodec:
+def _default_codec(facts: Survey, container: Container, options: JobOptions) -> VideoCodec:
     """Return the first of the container's usual codecs that keeps the whole picture, else that loses least of it.
 
     Only those count that know the quality asked for and take pictures as small as this.
     """
+    picture = facts.picture
     usual = [
         codec
         for codec in DEFAULT_CODECS[container]
@@ -213,7 +214,7 @@ def _default_codec(picture: Picture, container: Container, options: JobOptions) 
         and (options.crf is None or CODECS[codec].crf)
         and (options.quality != "lossless" or CODECS[codec].lossless != "never")
     ] or list(DEFAULT_CODECS[container])
-    return min(usual, key=lambda codec: len(encoded_picture(picture, SCALE, codec, container)[1]))
+    return min(usual, key=lambda codec: shortcomings(picture, codec, container, facts.codec))
 
 
 def _quality(options: JobOptions, codec: VideoCodec) -> tuple[Quality, int | None]:
@@ -232,7 +233,7 @@ def _quality(options: JobOptions, codec: VideoCodec) -> tuple[Quality, int | Non
     if facts.lossless == "always":
         return "lossless", None
     if quality == "lossless" and facts.lossless == "never":
-        raise _unsupported(f"{codec} cannot be lossless: use quality high, or another codec")
+        raise _unsupported(f"{codec} cannot be lossless here: use quality high, or another codec")
     return quality, facts.crf.get(quality)
 
 

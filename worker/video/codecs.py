@@ -68,6 +68,8 @@ CODECS = {
         chroma_locations=("left", "topleft"),
         crf={"small": 35, "balanced": 28, "high": 18},
         max_crf=63,
+        # SVT-AV1 4.1 has the option, but with it makes broken files at quick presets and changes samples of 10 bits.
+        lossless="never",
         min_side_px=32,  # SVT-AV1 accepts less, then waits for ever on 16x128 and the like
     ),
     VideoCodec.VP9: Codec(

@@ -42,7 +42,7 @@ _USUAL_DEPTHS = (8, 10, 12, 16)
 
 
 class PixelLayout(NamedTuple):
-    """What a pixel format can hold, in the order in which it matters to the eye."""
+    """What a pixel format can hold."""
 
     has_alpha: bool
     is_coloured: bool
@@ -80,22 +80,19 @@ def conversion_matrix(tagged: int, height: int) -> str:
 
 
 def encoded_picture(
-    source: Picture, scale: int, codec: VideoCodec, container: Container
+    source: Picture, scale: int, codec: VideoCodec, container: Container, source_codec: str = ""
 ) -> tuple[Picture, tuple[str, ...]]:
     """Return the result's picture, `scale` times as large, and what this codec cannot keep of the source's, in words.
 
     Of the codec's formats, the smallest that holds everything is taken. Untagged video stays untagged, unless its size
-    would then make players guess otherwise than before.
+    would then make players guess otherwise than before. `source_codec` is FFmpeg's name of it.
     """
-    facts = CODECS[codec]
-    wanted = pixel_layout(source.pixel_format)._replace(has_alpha=source.has_alpha)
-    choices = {name: pixel_layout(name) for name in facts.pixel_formats}
-    if container not in facts.alpha_containers or not source.has_alpha:
-        choices = {name: layout for name, layout in choices.items() if not layout.has_alpha}
-    if wanted.is_coloured:
-        choices = {name: layout for name, layout in choices.items() if layout.is_coloured}
-    pixel_format = min(choices, key=lambda name: (_lacking(wanted, choices[name]), _excess(wanted, choices[name])))
-    given = choices[pixel_format]
+    pixel_format, wanted, given = _best_format(source, codec, container, source_codec)
+    losses = _losses(source, wanted, given, codec, container)
+    mastering_display = source.mastering_display
+    if mastering_display is not None and not _is_complete(mastering_display):
+        losses = (*losses, "what is known of the HDR mastering display, as it is incomplete")
+        mastering_display = None
     picture = source.model_copy(
         update={
             "width": scale * source.width,
@@ -105,17 +102,43 @@ def encoded_picture(
             "has_alpha": given.has_alpha,
             "colour": _encoded_colour(source, scale, given, codec, container),
             "crop": _scaled_crop(source, scale),
-            "mastering_display": source.mastering_display if _is_complete(source.mastering_display) else None,
+            "mastering_display": mastering_display,
         }
     )
-    return picture, _losses(source, wanted, given, codec, container)
+    return picture, losses
 
 
-def _lacking(wanted: PixelLayout, given: PixelLayout) -> tuple[int, ...]:
+def shortcomings(
+    source: Picture, codec: VideoCodec, container: Container, source_codec: str = ""
+) -> tuple[int, int, int]:
+    """Return how much this codec would lose: transparency, bits and colour resolution, the worst first."""
+    _, wanted, given = _best_format(source, codec, container, source_codec)
+    return _lacking(wanted, given)
+
+
+def _best_format(
+    source: Picture, codec: VideoCodec, container: Container, source_codec: str
+) -> tuple[str, PixelLayout, PixelLayout]:
+    """Return the codec's format, what was wanted and what it gives."""
+    facts = CODECS[codec]
+    wanted = pixel_layout(source.pixel_format)._replace(has_alpha=source.has_alpha)
+    if codec is VideoCodec.PRORES and source_codec == codec.value:
+        # ProRes has no bit depth of its own: FFmpeg's decoder shows 12 bits of what its encoder makes of 10.
+        wanted = wanted._replace(bits=min(wanted.bits, 10))
+    choices = {name: pixel_layout(name) for name in facts.pixel_formats}
+    if container not in facts.alpha_containers or not source.has_alpha:
+        choices = {name: layout for name, layout in choices.items() if not layout.has_alpha}
+    if wanted.is_coloured:
+        choices = {name: layout for name, layout in choices.items() if layout.is_coloured}
+    best = min(choices, key=lambda name: (_lacking(wanted, choices[name]), _excess(wanted, choices[name])))
+    return best, wanted, choices[best]
+
+
+def _lacking(wanted: PixelLayout, given: PixelLayout) -> tuple[int, int, int]:
     return (
-        wanted.has_alpha and not given.has_alpha,
-        max(wanted.chroma - given.chroma, 0),
+        int(wanted.has_alpha and not given.has_alpha),
         max(wanted.bits - given.bits, 0),
+        max(wanted.chroma - given.chroma, 0),
     )
 
 
@@ -132,8 +155,6 @@ def _losses(
     source: Picture, wanted: PixelLayout, given: PixelLayout, codec: VideoCodec, container: Container
 ) -> tuple[str, ...]:
     losses = []
-    if source.mastering_display is not None and not _is_complete(source.mastering_display):
-        losses.append("what is known of the HDR mastering display, as it is incomplete")
     if wanted.has_alpha and not given.has_alpha:
         losses.append(f"transparency, which {codec} in {container} has no place for")
     if wanted.chroma > given.chroma:
@@ -180,8 +201,8 @@ def _chroma_location(source: str, given: PixelLayout, codec: VideoCodec, contain
     return source if given.chroma == 2 and source in (in_bitstream or in_container) else "left"
 
 
-def _is_complete(display: MasteringDisplay | None) -> bool:
-    return display is not None and None not in (
+def _is_complete(display: MasteringDisplay) -> bool:
+    return None not in (
         display.primaries,
         display.white_point,
         display.min_luminance,

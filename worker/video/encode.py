@@ -172,11 +172,12 @@ def _svt_av1_options(picture: Picture, encoding: Encoding, chosen: Mapping[str, 
         params.append(f"mastering-display={av1_mastering_display(picture.mastering_display)}")
     if picture.content_light is not None:
         params.append(f"content-light={picture.content_light.max_content},{picture.content_light.max_frame_average}")
-    if encoding.quality == "lossless":
-        params.append("lossless=1")
     params += [f"{name}={value}" for name, value in chosen.items()]
-    rate = {} if encoding.crf is None else {"crf": str(encoding.crf)}
-    return rate | {"preset": str(_SVT_PRESETS[encoding.encoder_preset]), "svtav1-params": ":".join(params)}
+    return {
+        "crf": str(encoding.crf),
+        "preset": str(_SVT_PRESETS[encoding.encoder_preset]),
+        "svtav1-params": ":".join(params),
+    }
 
 
 def _tune_and_params(name: str, params: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
