@@ -107,6 +107,10 @@ class FrameTable(Frozen):
         (), description="Frames that could not be decoded, by number: there is something else in their place."
     )
 
+    progressive: tuple[int, ...] = Field(
+        (), description="Frames, by number, that are whole pictures in a video of fields: not deinterlaced."
+    )
+
     def __len__(self) -> int:
         return len(self.pts)
 

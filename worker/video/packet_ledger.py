@@ -1,0 +1,96 @@
+"""Which packets of a stream became frames."""
+
+from dataclasses import dataclass, field
+from typing import cast
+
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+_ONE_FRAME_PER_PACKET = frozenset(
+    (
+        *("h264", "hevc", "vvc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4", "mjpeg", "prores", "dnxhd"),
+        *("ffv1", "huffyuv", "ffvhuff", "utvideo", "magicyuv", "png", "rawvideo", "v210", "dvvideo", "cfhd"),
+    )
+)
+"""Codecs each of whose packets shows one picture, apart from those that `_is_hidden` knows. Others have ways of their
+own to say that a frame is shown longer."""
+_LONGEST_EMPTY_MPEG4_BYTES = 20  # "not coded", and what fills the place of a B-frame packed with another frame
+
+
+@dataclass
+class PacketLedger:
+    """Which packets became frames.
+
+    Decoders let some go without a word, and PyAV swallows an error that comes behind a good frame: to know that
+    nothing is missing, packets and frames have to be compared. Packets are numbered in the order of the file.
+    """
+
+    codec: str
+    times: list[int | None] = field(default_factory=list)
+    """When the packet's frame is shown or, where the container does not say that, decoded."""
+    decoding_times: list[int | None] = field(default_factory=list)
+    frames: list[int | None] = field(default_factory=list)
+    """For every frame that came out the number of its packet, in the order of display."""
+    damaged: set[int] = field(default_factory=set)
+    """Packets that the decoder refused, or of which it made no more than a part of the picture."""
+    first_frame: VideoFrame | None = None
+    """As it came from the decoder, with its side data."""
+    _without_frame: set[int] = field(default_factory=set)
+    _second_fields: set[int] = field(default_factory=set)
+    _first_key: int | None = None
+    _numbered: bool = True
+
+    def enter(self, packet: "Packet[VideoStream]") -> int:
+        """Number a packet on its way to the decoder."""
+        number = len(self.times)
+        self.times.append(packet.dts if packet.pts is None else packet.pts)
+        self.decoding_times.append(packet.dts)
+        if not packet.is_discard and not _is_hidden(self.codec, packet):
+            self._without_frame.add(number)
+        if packet.is_keyframe and self._first_key is None:
+            self._first_key = number
+        return number
+
+    def came_out(self, frame: VideoFrame) -> int | None:
+        """Take note of a frame from the decoder; returns the number of its packet."""
+        number = cast("int | None", frame.opaque)
+        if number is None:
+            self._numbered = False
+            return None
+        self._without_frame.discard(number)
+        if frame.interlaced_frame:
+            self._second_fields.add(number + 1)  # where each field has a packet of its own
+        return number
+
+    def is_before_start(self, number: int) -> bool:
+        """Whether a frame cannot be decoded by rights: it refers to one before the stream's first key frame."""
+        if self._first_key is None or number < self._first_key:
+            return True
+        time, start = self.times[number], self.times[self._first_key]
+        return time is not None and start is not None and time < start
+
+    def lost(self) -> tuple[list[int], list[int]]:
+        """Return the packets without a frame: those that should have given one, and those before the start."""
+        if not self._numbered:
+            return [], []
+        missing = sorted(self._without_frame - self._second_fields)
+        early = [number for number in missing if self.is_before_start(number)]
+        if self.codec not in _ONE_FRAME_PER_PACKET:
+            missing = [number for number in missing if number in self.damaged]
+        return [number for number in missing if not self.is_before_start(number)], early
+
+
+def _is_hidden(codec: str, packet: "Packet[VideoStream]") -> bool:
+    """Whether the packet itself says that it is not to be shown, or that nothing has changed."""
+    if codec not in ("vp8", "vp9", "mpeg4"):
+        return False
+    data = memoryview(packet)
+    if codec == "vp8":
+        return not data[0] >> 4 & 1
+    if codec == "mpeg4":
+        return len(data) <= _LONGEST_EMPTY_MPEG4_BYTES
+    profile_3 = data[0] >> 4 & 3 == 3
+    show_existing, show = (data[0] >> shift & 1 for shift in ((2, 0) if profile_3 else (3, 1)))
+    is_superframe = data[-1] >> 5 == 0b110
+    return not (is_superframe or show_existing or show)
