@@ -81,16 +81,16 @@ ROWS = (
     Row(
         write_plain_mp4,
         codec_is("hevc"),
-        options=options(codec="hevc", quality="high"),
+        options=options(codec="hevc", quality=None, crf=2),
         within_levels=2,
-        name="hevc_of_high_quality",
+        name="hevc_almost_lossless",
     ),
     Row(
         write_plain_mp4,
         codec_is("av1"),
-        options=options(codec="av1", quality="high"),
+        options=options(codec="av1", quality=None, crf=2),
         within_levels=2,
-        name="av1_of_high_quality",
+        name="av1_almost_lossless",
     ),
     Row(write_plain_mp4, codec_is("ffv1"), suffix=".mkv", options=options(codec="ffv1"), name="ffv1_in_mkv"),
     Row(

@@ -229,7 +229,7 @@ ROWS = (
     Row(write_two_by_two_pixels),
     Row(write_one_by_one_pixel),
     # So tall a picture is taken for high definition, with its matrix, unless another is named.
-    Row(write_narrow, changes={"color_space": "smpte170m", "color_range": "tv"}),
+    Row(write_narrow, changes={"color_space": "smpte170m"}),
     Row(
         write_interlaced_top_first, assert_deinterlaced, changes={"field_order": "progressive"}, compares_picture=False
     ),

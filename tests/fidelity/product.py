@@ -14,7 +14,7 @@ import httpx2
 from tests.end_to_end.conftest import wait_for
 from tests.fidelity.row import SEGMENT_FRAMES, Row, Upscaled
 from tests.fidelity.witness import Witness
-from worker.contract.job import JobOptions, Progress
+from worker.contract.job import Container, JobOptions, Progress
 from worker.local import default_output, upscale_file
 from worker.settings import VideoLimits, WorkerSettings
 
@@ -33,7 +33,7 @@ def upscale(row: Row, source: Path, folder: Path, segment_frames: int = SEGMENT_
     upscaled = Upscaled(
         Witness(source, row.video_index), Witness(output, row.video_index), outcome.report.model_dump(mode="json")
     )
-    assert seen[-1].segments_total == max(1, len(upscaled.source.video.frames) // min(segment_frames, 24))
+    assert seen[-1].segments_total > 1 or len(upscaled.source.video.frames) < 2 * segment_frames
     return upscaled
 
 
@@ -51,7 +51,7 @@ class Service:
 
     def finished_job(self, source: Path, options: JobOptions, suffix: str) -> dict[str, Any]:
         """Submit a file and wait for the end of its job."""
-        fields = options.model_copy(update={"container": suffix.removeprefix(".")}).model_dump(
+        fields = options.model_copy(update={"container": Container(suffix.removeprefix("."))}).model_dump(
             mode="json", exclude_none=True
         )
         with source.open("rb") as file:

@@ -1,5 +1,6 @@
 """Rows: everything in the file that is not the picture."""
 
+from fractions import Fraction
 from pathlib import Path
 
 from tests.fidelity.charts import LOSSLESS_H264, tone, write_chart
@@ -141,10 +142,13 @@ def write_bitmap_subtitles(folder: Path) -> Path:
     path = write_chart(
         folder / "source.mkv",
         *("-i", blu_ray, "-i", blu_ray, "-map", "0:v", "-map", "1:s", "-map", "2:s", *_VIDEO),
+        # FFmpeg's conversion gives no end to a picture that a later one takes away.
+        *("-bsf:s:1", "setts=pts=N*480+120:dts=N*480+120:duration=360"),
         *("-c:s:0", "copy", "-c:s:1", "dvdsub", "-metadata:s:s:0", "language=ita", "-metadata:s:s:1", "language=por"),
     )
     kinds = [stream.facts["codec_name"] for stream in Witness(path).of_kind("subtitle")]
     assert kinds == ["hdmv_pgs_subtitle", "dvd_subtitle"]
+    assert [packet.duration for packet in Witness(path).of_kind("subtitle")[1].packets] == [Fraction(360, 1000)] * 2
     return path
 
 

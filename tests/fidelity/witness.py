@@ -36,6 +36,10 @@ class Packet:
     sha256: str
     is_hidden: bool
     """Behind or before an edit list: not to be shown or heard."""
+    is_key: bool
+    place: int
+    """Of its first byte in the file."""
+    size: int
 
 
 @dataclass
@@ -75,10 +79,12 @@ class Stream:
 
     @property
     def frame_times(self) -> list[Fraction]:
-        """In seconds, exactly. AVI stores no times of presentation: there, those of its packets in their order."""
-        if any("best_effort_timestamp" not in frame for frame in self.frames):
-            return sorted(packet.dts for packet in self.packets if packet.dts is not None)
-        return [int(frame["best_effort_timestamp"]) * self.time_base for frame in self.frames]
+        """In seconds, exactly. AVI and ASF may say nothing of the last frame: then it follows on."""
+        ticks: list[int] = []
+        for frame in self.frames:
+            told = frame.get("best_effort_timestamp")
+            ticks.append(int(told) if told is not None else 2 * ticks[-1] - ticks[-2])
+        return [tick * self.time_base for tick in ticks]
 
     def side_data(self, name: str) -> dict[str, Any] | None:
         """Of the stream, or else of its first frame."""
@@ -128,6 +134,8 @@ class Pixels:
         layout = _LAYOUTS[pixel_format.removesuffix("le")]
         self.depth = layout.depth
         self._shapes = layout.shapes(width, height)
+        self.edge_px = 2 * max(2, *layout.chroma_step) + 1
+        """Bicubic filters of chroma look so far."""
         samples = np.frombuffer(raw, np.uint16 if layout.depth > 8 else np.uint8)
         frame_samples = sum(math.prod(shape) for shape in self._shapes)
         assert len(samples) % frame_samples == 0, f"{len(samples)} samples are no whole frames of {frame_samples}"
@@ -241,4 +249,7 @@ def _packet(item: dict[str, Any], time_base: Fraction) -> Packet:
         duration=int(item.get("duration", 0)) * time_base,
         sha256=item["data_hash"].removeprefix("SHA256:"),
         is_hidden="D" in item["flags"],
+        is_key="K" in item["flags"],
+        place=int(item.get("pos", -1)),
+        size=int(item["size"]),
     )
