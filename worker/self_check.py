@@ -4,13 +4,14 @@ What is looked at, of each segment and right after it was encoded, in frames dec
 
 - PSNR of a sample of frames, once they are averaged down to the source's size: a shifted, darkened or exchanged frame
   shows in it at once. Networks do not invert averaging exactly, so good results lie at 30 to 50 dB.
+- What the encoder alone lost, in three frames against what it was given: "lossless" is measured, not believed.
 - Seams in space: gradients across the borders of tiles, against those on other columns and rows of the same grid, on
   which encoders have the borders of their own blocks too.
 - Seams in time: the difference between result and source (in luma, on blocks) ought to change as little from the last
   frame of one segment to the first of the next as between any other two frames.
 
 The figures of a segment lie beside it in `segments/00000.json` until `gather` makes the job's of them. Memory holds the
-sampled frames of one segment: ten at most, however long the video.
+sampled frames of one segment, ten small ones and three large ones at most, however long the video.
 """
 
 import base64
@@ -37,6 +38,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BLOCKS_A_SIDE = 64
 _TILE_GRID_PX = 32  # tiles begin at multiples of 16 px of the source
 _LEAST_CHANGE = 0.05  # grey levels: what is below is no change, and no ground to divide by
+_ROWS_AT_A_TIME = 256
 _THUMB_STEPS = 64  # per grey level
 
 Levels = npt.NDArray[np.float32]
@@ -82,6 +84,8 @@ class SegmentFigures(_Frozen):
 
     psnr_db: dict[int, float]
     """By the frame's number in the video."""
+    encoding_psnr_db: dict[int, float]
+    """The same, of what came out of the encoder against what went in."""
     first: Edge
     last: Edge
     usual_changes: tuple[float, ...]
@@ -98,12 +102,16 @@ class SelfCheck:
         """`first` to `stop - 1`: the frames, by their numbers in the video. `tile_px`: of the source, if any."""
         step = max(SAMPLE_EVERY_FRAMES, math.ceil((stop - first) / MAX_SAMPLES))
         self._compared = frozenset({*range(first, stop, step), stop - 1})
+        in_order = sorted(self._compared)
+        self.encoder_sample = frozenset({first, in_order[len(in_order) // 2], stop - 1})
+        """The frames that `note_encoder_input` wants to see."""
         # Pairs inside of one shot; the second frame of each is wanted for its residual alone.
         self._pairs = [number for number in range(first, stop - 1, step) if number + 1 not in cuts]
         self._first, self._last = first, stop - 1
         self._tile_px = tile_px
         self._sources: dict[int, RgbFrame] = {}
         self._source_blocks: dict[int, Levels] = {}
+        self._encoder_inputs: dict[int, RgbFrame] = {}
 
     @property
     def wanted(self) -> frozenset[int]:
@@ -117,21 +125,29 @@ class SelfCheck:
         if number in self.wanted:
             self._source_blocks[number] = _luma_blocks(_levels(rgb))
 
+    def note_encoder_input(self, number: int, rgb: RgbFrame) -> None:
+        """Take notice of what the encoder is given, (2H, 2W, 3), after colours were converted for it and back."""
+        self._encoder_inputs[number] = rgb
+
     def compare(self, results: Iterable[tuple[int, RgbFrame]]) -> SegmentFigures:
         """Compare with the finished frames, each (2H, 2W, 3); `results` are those of `wanted`, with their numbers."""
         psnr_db: dict[int, float] = {}
+        encoding_psnr_db: dict[int, float] = {}
         residuals: dict[int, Levels] = {}
         at_borders = beside_borders = Gradients()
         for number, rgb in results:
             shrunk = _shrunk(rgb)
             residuals[number] = _luma_blocks(shrunk) - self._source_blocks[number]
+            if number in self._encoder_inputs:
+                encoding_psnr_db[number] = _psnr_db(rgb, self._encoder_inputs.pop(number))
             if number in self._compared:
-                psnr_db[number] = _psnr_db(shrunk, _levels(self._sources.pop(number)))
+                psnr_db[number] = _psnr_db(shrunk, self._sources.pop(number))
                 if self._tile_px is not None:
                     at_borders = at_borders.with_more(_gradients(rgb, 2 * self._tile_px, at_borders=True))
                     beside_borders = beside_borders.with_more(_gradients(rgb, 2 * self._tile_px, at_borders=False))
         return SegmentFigures(
             psnr_db=psnr_db,
+            encoding_psnr_db=encoding_psnr_db,
             first=Edge.of(residuals[self._first]),
             last=Edge.of(residuals[self._last]),
             usual_changes=tuple(_change(residuals[number], residuals[number + 1]) for number in self._pairs),
@@ -155,11 +171,13 @@ def gather(
     known = [segment for segment in figures if segment is not None]
     psnr_db = {frame: value for segment in known for frame, value in segment.psnr_db.items()}
     worst = min(psnr_db, key=lambda frame: psnr_db[frame]) if psnr_db else None
+    encoding = [value for segment in known for value in segment.encoding_psnr_db.values()]
     return QualityReport(
         frames_compared=len(psnr_db),
         psnr_db=round(sum(psnr_db.values()) / len(psnr_db), 2) if psnr_db else None,
         worst_psnr_db=None if worst is None else round(psnr_db[worst], 2),
         worst_frame=None if worst is None else FramePlace(frame=worst, seconds=table.seconds(worst)),
+        encoding_psnr_db=round(min(encoding), 2) if encoding else None,
         tile_borders=_tile_borders(known),
         segment_borders=_segment_borders(figures, firsts, cuts),
         segments_without_figures=len(figures) - len(known),
@@ -195,9 +213,9 @@ def _seam_report(seams: int, at_seams: float, elsewhere: float) -> SeamReport:
     return SeamReport(seams=seams, at_seams=round(at_seams, 3), elsewhere=round(elsewhere, 3), ratio=round(ratio, 3))
 
 
-def _levels(rgb: RgbFrame) -> Levels:
-    scale = np.float32(1 if rgb.dtype == np.uint8 else 1 / 257)
-    return rgb.astype(np.float32) * scale
+def _levels(image: RgbFrame | Levels) -> Levels:
+    scale = np.float32(1 / 257 if image.dtype == np.uint16 else 1)
+    return image.astype(np.float32) * scale
 
 
 def _shrunk(rgb: RgbFrame) -> Levels:
@@ -208,12 +226,15 @@ def _shrunk(rgb: RgbFrame) -> Levels:
     return sums.astype(np.float32) * np.float32(1 / 4 if rgb.dtype == np.uint8 else 1 / (4 * 257))
 
 
-def _psnr_db(one: Levels, other: Levels) -> float:
-    difference = (one - other).ravel()
-    mean_square = float(np.dot(difference, difference)) / difference.size
-    if mean_square == 0:
+def _psnr_db(one: RgbFrame | Levels, other: RgbFrame | Levels) -> float:
+    total = 0.0
+    for top in range(0, len(one), _ROWS_AT_A_TIME):
+        rows = slice(top, top + _ROWS_AT_A_TIME)
+        difference = (_levels(one[rows]) - _levels(other[rows])).ravel()
+        total += float(np.dot(difference, difference))
+    if total == 0:
         return EQUAL_PSNR_DB
-    return min(EQUAL_PSNR_DB, 10 * math.log10(255**2 / mean_square))
+    return min(EQUAL_PSNR_DB, 10 * math.log10(255**2 * one.size / total))
 
 
 def _luma_blocks(levels: Levels) -> Levels:
