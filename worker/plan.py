@@ -265,11 +265,9 @@ def _stream_plans(source: Path, facts: Survey, container: Container, max_pixels:
 
 def _rewritten(stream: OtherStream, container: Container, *, is_chapters: bool) -> str | None:
     """Say how a track of the mp4 family that tells what is known otherwise too comes into the result."""
-    if container is Container.ZIP:
-        return None
     if is_chapters:
         return "written anew from the chapters" if has_edit_lists(container) else "kept as chapters"
-    if stream.type == "data" and stream.codec == "tmcd":
+    if stream.type == "data" and stream.codec == "tmcd" and container is not Container.ZIP:
         return "written anew from the timecode tag" if has_edit_lists(container) else "kept as the timecode tag"
     return None
 

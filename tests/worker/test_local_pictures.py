@@ -168,6 +168,16 @@ def test_pictures_become_pictures(run: Run, tmp_path: Path, packed: bool) -> Non
     assert outcome.report.source.container == "zip"
 
 
+def test_title_and_chapters_come_through_pictures_and_back(make_video: MakeVideo, run: Run, tmp_path: Path) -> None:
+    source = make_video("film.mp4", frames=30, chapters=3, metadata={"title": "A film"})
+    run(source, tmp_path / "frames.zip")
+    back = run(tmp_path / "frames.zip", tmp_path / "back.mkv", JobOptions(codec="h264", encoder_preset="ultrafast"))
+    with av.open(str(back.output)) as container:
+        assert container.metadata["title"] == "A film"
+        found = [(part["start"] * part["time_base"], part["metadata"]["title"]) for part in container.chapters()]
+    assert found == [(Fraction(number, 10), f"Chapter {number}") for number in range(3)]
+
+
 def test_pictures_become_a_video_at_the_rate_that_the_user_says(run: Run, tmp_path: Path) -> None:
     source = numbered_folder(tmp_path / "frames")
     outcome = run(source, tmp_path / "film.mp4", JobOptions(frame_rate="24000/1001", encoder_preset="ultrafast"))
