@@ -202,8 +202,13 @@ def facts_of(stream: Stream) -> dict[str, Any]:
     if facts["pix_fmt"].startswith("yuvj"):  # yuv of full range by its old name
         facts |= {"pix_fmt": facts["pix_fmt"].replace("yuvj", "yuv"), "color_range": "pc"}
     for name in _KEPT_SIDE_DATA:
-        facts[name] = stream.side_data(name)
+        facts[name] = {key: in_lowest_terms(value) for key, value in (stream.side_data(name) or {}).items()}
     return facts
+
+
+def in_lowest_terms(value: object) -> object:
+    """34000/50000 as 17/25: containers write the same number in their own ways."""
+    return str(Fraction(value)) if isinstance(value, str) and "/" in value else value
 
 
 def assert_picture_doubled(row: Row, source: Witness, result: Witness) -> None:

@@ -76,7 +76,6 @@ ROWS = (
         options=options(codec="hevc"),
         name="hevc_in_mp4",
     ),
-    Row(write_plain_mp4, codec_is("av1"), options=options(codec="av1"), name="av1_in_mp4"),
     # Not lossless: flat colours come back within what the codec explains.
     Row(
         write_plain_mp4,
@@ -100,7 +99,7 @@ ROWS = (
         within_levels=4,
         name="prores_in_mov",
     ),
-    Row(write_plain_webm, codec_is("av1"), name="av1_in_webm"),
+    Row(write_plain_webm, codec_is("av1"), options=options(quality="high"), within_levels=4, name="av1_in_webm"),
     Row(write_plain_webm, codec_is("vp9"), options=options(codec="vp9"), name="vp9_in_webm"),
     Row(write_transport_stream),
     Row(write_avi, within_levels=1),

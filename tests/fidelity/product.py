@@ -38,10 +38,10 @@ def upscale(row: Row, source: Path, folder: Path, segment_frames: int = SEGMENT_
 
 
 class Service:
-    """A client of a running `vsr serve`."""
+    """A running `vsr serve`, as a client sees it."""
 
-    def __init__(self, url: str) -> None:
-        self._http = httpx2.Client(base_url=url)
+    def __init__(self, http: httpx2.Client) -> None:
+        self._http = http
 
     def has_a_worker(self) -> bool:
         try:
@@ -85,10 +85,11 @@ def serving(folder: Path) -> Iterator[Service]:
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--preset", "repeat-pixels"]
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen([*command, "--device", "cpu"], env=environment, stderr=log)
-    service = Service(f"http://127.0.0.1:{port}")
     try:
-        wait_for("a live worker", service.has_a_worker)
-        yield service
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as http:
+            service = Service(http)
+            wait_for("a live worker", service.has_a_worker)
+            yield service
     finally:
         process.terminate()
         process.wait(60)

@@ -139,16 +139,18 @@ def write_text_subtitles_in_mp4(folder: Path) -> Path:
 
 def write_bitmap_subtitles(folder: Path) -> Path:
     blu_ray = write_pgs(folder / "blu-ray.sup", [(0.12, 0.48), (0.6, 0.92)], (64, 48))
+    dvd, timed_dvd = folder / "dvd.mkv", folder / "timed.mkv"
+    ffmpeg("-i", blu_ray, "-c:s", "dvdsub", dvd)
+    # FFmpeg's conversion gives no end to a picture that a later one takes away.
+    ffmpeg("-i", dvd, *COPY, "-bsf:s", "setts=pts=N*480+120:dts=N*480+120:duration=360", timed_dvd)
     path = write_chart(
         folder / "source.mkv",
-        *("-i", blu_ray, "-i", blu_ray, "-map", "0:v", "-map", "1:s", "-map", "2:s", *_VIDEO),
-        # FFmpeg's conversion gives no end to a picture that a later one takes away.
-        *("-bsf:s:1", "setts=pts=N*480+120:dts=N*480+120:duration=360"),
-        *("-c:s:0", "copy", "-c:s:1", "dvdsub", "-metadata:s:s:0", "language=ita", "-metadata:s:s:1", "language=por"),
+        *("-i", blu_ray, "-i", timed_dvd, "-map", "0:v", "-map", "1:s", "-map", "2:s", *_VIDEO),
+        *("-c:s", "copy", "-metadata:s:s:0", "language=ita", "-metadata:s:s:1", "language=por"),
     )
-    kinds = [stream.facts["codec_name"] for stream in Witness(path).of_kind("subtitle")]
-    assert kinds == ["hdmv_pgs_subtitle", "dvd_subtitle"]
-    assert [packet.duration for packet in Witness(path).of_kind("subtitle")[1].packets] == [Fraction(360, 1000)] * 2
+    pgs, dvd_subtitles = Witness(path).of_kind("subtitle")
+    assert (pgs.facts["codec_name"], dvd_subtitles.facts["codec_name"]) == ("hdmv_pgs_subtitle", "dvd_subtitle")
+    assert [packet.duration for packet in dvd_subtitles.packets] == [Fraction(36, 100)] * 2
     return path
 
 

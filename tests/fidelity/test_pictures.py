@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from tests.fidelity.charts import FRAMES
+from tests.fidelity.comparison import assert_doubled
 from tests.fidelity.row import SEGMENT_FRAMES, options
 from tests.fidelity.times import write_variable_rate_with_b_frames
 from tests.fidelity.witness import Witness, decode
