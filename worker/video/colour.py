@@ -101,6 +101,8 @@ def encoded_picture(
             "bit_depth": given.bits,
             "has_alpha": given.has_alpha,
             "colour": _encoded_colour(source, scale, given, codec, container),
+            # The fields of a woven picture do not survive enlarging: their lines are no longer every second one.
+            "field_order": "progressive",
             "crop": _scaled_crop(source, scale),
             "mastering_display": mastering_display,
         }
