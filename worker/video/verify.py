@@ -32,7 +32,7 @@ _DURATION_SLACK = Fraction(1, 10)
 
 # Of a stream: said by the container, or told by facts of its own (language, title).
 _OTHER_STREAM_METADATA = frozenset(
-    ("handler_name", "vendor_id", "encoder", "language", "title", "name", "timecode", "creation_time")
+    ("alpha_mode", "handler_name", "vendor_id", "encoder", "language", "title", "name", "timecode", "creation_time")
 )
 
 
@@ -252,7 +252,7 @@ def _check_video(target: Path, stream: Stream, promised: Picture) -> tuple[Pictu
         found = read_picture(result, opened, first)
         if first.interlaced_frame:
             found = found.model_copy(update={"field_order": "top_first"})
-        if opened.metadata.get("alpha_mode") == "1":
+        if {key.lower(): value for key, value in opened.metadata.items()}.get("alpha_mode") == "1":
             found = found.model_copy(update={"has_alpha": True})  # beside the picture, as VP9 keeps it
     wrong, lost = check_picture(found, promised)
     if wrong:
