@@ -253,7 +253,9 @@ def _check_video(target: Path, stream: Stream, promised: Picture) -> tuple[Pictu
         if first.interlaced_frame:
             found = found.model_copy(update={"field_order": "top_first"})
         if {key.lower(): value for key, value in opened.metadata.items()}.get("alpha_mode") == "1":
-            found = found.model_copy(update={"has_alpha": True})  # beside the picture, as VP9 keeps it
+            # Beside the picture, as VP9 keeps it.
+            whole = {"has_alpha": True, "pixel_format": found.pixel_format.replace("yuv", "yuva", 1)}
+            found = found.model_copy(update=whole)
     wrong, lost = check_picture(found, promised)
     if wrong:
         raise _failure("; ".join(wrong))
