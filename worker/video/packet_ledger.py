@@ -54,10 +54,11 @@ class PacketLedger:
 
     def came_out(self, frame: VideoFrame) -> int | None:
         """Take note of a frame from the decoder; returns the number of its packet."""
-        number = cast("int | None", frame.opaque)
-        if number is None:
+        label = cast("list[int] | None", frame.opaque)
+        if label is None:
             self._numbered = False
             return None
+        number = label[0]
         self._without_frame.discard(number)
         if frame.interlaced_frame:
             self._second_fields.add(number + 1)  # where each field has a packet of its own

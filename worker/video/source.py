@@ -124,7 +124,8 @@ def decode_all(
             number = len(ledger.times) if at_end else ledger.enter(packet)
             if number == 0:
                 alpha = alpha_blocks(stream, packet)
-            packet.opaque = number
+            # PyAV knows the object again by its address alone, so there has to be one for each packet.
+            packet.opaque = [number]
             for frame in _decode(packet, alpha, None if not conceal else ledger.damaged, number):
                 origin = ledger.came_out(frame)
                 if frame.is_corrupt and origin is not None:
