@@ -15,6 +15,7 @@ from av.video.stream import VideoStream
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.scene_cuts import CutDetector, RgbImage
 from worker.settings import VideoLimits
+from worker.video.animation import animation_note
 from worker.video.colour import conversion_matrix
 from worker.video.deinterlace import FieldOrder, FieldWatch, can_be_deinterlaced
 from worker.video.packet_ledger import PacketLedger
@@ -91,6 +92,7 @@ def survey(
             cuts=tuple(places[cut] for cut in seen.cuts),
             cannot_keep=seen.side_data.cannot_keep(container, stream),
             notes=(
+                *filter(None, [animation_note(source, container.format.name)]),
                 *seen.colour_notes,
                 *fields.notes,
                 *seen.side_data.notes(),
