@@ -246,7 +246,7 @@ def assert_transparent(upscaled: Upscaled) -> None:
         for witness in (upscaled.source, upscaled.result)
     )
     assert before[0][3].min() == 0
-    assert before[0][3].max() == 65535
+    assert before[0][3].max() > 65535 - 256
     assert_doubled(before, after, within_levels=2 * 257, only_where_seen=True)
 
 

@@ -3,10 +3,10 @@
 from fractions import Fraction
 from pathlib import Path
 
-from tests.fidelity.charts import LOSSLESS_H264, tone, write_chart
+from tests.fidelity.charts import COPY, LOSSLESS_H264, tone, write_chart
 from tests.fidelity.pgs import write_pgs
 from tests.fidelity.row import Row, Upscaled
-from tests.fidelity.witness import Witness
+from tests.fidelity.witness import Witness, ffmpeg
 
 _VIDEO = (*LOSSLESS_H264, "-pix_fmt", "yuv420p")
 _SUBTITLES = """1
@@ -142,7 +142,7 @@ def write_bitmap_subtitles(folder: Path) -> Path:
     dvd, timed_dvd = folder / "dvd.mkv", folder / "timed.mkv"
     ffmpeg("-i", blu_ray, "-c:s", "dvdsub", dvd)
     # FFmpeg's conversion gives no end to a picture that a later one takes away.
-    ffmpeg("-i", dvd, *COPY, "-bsf:s", "setts=pts=N*480+120:dts=N*480+120:duration=360", timed_dvd)
+    ffmpeg("-i", dvd, "-map", "0", *COPY, "-bsf:s", "setts=pts=N*480+120:dts=N*480+120:duration=360", timed_dvd)
     path = write_chart(
         folder / "source.mkv",
         *("-i", blu_ray, "-i", timed_dvd, "-map", "0:v", "-map", "1:s", "-map", "2:s", *_VIDEO),
