@@ -390,10 +390,8 @@ def _offsets_of_copy(
     """Yield how far packets of sound are from frames: the first ones, those in the middle, the last ones."""
     same_packets = len(copy.pts) == len(original.pts)
     middle_frame = len(table) // 2
-    nearest = min(
-        range(len(original.pts)),
-        key=lambda packet: abs(original.pts[packet] * original.time_base - table.pts[middle_frame] * table.time_base),
-    )
+    middle = float(table.pts[middle_frame] * table.time_base / original.time_base)
+    nearest = min(range(len(original.pts)), key=lambda packet: abs(original.pts[packet] - middle))
     places: tuple[tuple[Place, int, int], ...] = (
         ("start", 0, 0),
         ("middle", middle_frame, nearest),
