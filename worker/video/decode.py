@@ -74,8 +74,8 @@ def _as_surveyed(
         try:
             with open_source(source, max_pixels) as container:
                 stream = stream_at(container, survey.stream_index)
-                prepare_decoder(stream, max_pixels, conceal=bool(concealed))
-                decoded = _from(container, stream, table, start, seeking, bool(concealed), on_progress)
+                prepare_decoder(stream, max_pixels, conceal=table.taken_as_it_comes)
+                decoded = _from(container, stream, table, start, seeking, on_progress)
                 for number, frame in _in_their_places(decoded, table, concealed, start, position):
                     if number < position:
                         continue
@@ -96,7 +96,6 @@ def _from(
     table: FrameTable,
     start: int,
     seeking: bool,
-    conceal: bool,
     on_progress: Callable[[], None],
 ) -> Iterator[VideoFrame]:
     """Yield frames from the one at `start` on, found by its time after a seek."""
@@ -106,7 +105,7 @@ def _from(
         except av.FFmpegError:
             return
     found = not seeking
-    for frame in decode_all(container, stream, on_progress, conceal=conceal):
+    for frame in decode_all(container, stream, on_progress, conceal=table.taken_as_it_comes):
         found = found or frame_stamp(frame) == table.stamp(start)
         if found:
             yield frame

@@ -15,6 +15,8 @@ _ONE_FRAME_PER_PACKET = frozenset(
 )
 """Codecs each of whose packets shows one picture, apart from those that `_is_hidden` knows. Others have ways of their
 own to say that a frame is shown longer."""
+_VP9_MARKER = 0b10
+_MPEG4_PICTURE = b"\x00\x00\x01\xb6"
 _LONGEST_EMPTY_MPEG4_BYTES = 20  # "not coded", and what fills the place of a B-frame packed with another frame
 
 
@@ -27,6 +29,8 @@ class PacketLedger:
     """
 
     codec: str
+    may_start_anywhere: bool = False
+    """Broadcasts and bare streams: nobody promises that their first packet is a key frame."""
     times: list[int | None] = field(default_factory=list)
     """When the packet's frame is shown or, where the container does not say that, decoded."""
     decoding_times: list[int | None] = field(default_factory=list)
@@ -34,6 +38,8 @@ class PacketLedger:
     """For every frame that came out the number of its packet, in the order of display."""
     damaged: set[int] = field(default_factory=set)
     """Packets that the decoder refused, or of which it made no more than a part of the picture."""
+    breaks: list[int] = field(default_factory=list)
+    """Packets before which, as the container says, something is missing."""
     first_frame: VideoFrame | None = None
     """As it came from the decoder, with its side data."""
     _without_frame: set[int] = field(default_factory=set)
@@ -48,6 +54,8 @@ class PacketLedger:
         self.decoding_times.append(packet.dts)
         if not packet.is_discard and not _is_hidden(self.codec, packet):
             self._without_frame.add(number)
+        if packet.is_corrupt:
+            self.breaks.append(number)
         if packet.is_keyframe and self._first_key is None:
             self._first_key = number
         return number
@@ -77,20 +85,30 @@ class PacketLedger:
             return [], []
         missing = sorted(self._without_frame - self._second_fields)
         early = [number for number in missing if self.is_before_start(number)]
+        if not self.may_start_anywhere and any(number <= early[-1] for number in self.damaged if early):
+            early = []  # the start itself is damaged
         if self.codec not in _ONE_FRAME_PER_PACKET:
             missing = [number for number in missing if number in self.damaged]
-        return [number for number in missing if not self.is_before_start(number)], early
+        return [number for number in missing if number not in early], early
+
+    def stand_ins(self) -> list[int]:
+        """Return the places of frames made for want of a reference, and labelled like the one that needed it."""
+        last = {number: place for place, number in enumerate(self.frames)}
+        return [place for place, number in enumerate(self.frames) if number is not None and last[number] != place]
 
 
 def _is_hidden(codec: str, packet: "Packet[VideoStream]") -> bool:
     """Whether the packet itself says that it is not to be shown, or that nothing has changed."""
     if codec not in ("vp8", "vp9", "mpeg4"):
         return False
-    data = memoryview(packet)
+    data = bytes(packet)
     if codec == "vp8":
-        return not data[0] >> 4 & 1
+        is_inter_frame, show = data[0] & 1, data[0] >> 4 & 1
+        return bool(is_inter_frame and not show)
     if codec == "mpeg4":
-        return len(data) <= _LONGEST_EMPTY_MPEG4_BYTES
+        return len(data) <= _LONGEST_EMPTY_MPEG4_BYTES and data.startswith(_MPEG4_PICTURE)
+    if data[0] >> 6 != _VP9_MARKER:
+        return False  # damaged
     profile_3 = data[0] >> 4 & 3 == 3
     show_existing, show = (data[0] >> shift & 1 for shift in ((2, 0) if profile_3 else (3, 1)))
     is_superframe = data[-1] >> 5 == 0b110

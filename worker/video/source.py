@@ -41,6 +41,7 @@ DECODER_THREADS = 4
 
 _PLAYLIST = re.compile(rb"^\s*(#EXTM3U|ffconcat\s|file\s+\S|<MPD[\s>]|v=0\s*$)", re.MULTILINE)
 _PLAYLIST_SNIFF_BYTES = 64 * 1024
+_STREAMING_FORMATS = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc", "vc1", "cavsvideo", "m4v"))
 
 
 @contextmanager
@@ -95,6 +96,13 @@ def prepare_decoder(stream: VideoStream, max_pixels: int, *, conceal: bool = Fal
     stream.codec_context.options = {"max_pixels": size_limit_option(max_pixels)}
 
 
+def new_ledger(container: InputContainer, stream: VideoStream) -> PacketLedger:
+    """Begin the account of one decoding."""
+    return PacketLedger(
+        stream.codec_context.codec.canonical_name, may_start_anywhere=container.format.name in _STREAMING_FORMATS
+    )
+
+
 def decode_all(
     container: InputContainer,
     stream: VideoStream,
@@ -110,7 +118,7 @@ def decode_all(
     `conceal`: then packets that cannot be decoded are passed over, and frames are taken however damaged they are. What
     became of each packet stands in `ledger`.
     """
-    ledger = ledger or PacketLedger(stream.codec_context.codec.canonical_name)
+    ledger = ledger or new_ledger(container, stream)
     done, seconds = 0, 0.0
     alpha: AlphaBlocks | None = None
     try:
@@ -153,7 +161,9 @@ def _decode(
     try:
         if alpha is not None:
             alpha.feed(packet)
-        return packet.decode()
+        frames = packet.decode()
+        # Where data are missing, pictures that went before shine through: those whose memory the decoder got back.
+        return frames if damaged is None else [_copied(frame) for frame in frames]
     except (av.FFmpegError, ValueError, IndexError):
         if damaged is None:
             raise
@@ -163,8 +173,11 @@ def _decode(
 
 def _top_down(frame: VideoFrame) -> VideoFrame:
     """Return the frame with its rows in order. Uncompressed AVI has them bottom up, where PyAV shows other bytes."""
-    if all(plane.line_size >= 0 for plane in frame.planes):
-        return frame
+    return frame if all(plane.line_size >= 0 for plane in frame.planes) else _copied(frame)
+
+
+def _copied(frame: VideoFrame) -> VideoFrame:
+    """Return a copy in memory of its own, rows in order."""
     graph = Graph()
     buffer = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)

@@ -29,7 +29,7 @@ from worker.video.read_picture import (
     luma_plane,
     read_picture,
 )
-from worker.video.source import decode_all, frame_crc32, frame_stamp, main_video_stream, open_source
+from worker.video.source import decode_all, frame_crc32, frame_stamp, main_video_stream, new_ledger, open_source
 from worker.video.values import Colour, FrameTable, OtherStream, Survey
 
 __all__ = ["read_picture", "survey"]
@@ -57,7 +57,7 @@ def survey(
         stream = main_video_stream(container, limits.max_pixels, conceal=conceal)
         _check_size(stream.width, stream.height, limits)
         codec = stream.codec_context.codec.canonical_name
-        ledger = PacketLedger(codec)
+        ledger = new_ledger(container, stream)
         seen = _Seen()
         time_base = _time_base(stream)
         for frame in decode_all(container, stream, on_progress, conceal=conceal, ledger=ledger):
@@ -65,7 +65,7 @@ def survey(
         if seen.first is None or ledger.first_frame is None:
             raise JobFailureError(FailureCode.NO_FRAMES, "the video stream has no frames that can be decoded")
         lost, before_start = ledger.lost()
-        table, origins = _table(seen, ledger, lost if conceal else [], container.format.name, time_base)
+        table, origins = _table(seen, ledger, lost, container.format.name, time_base, conceal=conceal)
         _check_not_truncated(source, container, table, on_progress)
         if lost and not conceal:
             raise _lost_packets(ledger, lost, time_base)
@@ -86,7 +86,9 @@ def survey(
             stream_index=stream.index,
             codec=codec,
             picture=picture.model_copy(update={"colour": seen.tagged(picture.colour), "field_order": fields.order}),
-            frames=table.model_copy(update={"progressive": _at(fields.progressive, origins)}),
+            frames=table.model_copy(
+                update={"progressive": _at(fields.progressive, origins), "taken_as_it_comes": conceal}
+            ),
             average_rate=_average_rate(stream, table),
             others=tuple(_other(other) for other in container.streams if other.index != stream.index),
             cuts=tuple(places[cut] for cut in seen.cuts),
@@ -208,13 +210,18 @@ def _colour_words(tags: tuple[int, int, int, int]) -> str:
 
 
 def _table(
-    seen: _Seen, ledger: PacketLedger, lost: Sequence[int], format_name: str, time_base: Fraction
+    seen: _Seen, ledger: PacketLedger, lost: Sequence[int], format_name: str, time_base: Fraction, *, conceal: bool
 ) -> tuple[FrameTable, list[int]]:
-    """Lay out all frames, and in the places of `lost` packets the frame before each (the first: behind).
+    """Lay out all frames and, with `conceal`, in the places of `lost` packets the frame before (the first: behind).
 
     Returns for every place also the number of the decoded frame that is shown there.
     """
-    pts = _presentation_times(seen.stamps, format_name, time_base)
+    shown_at, lost = list(seen.stamps), lost if conceal else ()
+    for place, packet in zip(ledger.stand_ins(), lost, strict=False):
+        shown_at[place] = ledger.times[packet] or 0
+        ledger.frames[place] = packet
+        ledger.damaged.add(packet)
+    pts = _presentation_times(shown_at, time_base, dealt_out=conceal or format_name in ("avi", "asf"))
     times = {time for packet in lost if (time := ledger.times[packet]) is not None} - set(pts)
     places = sorted([*zip(pts, range(len(pts)), strict=True), *((time, _REPEAT) for time in times)])
     origins: list[int] = []
@@ -264,6 +271,10 @@ def _packet_notes(
             f"{len(before_start)} packets at the start refer to what is before it and have no picture, in players "
             f"neither: the first frame is shown at {table.seconds(0):.3f} s"
         )
+    if ledger.breaks:
+        time = ledger.times[ledger.breaks[0]]
+        where = f", the first near {float(time * time_base):.3f} s" if time is not None else ""
+        notes.append(f"the transport stream has {len(ledger.breaks)} breaks{where}: frames may be missing in it there")
     if table.concealed:
         first = table.concealed[0]
         notes.append(
@@ -273,13 +284,13 @@ def _packet_notes(
     return notes
 
 
-def _presentation_times(stamps: list[int], format_name: str, time_base: Fraction) -> list[int]:
+def _presentation_times(stamps: list[int], time_base: Fraction, *, dealt_out: bool) -> list[int]:
     """Return when each frame is shown, in the order of display.
 
-    AVI and ASF may stamp packets in the order of decoding. The times are right, only dealt out to the wrong frames: the
-    first frame shown has the earliest, and so on.
+    AVI and ASF may stamp packets in the order of decoding, and for want of a frame decoders show others out of turn.
+    The times are right, only `dealt_out` to the wrong frames: the first frame shown has the earliest, and so on.
     """
-    if format_name in ("avi", "asf") and len(set(stamps)) == len(stamps):
+    if dealt_out and len(set(stamps)) == len(stamps):
         return sorted(stamps)
     for number in range(1, len(stamps)):
         if stamps[number] <= stamps[number - 1]:
