@@ -8,12 +8,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, Progress
 from worker.local import Outcome, OutputExistsError, default_output, upscale_file
 from worker.settings import VideoLimits, WorkerSettings
 from worker.upscaler import FrameBatch, Upscaler
+from worker.video.alpha import enlarge_alpha
 from worker.video.pictures import read_png
 
 MakeVideo = Callable[..., Path]
@@ -166,6 +168,52 @@ def test_pictures_become_pictures(run: Run, tmp_path: Path, packed: bool) -> Non
         assert np.array_equal(large, repeated(small))
     assert outcome.report is not None
     assert outcome.report.source.container == "zip"
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "channels", "dtype"),
+    [
+        ("gray", 1, np.uint8),
+        ("rgba", 4, np.uint8),
+        ("gray16be", 1, np.uint16),
+        ("rgb48be", 3, np.uint16),
+        ("rgba64be", 4, np.uint16),
+    ],
+)
+def test_pictures_of_every_kind_become_pictures_of_that_kind(
+    run: Run, tmp_path: Path, pixel_format: str, channels: int, dtype: type
+) -> None:
+    (tmp_path / "frames").mkdir()
+    full = int(np.iinfo(dtype).max)
+    shape = (24, 32, channels) if channels > 1 else (24, 32)
+    before = [np.random.default_rng(n).integers(0, full, shape, dtype=dtype, endpoint=True) for n in range(3)]
+    for number, picture in enumerate(before):
+        write_png(tmp_path / "frames" / f"{number}.png", picture, pixel_format)
+    outcome = run(tmp_path / "frames", tmp_path / "out", unpacked=True)
+    assert outcome.report is not None
+    assert outcome.report.losses == ()
+    for number, picture in enumerate(before):
+        with av.open(str(tmp_path / "out" / f"frame-{number + 1:06d}.png")) as opened:
+            frame = next(opened.decode(video=0))
+        assert frame.format.name == pixel_format
+        after = frame.to_ndarray()
+        if channels == 4:
+            assert np.array_equal(after[..., 3], enlarge_alpha(np.ascontiguousarray(picture[..., 3]), 2))
+            after, picture = after[..., :3], picture[..., :3]
+        assert np.array_equal(after, repeated(picture))
+
+
+def test_a_palette_keeps_its_transparent_colours(run: Run, tmp_path: Path) -> None:
+    # given pictures with a palette, of which one colour is transparent, as Pillow writes them
+    (tmp_path / "frames").mkdir()
+    for number in range(2):
+        image = Image.fromarray(np.full((24, 32), number, np.uint8), "P")
+        image.putpalette([200, 10, 20, 30, 40, 50])
+        image.save(tmp_path / "frames" / f"{number}.png", transparency=1)
+    run(tmp_path / "frames", tmp_path / "out", unpacked=True)
+    for number, expected in enumerate([(200, 10, 20, 255), (30, 40, 50, 0)]):
+        with Image.open(tmp_path / "out" / f"frame-{number + 1:06d}.png") as image:
+            assert (np.asarray(image.convert("RGBA")) == expected).all()
 
 
 def test_title_and_chapters_come_through_pictures_and_back(make_video: MakeVideo, run: Run, tmp_path: Path) -> None:
