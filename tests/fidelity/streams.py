@@ -325,6 +325,19 @@ def assert_telemetry_in_mp4(upscaled: Upscaled) -> None:
     assert [stream.facts["codec_tag_string"] for stream in upscaled.result.of_kind("data")] == ["gpmd"]
 
 
+def write_private_data_in_a_broadcast(folder: Path) -> Path:
+    """A stream of which the broadcast says no more than that it is private."""
+    private = folder / "private.bin"
+    private.write_bytes(bytes(range(256)) * 16)
+    path = write_chart(
+        folder / "source.ts",
+        *("-f", "data", "-i", private, "-map", "0:v", "-map", "1:d", *_VIDEO, "-c:d", "copy"),
+        *("-bsf:d", "setts=pts=N*24000:dts=N*24000"),
+    )
+    assert [stream.facts["codec_tag_string"] for stream in Witness(path).of_kind("data")] == ["[6][0][0][0]"]
+    return path
+
+
 ROWS = (
     Row(write_surround_and_commentary, assert_surround_and_commentary),
     Row(write_two_languages_in_mp4, assert_two_languages_in_mp4),
@@ -333,6 +346,7 @@ ROWS = (
     Row(write_bitmap_subtitles),
     Row(write_chapters_in_mkv),
     Row(write_chapters_in_mp4, outcomes={2: "rewritten"}),
+    Row(write_chapters_in_mp4, suffix=".mkv", outcomes={2: "rewritten"}, name="chapters_of_mp4_in_mkv"),
     Row(write_cover_in_mp4),
     Row(write_cover_in_mkv, assert_cover_in_mkv),
     Row(write_two_video_streams, assert_two_video_streams),

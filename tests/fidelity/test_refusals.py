@@ -9,7 +9,12 @@ from tests.fidelity.charts import FRAMES, LOSSLESS_H264, write_chart
 from tests.fidelity.comparison import assert_decoding_order, assert_doubled, assert_same_frame_times
 from tests.fidelity.product import Service, upscale
 from tests.fidelity.row import Row, options
-from tests.fidelity.streams import write_bitmap_subtitles, write_styled_subtitles_with_fonts, write_telemetry_in_mp4
+from tests.fidelity.streams import (
+    write_bitmap_subtitles,
+    write_private_data_in_a_broadcast,
+    write_styled_subtitles_with_fonts,
+    write_telemetry_in_mp4,
+)
 from tests.fidelity.witness import Witness
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobOptions
@@ -131,8 +136,9 @@ def test_a_recording_that_begins_in_the_middle_keeps_every_frame_that_can_be_see
             "drop-unsupported",
         ),
         (write_telemetry_in_mp4, ".mkv", ["data stream 1"], "drop-unsupported"),
+        (write_private_data_in_a_broadcast, ".mkv", ["data stream 1"], "drop-unsupported"),
     ],
-    ids=["fonts_in_mp4", "bitmaps_in_mp4", "unknown_data_in_mp4", "data_in_mkv"],
+    ids=["fonts_in_mp4", "bitmaps_in_mp4", "unknown_data_in_mp4", "data_in_mkv", "private_data"],
 )
 def test_streams_that_the_target_cannot_hold_are_refused_or_dropped_with_consent(
     tmp_path: Path, write: object, suffix: str, lost: list[str], way_out: str
