@@ -321,6 +321,16 @@ def test_converted_sound_that_comes_late_fails_the_check(
         upscale(source, MKV)
 
 
+def test_a_variable_rate_with_b_frames_at_a_cut_off_end_announces_what_it_can(
+    make_video: MakeVideo, upscale: Upscale
+) -> None:
+    # given frames of which the last but one stays long, so that an mp4 adds up other durations than are seen
+    source = make_video("cut.mp4", frames=6, pts=[2250, 5850, 9450, 13050, 16650, 31050], time_base=Fraction(1, 90000))
+    result, report, _ = upscale(source, JobOptions(encoder_preset="medium"))
+    assert report.timestamps.exact
+    assert result.exists()
+
+
 def test_words_that_the_file_no_longer_says_are_named(
     make_video: MakeVideo, upscale: Upscale, spoil: Callable[..., None]
 ) -> None:
