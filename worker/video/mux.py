@@ -25,7 +25,15 @@ from worker.video.tag import tag_metadata
 from worker.video.values import Encoding, FrameTable, Picture
 
 # Said by the container itself, or true of the source's encoding only.
-_STALE_METADATA = {"major_brand", "minor_version", "compatible_brands", "encoder", "encoding_tool", "duration"}
+_STALE_METADATA = {
+    "major_brand",
+    "minor_version",
+    "compatible_brands",
+    "encoder",
+    "encoding_tool",
+    "duration",
+    "alpha_mode",
+}
 _STALE_MKV_STATISTICS = ("BPS", "DURATION", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES", "_STATISTICS_")
 _ANY_BYTES = "application/octet-stream"
 _MAX_MOVIE_TIMESCALE = 2**31 - 1
@@ -191,8 +199,6 @@ def _add_video(
     stream.metadata.update(kept_metadata(original.metadata))
     if picture.has_alpha and codec is VideoCodec.VP9:
         stream.metadata["alpha_mode"] = "1"
-    else:
-        stream.metadata.pop("alpha_mode", None)
     stream.set_display_matrix(picture.display_matrix)
     return stream
 
