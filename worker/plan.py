@@ -26,6 +26,7 @@ PIPELINE_VERSION = 2
 SCALE = 2
 SEGMENT_SECONDS = 4
 MIN_SEGMENT_FRAMES, MAX_SEGMENT_FRAMES = 24, 240
+_MKV_CAN = "; mkv can"
 
 
 class _Frozen(BaseModel):
@@ -152,7 +153,11 @@ def make_plan(
     streams = _stream_plans(video, facts, container, limits.max_pixels)
     losses = (*facts.cannot_keep, *losses, *(_loss(stream) for stream in streams if stream.action == "drop"))
     if losses and not options.drop_unsupported:
-        raise JobFailureError(FailureCode.WOULD_LOSE, _would_lose(losses, container, codec))
+        raise JobFailureError(
+            FailureCode.WOULD_LOSE,
+            f"{container} with {codec} would lose: {'; '.join(losses)}. "
+            f"{_way_out(facts, container, codec, streams)}agree to it (--drop-unsupported, drop_unsupported=true)",
+        )
     return Plan(
         pipeline_version=PIPELINE_VERSION,
         source_sha256=source_sha256 or sha256_of_file(source),
@@ -259,7 +264,7 @@ def _stream_plans(source: Path, facts: Survey, container: Container, max_pixels:
             why = f"{problem}: as {SUBSTITUTES[container]}" + ("; mkv keeps it as it is" if only_mkv else "")
             plans.append(StreamPlan(stream=stream, action="convert", why=why))
         else:
-            plans.append(StreamPlan(stream=stream, action="drop", why=problem + ("; mkv can" if only_mkv else "")))
+            plans.append(StreamPlan(stream=stream, action="drop", why=problem + (_MKV_CAN if only_mkv else "")))
     return tuple(plans)
 
 
@@ -277,12 +282,21 @@ def _loss(plan: StreamPlan) -> str:
     return f"{stream.type} stream {stream.index} ({stream.codec or 'of unknown codec'}): {plan.why}"
 
 
-def _would_lose(losses: Sequence[str], container: Container, codec: VideoCodec) -> str:
-    way_out = "choose mkv" if container is not Container.MKV else "choose another codec or container"
-    return (
-        f"{container} with {codec} would lose: {'; '.join(losses)}. Either {way_out}, "
-        "or agree to it (--drop-unsupported, drop_unsupported=true)"
-    )
+def _way_out(facts: Survey, container: Container, codec: VideoCodec, streams: Sequence[StreamPlan]) -> str:
+    """Say which container and codec would keep what this one does not: the nearest to what was asked for."""
+    dropped = [stream for stream in streams if stream.action == "drop"]
+    containers = [Container.MKV] if dropped else [container, Container.MKV]
+    if facts.cannot_keep or not all((stream.why or "").endswith(_MKV_CAN) for stream in dropped):
+        return "If that is no matter, "
+    for other in containers:
+        for choice in (codec, *DEFAULT_CODECS[other]):
+            if (other, choice) == (container, codec) or not holds_codec(other, choice):
+                continue
+            if not encoded_picture(facts.picture, SCALE, choice, other, facts.codec)[1]:
+                with_codec = "" if choice is codec else f"codec {choice}"
+                named = " with ".join(filter(None, ["" if other is container else other.value, with_codec]))
+                return f"Choose {named}, or "
+    return "If that is no matter, "
 
 
 def sha256_of_file(path: Path) -> str:

@@ -207,3 +207,26 @@ def test_encoder_options_that_do_not_go_together_are_refused(make_video: MakeVid
     with pytest.raises(JobFailureError, match="with the encoder options bframes=16:rc-lookahead=5") as failure:
         make_plan(make_video("a.mp4", width=80, height=80), options, LIMITS)
     assert failure.value.code is FailureCode.UNSUPPORTED_OUTPUT
+
+
+@pytest.mark.parametrize(
+    ("properties", "options", "way_out"),
+    [
+        ({"pixel_format": "yuva420p"}, {"container": "mp4"}, "Choose mkv with codec vp9, or agree to it"),
+        ({"pixel_format": "yuva420p"}, {"container": "mov", "codec": "hevc"}, "Choose codec prores, or agree"),
+        ({"pixel_format": "gray16le"}, {"container": "mp4"}, "Choose mkv with codec ffv1, or agree"),
+        ({"pixel_format": "yuv420p10le"}, {"container": "mkv", "codec": "vp9"}, "Choose codec h264, or agree"),
+        ({"pixel_format": "yuv420p", "attachment": b"font"}, {"container": "mp4"}, "mkv can. Choose mkv, or agree"),
+        ({"pixel_format": "gbrpf32le"}, {"container": "mkv"}, "If that is no matter, agree to it"),
+    ],
+)
+def test_the_refusal_names_the_nearest_way_to_keep_everything(
+    make_video: MakeVideo, properties: dict[str, Any], options: dict[str, str], way_out: str
+) -> None:
+    of_floats = properties["pixel_format"].startswith("gbrpf")
+    codec = {"codec": "ffv1", "options": {"strict": "-2", "level": "4"} if of_floats else {}}
+    source = make_video("a.mkv", frames=2, width=80, height=80, **codec, **MKV, **properties)
+    with pytest.raises(JobFailureError) as failure:
+        make_plan(source, JobOptions.model_validate(options), LIMITS)
+    assert failure.value.code is FailureCode.WOULD_LOSE
+    assert way_out in failure.value.message
