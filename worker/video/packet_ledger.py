@@ -42,6 +42,7 @@ class PacketLedger:
     """Packets before which, as the container says, something is missing."""
     first_frame: VideoFrame | None = None
     """As it came from the decoder, with its side data."""
+    _by_time: dict[int | None, int] = field(default_factory=dict)
     _without_frame: set[int] = field(default_factory=set)
     _second_fields: set[int] = field(default_factory=set)
     _first_key: int | None = None
@@ -52,7 +53,9 @@ class PacketLedger:
         number = len(self.times)
         self.times.append(packet.dts if packet.pts is None else packet.pts)
         self.decoding_times.append(packet.dts)
-        if not packet.is_discard and not _is_hidden(self.codec, packet):
+        if packet.pts is not None:
+            self._by_time[packet.pts] = number
+        if not packet.is_discard and (number == 0 or not _is_hidden(self.codec, packet)):
             self._without_frame.add(number)
         if packet.is_corrupt:
             self.breaks.append(number)
@@ -62,15 +65,24 @@ class PacketLedger:
 
     def came_out(self, frame: VideoFrame) -> int | None:
         """Take note of a frame from the decoder; returns the number of its packet."""
-        label = cast("list[int] | None", frame.opaque)
-        if label is None:
+        number = self.number_of(frame)
+        if number is None:
             self._numbered = False
             return None
-        number = label[0]
         self._without_frame.discard(number)
         if frame.interlaced_frame:
             self._second_fields.add(number + 1)  # where each field has a packet of its own
         return number
+
+    def number_of(self, frame: VideoFrame) -> int | None:
+        """Return the number of a decoded frame's packet; None where the decoder does not hand it on.
+
+        The time comes first: a packet that shows an earlier, hidden frame (VP9) hands on the label of that one.
+        """
+        if frame.pts in self._by_time:
+            return self._by_time[frame.pts]
+        label = cast("list[int] | None", frame.opaque)
+        return None if label is None else label[0]
 
     def is_before_start(self, number: int) -> bool:
         """Whether a frame cannot be decoded by rights: it refers to one before the stream's first key frame."""

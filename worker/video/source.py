@@ -134,7 +134,7 @@ def decode_all(
                 alpha = alpha_blocks(stream, packet)
             # PyAV knows the object again by its address alone, so there has to be one for each packet.
             packet.opaque = [number]
-            for frame in _decode(packet, alpha, None if not conceal else ledger.damaged, number):
+            for frame in _decode(packet, number, alpha, ledger, conceal=conceal):
                 origin = ledger.came_out(frame)
                 if frame.is_corrupt and origin is not None:
                     if ledger.is_before_start(origin):
@@ -155,20 +155,24 @@ def decode_all(
 
 
 def _decode(
-    packet: "Packet[VideoStream]", alpha: AlphaBlocks | None, damaged: set[int] | None, number: int
+    packet: "Packet[VideoStream]", number: int, alpha: AlphaBlocks | None, ledger: PacketLedger, *, conceal: bool
 ) -> Sequence[VideoFrame]:
-    """Give one packet to the decoders. What they refuse goes into `damaged`; None: it is raised."""
+    """Give one packet to the decoders. With `conceal`, what they refuse is passed over."""
+    if not conceal:
+        if alpha is not None:
+            alpha.feed(packet)
+        return packet.decode()
     try:
         if alpha is not None:
             alpha.feed(packet)
         frames = packet.decode()
-        # Where data are missing, pictures that went before shine through: those whose memory the decoder got back.
-        return frames if damaged is None else [_copied(frame) for frame in frames]
     except (av.FFmpegError, ValueError, IndexError):
-        if damaged is None:
-            raise
-        damaged.add(number)
+        ledger.damaged.add(number)
         return []
+    # Damage may look like several pictures in one packet: it can only be one of them.
+    frames = list({ledger.number_of(frame): frame for frame in frames}.values())
+    # Where data are missing, pictures that went before shine through: those whose memory the decoder got back.
+    return [_copied(frame) for frame in frames]
 
 
 def _top_down(frame: VideoFrame) -> VideoFrame:
