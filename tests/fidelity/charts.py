@@ -13,11 +13,14 @@ COPY = ("-c", "copy")
 LOSSLESS_H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-qp", "0")
 
 _BAR_COLOURS = ((3, 3, 3), (3, 3, 0), (0, 3, 3), (0, 3, 0), (3, 0, 3), (3, 0, 0), (0, 0, 3), (1, 2, 1))
-_GROUND, _BLOCK = 0.35, 0.8
+_GROUND, _BLOCK = 0.35, 0.65
 
 
 def chart(number: int, width: int = WIDTH, height: int = HEIGHT) -> npt.NDArray[np.float64]:
-    """RGB of 0 to 1, (H, W, 3): eight bars of 75 % in two rows; below them a block that moves on with every frame."""
+    """RGB of 0 to 1, (H, W, 3): eight bars of 75 % in two rows; below them a block that tells the frame.
+
+    It leaps by more than its own width, and changes its brightness, so that no two of many frames look alike.
+    """
     picture = np.full((height, width, 3), _GROUND)
     for bar, colour in enumerate(_BAR_COLOURS):
         row, column = divmod(bar, 4)
@@ -25,8 +28,8 @@ def chart(number: int, width: int = WIDTH, height: int = HEIGHT) -> npt.NDArray[
         left, right = column * width // 4, (column + 1) * width // 4
         picture[top:bottom, left:right] = np.array(colour) / 4
     block = width // 4
-    left = number * 5 % max(width - block, 1)
-    picture[2 * height // 3 :, left : left + block] = _BLOCK
+    left = number * (width // 3) % max(width - block, 1)
+    picture[2 * height // 3 :, left : left + block] = _BLOCK + number % 5 / 20
     return picture
 
 

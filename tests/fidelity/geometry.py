@@ -10,7 +10,7 @@ import numpy as np
 from tests.fidelity.boxes import box, insert_into_sample_entry, matroska_unsigned
 from tests.fidelity.charts import FRAMES, LOSSLESS_H264, flat, write_chart
 from tests.fidelity.comparison import assert_doubled
-from tests.fidelity.row import Row, Upscaled
+from tests.fidelity.row import Row, Upscaled, options
 from tests.fidelity.witness import Witness, decode
 
 _VIDEO = (*LOSSLESS_H264, "-pix_fmt", "yuv420p")
@@ -84,6 +84,10 @@ def roll_of(path: Path) -> float:
     is_single = content[place] == 0x84
     [roll] = struct.unpack_from(">f" if is_single else ">d", content, place + 1)
     return float(roll)
+
+
+def assert_rolled(upscaled: Upscaled) -> None:
+    assert abs(roll_of(upscaled.result.path)) == 90
 
 
 def assert_rotated_in_mkv(upscaled: Upscaled) -> None:
@@ -220,8 +224,21 @@ _WOVEN_NO_MORE = {"field_order": "progressive"}
 ROWS = (
     Row(write_oblong_pixels_in_mp4),
     Row(write_oblong_pixels_in_mkv, assert_oblong_pixels_in_mkv),
+    Row(
+        write_oblong_pixels_in_mp4,
+        options=options(codec="av1", quality="high"),
+        within_levels=8,
+        name="oblong_pixels_as_av1",
+    ),
     *(Row(_writer_of(orientation), name=orientation) for orientation in ORIENTATIONS),
     Row(write_rotated_in_mkv, assert_rotated_in_mkv),
+    Row(
+        _writer_of("rotated_by_270"),
+        assert_rolled,
+        suffix=".mkv",
+        changes={"Display Matrix": {}},
+        name="rotated_mp4_to_mkv",
+    ),
     Row(write_clean_aperture_in_mov, assert_clean_aperture_in_mov),
     Row(write_clean_aperture_in_mkv, assert_clean_aperture_in_mkv),
     Row(write_odd_size),

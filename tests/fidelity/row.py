@@ -40,7 +40,7 @@ class Row:
     suffix: str = ""
     """Of the result; empty: the source's own."""
     options: JobOptions = field(default_factory=options)
-    changes: Mapping[str, str | None] = field(default_factory=dict)
+    changes: Mapping[str, object] = field(default_factory=dict)
     """Facts of the video stream in ffprobe's words that may not stay, with what they become."""
     outcomes: Mapping[int, str] = field(default_factory=dict)
     """What becomes of the source's other streams, by index, where they are not copied."""

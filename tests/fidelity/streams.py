@@ -137,6 +137,17 @@ def write_text_subtitles_in_mp4(folder: Path) -> Path:
     return path
 
 
+def write_text_subtitles_in_webm(folder: Path) -> Path:
+    (folder / "lines.srt").write_text(_SUBTITLES)
+    path = write_chart(
+        folder / "source.webm",
+        *("-i", folder / "lines.srt", "-map", "0:v", "-map", "1:s", "-c:v", "libvpx-vp9", "-lossless", "1"),
+        *("-cpu-used", "8", "-pix_fmt", "yuv420p", "-c:s", "webvtt", "-metadata:s:s:0", "language=fin"),
+    )
+    assert [stream.facts["codec_name"] for stream in Witness(path).of_kind("subtitle")] == ["webvtt"]
+    return path
+
+
 def write_bitmap_subtitles(folder: Path) -> Path:
     blu_ray = write_pgs(folder / "blu-ray.sup", [(0.12, 0.48), (0.6, 0.92)], (64, 48))
     dvd, timed_dvd = folder / "dvd.mkv", folder / "timed.mkv"
@@ -343,6 +354,7 @@ ROWS = (
     Row(write_two_languages_in_mp4, assert_two_languages_in_mp4),
     Row(write_styled_subtitles_with_fonts, assert_styled_subtitles_with_fonts),
     Row(write_text_subtitles_in_mp4),
+    Row(write_text_subtitles_in_webm),
     Row(write_bitmap_subtitles),
     Row(write_chapters_in_mkv),
     Row(write_chapters_in_mp4, outcomes={2: "rewritten"}),

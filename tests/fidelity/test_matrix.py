@@ -1,13 +1,18 @@
 """Every row of the matrix through `vsr upscale`'s own code, and through the service."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.fidelity import colour, containers, geometry, streams, times
 from tests.fidelity.comparison import assert_kept
-from tests.fidelity.product import Service, upscale
-from tests.fidelity.row import Row, Upscaled
+from tests.fidelity.product import REPOSITORY, Service, upscale
+from tests.fidelity.row import SEGMENT_FRAMES, Row, Upscaled
 
 MATRIX = (*times.ROWS, *streams.ROWS, *geometry.ROWS, *colour.ROWS, *containers.ROWS)
 Upscale = Callable[[Row], Upscaled]
@@ -44,3 +49,20 @@ def test_the_service_makes_the_same_file(row: Row, upscaled_once: Upscale, servi
 def test_no_two_rows_have_one_name() -> None:
     names = [row.id for row in MATRIX]
     assert sorted(set(names)) == sorted(names)
+
+
+def test_the_command_line_makes_the_same_file(upscaled_once: Upscale, tmp_path: Path) -> None:
+    """As people type it; the rows above call what it calls."""
+    upscaled = upscaled_once(next(row for row in MATRIX if row.id == "h264_in_mp4"))
+    output, report = tmp_path / "typed.mp4", tmp_path / "report.json"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "app.cli", "upscale", str(upscaled.source.path), str(output)),
+            *("--preset", "repeat-pixels", "--encoder-preset", "ultrafast", "--quality", "lossless"),
+            *("--device", "cpu", "--report", str(report)),
+        ],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "VSR_SEGMENT_FRAMES": str(SEGMENT_FRAMES)},
+        check=True,
+    )
+    assert output.read_bytes() == upscaled.result.path.read_bytes()
+    assert json.loads(report.read_text())["result"] == upscaled.report["result"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fidelity import geometry
 from tests.fidelity.charts import FRAMES, LOSSLESS_H264, write_chart
 from tests.fidelity.comparison import assert_decoding_order, assert_doubled, assert_same_frame_times
 from tests.fidelity.product import Service, upscale
@@ -173,6 +174,14 @@ def test_a_depth_that_the_codec_lacks_is_refused_or_rounded_with_consent(tmp_pat
     assert upscaled.result.video.facts["pix_fmt"] == "yuv422p10le"
     assert any("12" in loss for loss in upscaled.report["losses"])
     assert_doubled(upscaled.source.pixels, upscaled.result.pixels, 1)
+
+
+def test_a_mirrored_picture_is_not_turned_upright_in_silence_by_a_container_that_cannot_say_so(tmp_path: Path) -> None:
+    """Matroska knows turns by its roll; what it cannot hold has to be agreed to."""
+    [row] = [row for row in geometry.ROWS if row.id == "transposed"]
+    refusal = refusal_of(row.write(tmp_path), tmp_path, options(), ".mkv")
+    assert refusal.code is FailureCode.WOULD_LOSE
+    assert "mirror" in refusal.message
 
 
 def test_transparency_that_the_codec_lacks_is_refused(tmp_path: Path) -> None:
