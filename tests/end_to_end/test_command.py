@@ -114,7 +114,7 @@ def test_a_result_that_would_lose_something_needs_consent(tmp_path: Path) -> Non
 def test_pictures_are_a_container_too_and_contradictions_are_refused(tmp_path: Path) -> None:
     write_moving_video(tmp_path / "clip.mp4", frames=3)
     command = ("upscale", "clip.mp4", "--preset", "repeat-pixels", "--encoder-preset", "ultrafast")
-    pictures = vsr(*command, "pictures", "--container", "zip", folder=tmp_path)
+    pictures = vsr(*command, "pictures/", folder=tmp_path)
     both = vsr(*command, "clip.mov", "--container", "mkv", folder=tmp_path)
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 3, pictures.stderr
     assert both.returncode == ExitCode.USAGE
