@@ -164,7 +164,7 @@ ALLOWED: dict[VideoCodec, dict[str, Numbers | Words]] = {
         "static-thresh": Numbers(0, 10000),
         "tune-content": Words(("default", "screen", "film")),
     },
-    VideoCodec.FFV1: {"coder": Words(("rice", "range_def", "range_tab")), "context": _SWITCH},
+    VideoCodec.FFV1: {"coder": _SWITCH, "context": _SWITCH},
     VideoCodec.PRORES: {},
     VideoCodec.PNG: {"pred": Words(("none", "sub", "up", "avg", "paeth", "mixed"))},
 }
