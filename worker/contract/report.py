@@ -134,7 +134,8 @@ class QualityReport(_Frozen):
         "which a lossless result has to reach.",
     )
     tile_borders: SeamReport | None = Field(
-        description="Gradients across the borders of tiles, against those along other columns and rows. Null: no tiles."
+        description="By how much the difference between result and source changes across the borders of tiles, against "
+        "other columns and rows. Null: no tiles."
     )
     segment_borders: SeamReport | None = Field(
         description="By how much the difference between result and source changes from the last frame of a segment to "
