@@ -100,14 +100,14 @@ def luma_plane(frame: VideoFrame) -> LumaImage | None:
 
 def is_transparent(frame: VideoFrame) -> bool:
     """Whether a pixel of a frame in 8-bit RGB with alpha, or with a palette, is not opaque."""
+    place = {"bgra": 3, "rgba": 3, "argb": 0, "abgr": 0}.get(frame.format.name)
+    if place is None and not frame.format.has_palette:
+        return False
     plane = frame.planes[0]
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, -1)
-    place = {"bgra": 3, "rgba": 3, "argb": 0, "abgr": 0}.get(frame.format.name)
     if place is not None:
         return bool(rows[:, place : 4 * frame.width : 4].min() < 255)
-    if not frame.format.has_palette:
-        return False
-    palette = np.frombuffer(memoryview(frame.planes[1]), np.uint32)
+    palette = np.frombuffer(memoryview(frame.planes[1]), np.uint32)[:256]
     return bool((palette >> 24 < 255)[rows[:, : frame.width]].any())
 
 

@@ -274,7 +274,8 @@ def _packet_notes(
     if ledger.breaks:
         time = ledger.times[ledger.breaks[0]]
         where = f", the first near {float(time * time_base):.3f} s" if time is not None else ""
-        notes.append(f"the transport stream has {len(ledger.breaks)} breaks{where}: frames may be missing in it there")
+        places = "one place" if len(ledger.breaks) == 1 else f"{len(ledger.breaks)} places"
+        notes.append(f"the source is interrupted in {places}{where}: frames may be missing in it there")
     if table.concealed:
         first = table.concealed[0]
         notes.append(
