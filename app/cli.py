@@ -78,8 +78,13 @@ def upscale(
             metavar="IN", help="The video; or a folder or zip of PNG pictures.", exists=True, show_default=False
         ),
     ],
-    output: Annotated[
-        Path | None, typer.Argument(metavar="[OUT]", help="Default: IN with _2x in its name.", show_default=False)
+    out: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[OUT]",
+            help="Default: IN with _2x in its name. With a slash at its end: a folder, of PNG pictures.",
+            show_default=False,
+        ),
     ] = None,
     preset: PresetOption = DEFAULT_PRESET,
     device: DeviceOption = None,
@@ -116,12 +121,21 @@ def upscale(
     from worker.local import OutputExistsError, default_output, upscale_file
     from worker.settings import VideoLimits, WorkerSettings
 
+    output = Path(out) if out else None
     container = container_for(output, container)
+    # A folder of pictures becomes another one, unless a container is said; OUT/ and --container zip make one of videos.
+    unpacked = source.is_dir() and container is None
+    if out is not None and out.endswith("/"):
+        if container not in (None, Container.ZIP):
+            raise typer.BadParameter(f"OUT is a folder, of pictures; --container says {container}: leave one out")
+        unpacked, container = True, None
     if output is None:
         output = default_output(source)
-        output = output.with_suffix(f".{container}") if container else output
-    elif container and not output.suffix:
-        output = output.with_name(f"{output.name}.{container}")
+        if container:
+            output = output.with_name(f"{output.name if source.is_dir() else output.stem}.{container}")
+    elif container and output.suffix.lower() != f".{container}":
+        unpacked = unpacked or container is Container.ZIP
+        output = output if unpacked else output.with_name(f"{output.name}.{container}")
     chosen = {"preset": preset, "device": device, "batch_frames": batch, "tile_px": tile, "weights_dir": weights_dir}
     settings = WorkerSettings.model_validate({name: value for name, value in chosen.items() if value is not None})
     options = JobOptions.model_validate(
@@ -148,6 +162,7 @@ def upscale(
                 settings=settings,
                 limits=VideoLimits(),
                 overwrite=overwrite,
+                unpacked=unpacked,
                 on_progress=lambda now: line.update(now.frames_done, now.frames_total, label="upscaling"),
             )
     except OutputExistsError as error:

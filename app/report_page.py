@@ -3,6 +3,8 @@
 from app.terminal import print_result, print_table
 from worker.contract.report import QualityReport, Report, SeamReport, StreamFacts, StreamReport
 
+_NOTHING_LOST_DB = 100.0
+
 
 def print_report(report: Report) -> None:
     """Print it to standard output."""
@@ -37,7 +39,7 @@ def print_report(report: Report) -> None:
         if lines:
             print_result(f"{title}: {'; '.join(lines)}")
     print_result(f"quality: {quality_words(report.quality)}")
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.stage_seconds.items())
+    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.stage_seconds.items())
     rate = f"{report.frames_per_second:.2f} frames/s: " if report.frames_per_second else ""
     print_result(f"speed: {rate}{stages}")
 
@@ -56,6 +58,12 @@ def quality_words(quality: QualityReport) -> str:
         f"brought back to the source's size, {quality.frames_compared} frames are {quality.psnr_db:.1f} dB from it "
         f"(worst {quality.worst_psnr_db:.1f} dB, frame {quality.worst_frame.frame})"
     ]
+    if quality.encoding_psnr_db is not None:
+        words.append(
+            "the encoder lost nothing"
+            if quality.encoding_psnr_db == _NOTHING_LOST_DB
+            else f"the encoder alone kept {quality.encoding_psnr_db:.1f} dB at least"
+        )
     for name, seams in (("tiles", quality.tile_borders), ("segments", quality.segment_borders)):
         words += [_seam_words(name, seams)] if seams else []
     if quality.segments_without_figures:

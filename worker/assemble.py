@@ -37,7 +37,7 @@ def assemble(
     began = time.perf_counter()
     order = read_order(segments, [segment.frames for segment in plan.segments], on_progress)
     upscaled = UpscaledVideo(segments, order, plan.survey.frames, plan.picture, plan.encoding)
-    tag = result_tag(plan.source_sha256, plan.options, plan.container, order.made_by)
+    tag = result_tag(plan.source_sha256, plan.options, plan.container, order.made_by, plan.segment_frames)
     conversions = {
         stream.stream.index: Conversion(source, plan.max_pixels, stream.stream.index, plan.container)
         for stream in plan.streams

@@ -19,6 +19,8 @@ from worker.plan import SCALE, Plan, make_plan, sha256_of_file
 from worker.settings import VideoLimits, WorkerSettings
 from worker.upscaler import Upscaler
 from worker.video.mux import segment_maker
+from worker.video.png_sequence import files_of_others, read_folder_tag, unpack
+from worker.video.png_source import sha256_of_folder, take_in
 from worker.video.tag import read_tag
 
 WORKSPACE_SUFFIX = ".vsr-work"
@@ -48,8 +50,12 @@ class Outcome:
 def default_output(source: Path) -> Path:
     """Return `clip_2x.mp4` for `clip.mp4`, and `clip_2x.mkv` for a container that we do not write.
 
-    A job of the service whose source has such a name comes to the same container.
+    A job of the service whose source has such a name comes to the same container. For a folder of pictures it is a
+    folder beside it.
     """
+    if source.is_dir():
+        folder = source.absolute()
+        return source.parent / f"{folder.name}_{SCALE}x" if source.name else folder.with_name(f"{folder.name}_{SCALE}x")
     suffix = _OTHER_NAMES.get(source.suffix.lower(), source.suffix)
     if _container_named(Path(f"_{suffix}")) is None:
         suffix = ".mkv"
@@ -65,15 +71,18 @@ def upscale_file(
     limits: VideoLimits,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     overwrite: bool = False,
+    unpacked: bool = False,
     load_upscaler: Callable[[str], Upscaler] | None = None,
 ) -> Outcome:
-    """Upscale `source` to `output`, whose suffix says the container.
+    """Upscale `source`, a video or a sequence of pictures, to `output`, whose suffix says the container.
 
-    Finished segments are kept in a folder beside the output until all is done, so that an interrupted run goes on
-    where it stopped. `load_upscaler` gives the networks of a preset; None: as `settings` say. Raises
+    `unpacked`: the output is a folder, into which a zip of pictures would be unpacked; a folder that is there already
+    says the same. Finished segments are kept in a folder beside the output until all is done, so that an interrupted
+    run goes on where it stopped. `load_upscaler` gives the networks of a preset; None: as `settings` say. Raises
     `JobFailureError`, and `OutputExistsError` unless `overwrite`.
     """
-    container = _container_named(output)
+    unpacked = unpacked or output.is_dir()
+    container = Container.ZIP if unpacked else _container_named(output)
     if container is None:
         known = ", ".join(f".{name}" for name in Container)
         raise JobFailureError(
@@ -82,16 +91,17 @@ def upscale_file(
     options = options.model_copy(update={"container": container})
     # FFmpeg takes what stands before a colon for a protocol, unless the name begins with a slash.
     shown, source, output = output, source.absolute(), output.absolute()
-    if output.exists() and source.samefile(output):
-        raise OutputExistsError(f"{shown} is the source itself: choose another output")
-    if output.exists() and not overwrite and read_tag(output) is None:
-        raise OutputExistsError(f"{shown} exists and was not made by vsr: choose another output, or overwrite it")
+    if source in output.parents:
+        raise JobFailureError(
+            FailureCode.UNSUPPORTED_OUTPUT, f"{shown} lies in the folder of the source: choose another place"
+        )
+    there = _tag_of_output(shown, output, source, unpacked=unpacked, overwrite=overwrite)
     models = LoadedModels(usable_device(settings.device), settings.weights_dir, settings.tile_px, settings.batch_frames)
     upscaler = (load_upscaler or models.get)(options.preset)
-    source_sha256 = sha256_of_file(source)
-    if output.exists() and not overwrite:
+    source_sha256 = sha256_of_folder(source) if source.is_dir() else sha256_of_file(source)
+    if there is not None and not overwrite:
         made_of = result_tag(source_sha256, options, container, upscaler.fingerprint, settings.segment_frames)
-        if read_tag(output) == made_of:
+        if there == made_of:
             return Outcome(shown, already_done=True, report=None)
         raise OutputExistsError(
             f"{shown} exists and was made from another source, or with other options or weights or on another device: "
@@ -102,6 +112,7 @@ def upscale_file(
     plan, started_over = _plan(
         workspace, source, source_sha256, options, limits, upscaler.fingerprint, settings.segment_frames
     )
+    opened = take_in(source, workspace.pictures, options, limits)
     workspace.make_segments()
     progress = _Progress(plan, workspace, on_progress)
     for segment in plan.segments:
@@ -110,7 +121,7 @@ def upscale_file(
         render_segment(
             plan,
             segment.index,
-            source,
+            opened,
             plan.segment_file(workspace, segment.index),
             upscaler,
             batch_frames=models.batch_frames,
@@ -119,8 +130,11 @@ def upscale_file(
         )
         progress.segment_done(segment.frames)
     result = workspace.result(container)
-    report = assemble(plan, source, plan.segment_files(workspace), result)
-    result.replace(output)
+    report = assemble(plan, opened, plan.segment_files(workspace), result)
+    if unpacked:
+        _deliver_unpacked(result, output, workspace)
+    else:
+        result.replace(output)
     fsync_folder(output.parent)
     shutil.rmtree(workspace.path)
     return Outcome(
@@ -163,10 +177,56 @@ def _plan(
             return earlier, None
     if workspace.path.exists():
         shutil.rmtree(workspace.path)
-    plan = make_plan(source, options, limits, source.suffix, source_sha256=source_sha256, segment_frames=segment_frames)
     workspace.path.mkdir(parents=True)
+    try:
+        plan = make_plan(
+            source,
+            options,
+            limits,
+            source.suffix,
+            opened=take_in(source, workspace.pictures, options, limits),
+            source_sha256=source_sha256,
+            segment_frames=segment_frames,
+        )
+    except BaseException:
+        shutil.rmtree(workspace.path)
+        raise
     write_atomically(workspace.plan, plan.model_dump_json().encode())
     return plan, why
+
+
+def _tag_of_output(shown: Path, output: Path, source: Path, *, unpacked: bool, overwrite: bool) -> str | None:
+    """Return the mark of what is at `output`, None where there is nothing yet.
+
+    Raises `OutputExistsError` for what is not ours to replace. In a folder only what such a run puts there may be
+    replaced, however much the user wants to overwrite.
+    """
+    if not output.exists() or (unpacked and output.is_dir() and not any(output.iterdir())):
+        return None
+    if source.samefile(output):
+        raise OutputExistsError(f"{shown} is the source itself: choose another output")
+    if unpacked:
+        if not output.is_dir():
+            raise OutputExistsError(f"{shown} is a file: choose another output")
+        strangers = files_of_others(output)
+        if strangers:
+            raise OutputExistsError(f"{shown} holds other files ({strangers[0]}): choose another output")
+    tag = read_folder_tag(output) if unpacked else read_tag(output)
+    if tag is None and not overwrite:
+        raise OutputExistsError(f"{shown} exists and was not made by vsr: choose another output, or overwrite it")
+    return tag
+
+
+def _deliver_unpacked(result: Path, output: Path, workspace: JobFolder) -> None:
+    """Put the pictures of a finished zip in the place of `output`: all of them appear at once."""
+    fresh = workspace.path / "unpacked"
+    if fresh.exists():
+        shutil.rmtree(fresh)  # of a run that was killed just here
+    fresh.mkdir()
+    unpack(result, fresh)
+    if output.exists():
+        output.rename(workspace.path / "replaced")
+    fresh.rename(output)
 
 
 class _Progress:

@@ -9,15 +9,18 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.storage import publishing, write_atomically
 from worker.plan import SCALE, Plan
-from worker.self_check import SelfCheck
+from worker.self_check import EQUAL_PSNR_DB, SegmentFigures, SelfCheck
 from worker.upscaler import Tiled, Upscaler
 from worker.video.alpha import enlarge_alpha
+from worker.video.colour import FromRgb, ToRgb
 from worker.video.decode import decode_frames
 from worker.video.encode import encode_frames
 from worker.video.frames import Frame
 from worker.video.read_segment import read_segment
+from worker.video.values import Picture
 
 _Item = TypeVar("_Item")
 
@@ -76,8 +79,9 @@ def render_segment(
         triplets = with_neighbours(decoded, first, cuts, segment.first, segment.stop)
         noted = times.timed("check", noting_sources(triplets, segment.first, check))
         upscaled = times.timed("infer", upscale(noted, upscaler, batch_frames, on_batch, check_canceled))
+        given = times.timed("check", noting_encoder_input(upscaled, segment.first, plan.picture, check))
         pts = table.pts[segment.first : segment.stop]
-        encoded = encode_frames(upscaled, pts, plan.picture, plan.encoding, partial, made_by=upscaler.fingerprint)
+        encoded = encode_frames(given, pts, plan.picture, plan.encoding, partial, made_by=upscaler.fingerprint)
         for frames_done in times.timed("encode", encoded):
             on_frames_done(frames_done)
         wanted = {number - segment.first for number in check.wanted}
@@ -85,6 +89,8 @@ def render_segment(
         began = time.perf_counter()
         found = check.compare((segment.first + place, rgb) for place, rgb in finished)
         times.seconds["check"] += time.perf_counter() - began
+        if plan.encoding.quality == "lossless":
+            _check_lossless(found)
         if figures is not None:
             complete = found.model_copy(update={"stage_seconds": dict(times.seconds)})
             write_atomically(figures, complete.model_dump_json().encode())
@@ -95,6 +101,26 @@ def noting_sources(triplets: Iterable[Triplet], first: int, check: SelfCheck) ->
     for number, triplet in enumerate(triplets, first):
         check.note_source(number, triplet.center_lr.rgb)
         yield triplet
+
+
+def noting_encoder_input(frames: Iterable[Frame], first: int, picture: Picture, check: SelfCheck) -> Iterator[Frame]:
+    """Yield `frames`, the first being frame `first`, and show some to `check` as the encoder will be given them."""
+    from_rgb, to_rgb = FromRgb(picture), ToRgb(picture)
+    for number, frame in enumerate(frames, first):
+        if number in check.encoder_sample:
+            check.note_encoder_input(number, to_rgb(from_rgb(frame)).rgb)
+        yield frame
+
+
+def _check_lossless(found: SegmentFigures) -> None:
+    """A result that the user asked to be lossless is so, or is none."""
+    for number, psnr_db in found.encoding_psnr_db.items():
+        if psnr_db < EQUAL_PSNR_DB:
+            raise JobFailureError(
+                FailureCode.VERIFICATION_FAILED,
+                f"the encoder did not give frame {number} back as it was ({psnr_db:.1f} dB), "
+                "though the result shall be lossless: choose another codec",
+            )
 
 
 def with_neighbours(

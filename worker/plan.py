@@ -13,8 +13,8 @@ from worker.contract.job import Container, JobOptions, SourceInfo, StreamInfo, V
 from worker.contract.storage import JobFolder
 from worker.settings import VideoLimits
 from worker.video.codecs import CODECS, DEFAULT_CODECS, Quality
-from worker.video.colour import encoded_picture
-from worker.video.containers import copy_problems, has_edit_lists, holds_codec, own_container
+from worker.video.colour import encoded_picture, shortcomings
+from worker.video.containers import chapter_tracks, copy_problems, has_edit_lists, holds_codec, own_container
 from worker.video.encode import check_encoder, segment_suffix
 from worker.video.sound import SUBSTITUTES, can_be_converted
 from worker.video.survey import survey
@@ -26,8 +26,7 @@ PIPELINE_VERSION = 2
 SCALE = 2
 SEGMENT_SECONDS = 4
 MIN_SEGMENT_FRAMES, MAX_SEGMENT_FRAMES = 24, 240
-
-_REWRITTEN_DATA = {"tmcd": "written anew from the timecode tag", "bin_data": "written anew from the chapters"}
+_MKV_CAN = "; mkv can"
 
 
 class _Frozen(BaseModel):
@@ -128,7 +127,8 @@ def make_plan(
     """Read the whole source once and lay out the work. Raises `JobFailureError` for what cannot be done.
 
     `source_suffix` is that of the user's file name (".mov"); it only tells containers of one family apart.
-    `opened` is the video that was made of a source that is pictures (`worker.video.png_source`). `source_sha256` spares reading the file for it where it is known. `segment_frames` replaces the usual length of
+    `opened` is the video that was made of a source that is pictures (`worker.video.png_source.take_in`).
+    `source_sha256` spares reading the file for it where it is known. `segment_frames` replaces the usual length of
     about four seconds; the tests cut short videos finely with it. `on_progress` is called for every frame and packet
     read; it may stop the work by raising.
     """
@@ -138,7 +138,7 @@ def make_plan(
     if video != source:
         facts = facts.model_copy(update={"format_names": (Container.ZIP.value,)})
     container, codec = _container_and_codec(options, facts, source_suffix)
-    picture, losses = encoded_picture(facts.picture, SCALE, codec, container)
+    picture, losses = encoded_picture(facts.picture, SCALE, codec, container, facts.codec)
     quality, crf = _quality(options, codec)
     encoding = Encoding(
         codec=codec,
@@ -153,7 +153,11 @@ def make_plan(
     streams = _stream_plans(video, facts, container, limits.max_pixels)
     losses = (*facts.cannot_keep, *losses, *(_loss(stream) for stream in streams if stream.action == "drop"))
     if losses and not options.drop_unsupported:
-        raise JobFailureError(FailureCode.WOULD_LOSE, _would_lose(losses, container, codec))
+        raise JobFailureError(
+            FailureCode.WOULD_LOSE,
+            f"{container} with {codec} would lose: {'; '.join(losses)}. "
+            f"{_way_out(facts, container, codec, streams)}agree to it (--drop-unsupported, drop_unsupported=true)",
+        )
     return Plan(
         pipeline_version=PIPELINE_VERSION,
         source_sha256=source_sha256 or sha256_of_file(source),
@@ -194,7 +198,7 @@ def _container_and_codec(options: JobOptions, facts: Survey, source_suffix: str)
         container = own_container(facts, source_suffix) or Container.MKV
         if options.codec is not None and not holds_codec(container, options.codec):
             container = Container.MKV
-    codec = options.codec or _default_codec(facts.picture, container, options)
+    codec = options.codec or _default_codec(facts, container, options)
     if not holds_codec(container, codec):
         raise JobFailureError(
             FailureCode.UNSUPPORTED_OUTPUT, f"{container} cannot hold {codec}: choose another container or codec"
@@ -202,11 +206,12 @@ def _container_and_codec(options: JobOptions, facts: Survey, source_suffix: str)
     return container, codec
 
 
-def _default_codec(picture: Picture, container: Container, options: JobOptions) -> VideoCodec:
+def _default_codec(facts: Survey, container: Container, options: JobOptions) -> VideoCodec:
     """Return the first of the container's usual codecs that keeps the whole picture, else that loses least of it.
 
     Only those count that know the quality asked for and take pictures as small as this.
     """
+    picture = facts.picture
     usual = [
         codec
         for codec in DEFAULT_CODECS[container]
@@ -214,7 +219,7 @@ def _default_codec(picture: Picture, container: Container, options: JobOptions) 
         and (options.crf is None or CODECS[codec].crf)
         and (options.quality != "lossless" or CODECS[codec].lossless != "never")
     ] or list(DEFAULT_CODECS[container])
-    return min(usual, key=lambda codec: len(encoded_picture(picture, SCALE, codec, container)[1]))
+    return min(usual, key=lambda codec: shortcomings(picture, codec, container, facts.codec))
 
 
 def _quality(options: JobOptions, codec: VideoCodec) -> tuple[Quality, int | None]:
@@ -233,7 +238,7 @@ def _quality(options: JobOptions, codec: VideoCodec) -> tuple[Quality, int | Non
     if facts.lossless == "always":
         return "lossless", None
     if quality == "lossless" and facts.lossless == "never":
-        raise _unsupported(f"{codec} cannot be lossless: use quality high, or another codec")
+        raise _unsupported(f"{codec} cannot be lossless here: use quality high, or another codec")
     return quality, facts.crf.get(quality)
 
 
@@ -245,12 +250,13 @@ def _stream_plans(source: Path, facts: Survey, container: Container, max_pixels:
     """Decide for every stream that is not upscaled: copied if the container holds it, sound else converted."""
     problems = copy_problems(source, facts, container, max_pixels)
     mkv_problems = copy_problems(source, facts, Container.MKV, max_pixels)
+    chapter_titles = chapter_tracks(source, max_pixels)
     plans = []
     for stream in facts.others:
         problem = problems[stream.index]
         only_mkv = container is not Container.MKV and mkv_problems[stream.index] is None
-        rewritten = _REWRITTEN_DATA.get(stream.codec or "") if stream.type == "data" else None
-        if rewritten and has_edit_lists(container):
+        rewritten = _rewritten(stream, container, is_chapters=stream.index in chapter_titles)
+        if rewritten is not None:
             plans.append(StreamPlan(stream=stream, action="rewrite", why=rewritten))
         elif problem is None:
             plans.append(StreamPlan(stream=stream, action="copy"))
@@ -258,8 +264,17 @@ def _stream_plans(source: Path, facts: Survey, container: Container, max_pixels:
             why = f"{problem}: as {SUBSTITUTES[container]}" + ("; mkv keeps it as it is" if only_mkv else "")
             plans.append(StreamPlan(stream=stream, action="convert", why=why))
         else:
-            plans.append(StreamPlan(stream=stream, action="drop", why=problem + ("; mkv can" if only_mkv else "")))
+            plans.append(StreamPlan(stream=stream, action="drop", why=problem + (_MKV_CAN if only_mkv else "")))
     return tuple(plans)
+
+
+def _rewritten(stream: OtherStream, container: Container, *, is_chapters: bool) -> str | None:
+    """Say how a track of the mp4 family that tells what is known otherwise too comes into the result."""
+    if is_chapters:
+        return "written anew from the chapters" if has_edit_lists(container) else "kept as chapters"
+    if stream.type == "data" and stream.codec == "tmcd" and container is not Container.ZIP:
+        return "written anew from the timecode tag" if has_edit_lists(container) else "kept as the timecode tag"
+    return None
 
 
 def _loss(plan: StreamPlan) -> str:
@@ -267,12 +282,21 @@ def _loss(plan: StreamPlan) -> str:
     return f"{stream.type} stream {stream.index} ({stream.codec or 'of unknown codec'}): {plan.why}"
 
 
-def _would_lose(losses: Sequence[str], container: Container, codec: VideoCodec) -> str:
-    way_out = "choose mkv" if container is not Container.MKV else "choose another codec or container"
-    return (
-        f"{container} with {codec} would lose: {'; '.join(losses)}. Either {way_out}, "
-        "or agree to it (--drop-unsupported, drop_unsupported=true)"
-    )
+def _way_out(facts: Survey, container: Container, codec: VideoCodec, streams: Sequence[StreamPlan]) -> str:
+    """Say which container and codec would keep what this one does not: the nearest to what was asked for."""
+    dropped = [stream for stream in streams if stream.action == "drop"]
+    containers = [Container.MKV] if dropped else [container, Container.MKV]
+    if facts.cannot_keep or not all((stream.why or "").endswith(_MKV_CAN) for stream in dropped):
+        return "If that is no matter, "
+    for other in containers:
+        for choice in (codec, *DEFAULT_CODECS[other]):
+            if (other, choice) == (container, codec) or not holds_codec(other, choice):
+                continue
+            if not encoded_picture(facts.picture, SCALE, choice, other, facts.codec)[1]:
+                with_codec = "" if choice is codec else f"codec {choice}"
+                named = " with ".join(filter(None, ["" if other is container else other.value, with_codec]))
+                return f"Choose {named}, or "
+    return "If that is no matter, "
 
 
 def sha256_of_file(path: Path) -> str:

@@ -4,13 +4,14 @@ What is looked at, of each segment and right after it was encoded, in frames dec
 
 - PSNR of a sample of frames, once they are averaged down to the source's size: a shifted, darkened or exchanged frame
   shows in it at once. Networks do not invert averaging exactly, so good results lie at 30 to 50 dB.
-- Seams in space: gradients across the borders of tiles, against those on other columns and rows of the same grid, on
-  which encoders have the borders of their own blocks too.
+- What the encoder alone lost, in three frames against what it was given: "lossless" is measured, not believed.
+- Seams in space: how much the difference between result and source changes from one side of a tile's border to the
+  other, against other columns and rows of the same grid, on which encoders have the borders of their blocks too.
 - Seams in time: the difference between result and source (in luma, on blocks) ought to change as little from the last
   frame of one segment to the first of the next as between any other two frames.
 
 The figures of a segment lie beside it in `segments/00000.json` until `gather` makes the job's of them. Memory holds the
-sampled frames of one segment: ten at most, however long the video.
+sampled frames of one segment, ten small ones and three large ones at most, however long the video.
 """
 
 import base64
@@ -35,8 +36,9 @@ EQUAL_PSNR_DB = 100.0
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BLOCKS_A_SIDE = 64
-_TILE_GRID_PX = 32  # tiles begin at multiples of 16 px of the source
+_TILE_GRID_PX = 16  # of the source: tiles begin at multiples of it
 _LEAST_CHANGE = 0.05  # grey levels: what is below is no change, and no ground to divide by
+_ROWS_AT_A_TIME = 256
 _THUMB_STEPS = 64  # per grey level
 
 Levels = npt.NDArray[np.float32]
@@ -65,16 +67,16 @@ class Edge(_Frozen):
         return steps.astype(np.float32) / np.float32(_THUMB_STEPS)
 
 
-class Gradients(_Frozen):
-    """Mean absolute steps across columns and rows of the result, in grey levels, and of how many the mean is."""
+class Steps(_Frozen):
+    """How much the residual changes across columns and rows on average, in grey levels, and of how many that is."""
 
     lines: int = 0
     mean: float = 0.0
 
-    def with_more(self, other: "Gradients") -> "Gradients":
+    def with_more(self, other: "Steps") -> "Steps":
         lines = self.lines + other.lines
         total = self.mean * self.lines + other.mean * other.lines
-        return Gradients(lines=lines, mean=total / lines if lines else 0.0)
+        return Steps(lines=lines, mean=total / lines if lines else 0.0)
 
 
 class SegmentFigures(_Frozen):
@@ -82,12 +84,14 @@ class SegmentFigures(_Frozen):
 
     psnr_db: dict[int, float]
     """By the frame's number in the video."""
+    encoding_psnr_db: dict[int, float]
+    """The same, of what came out of the encoder against what went in."""
     first: Edge
     last: Edge
     usual_changes: tuple[float, ...]
     """Of the residual between pairs of frames inside the segment, in grey levels."""
-    at_tile_borders: Gradients
-    beside_tile_borders: Gradients
+    at_tile_borders: Steps
+    beside_tile_borders: Steps
     stage_seconds: dict[str, float] = {}
 
 
@@ -98,12 +102,16 @@ class SelfCheck:
         """`first` to `stop - 1`: the frames, by their numbers in the video. `tile_px`: of the source, if any."""
         step = max(SAMPLE_EVERY_FRAMES, math.ceil((stop - first) / MAX_SAMPLES))
         self._compared = frozenset({*range(first, stop, step), stop - 1})
+        in_order = sorted(self._compared)
+        self.encoder_sample = frozenset({first, in_order[len(in_order) // 2], stop - 1})
+        """The frames that `note_encoder_input` wants to see."""
         # Pairs inside of one shot; the second frame of each is wanted for its residual alone.
         self._pairs = [number for number in range(first, stop - 1, step) if number + 1 not in cuts]
         self._first, self._last = first, stop - 1
         self._tile_px = tile_px
         self._sources: dict[int, RgbFrame] = {}
         self._source_blocks: dict[int, Levels] = {}
+        self._encoder_inputs: dict[int, RgbFrame] = {}
 
     @property
     def wanted(self) -> frozenset[int]:
@@ -117,21 +125,31 @@ class SelfCheck:
         if number in self.wanted:
             self._source_blocks[number] = _luma_blocks(_levels(rgb))
 
+    def note_encoder_input(self, number: int, rgb: RgbFrame) -> None:
+        """Take notice of what the encoder is given, (2H, 2W, 3), after colours were converted for it and back."""
+        self._encoder_inputs[number] = rgb
+
     def compare(self, results: Iterable[tuple[int, RgbFrame]]) -> SegmentFigures:
         """Compare with the finished frames, each (2H, 2W, 3); `results` are those of `wanted`, with their numbers."""
         psnr_db: dict[int, float] = {}
+        encoding_psnr_db: dict[int, float] = {}
         residuals: dict[int, Levels] = {}
-        at_borders = beside_borders = Gradients()
+        at_borders = beside_borders = Steps()
         for number, rgb in results:
             shrunk = _shrunk(rgb)
             residuals[number] = _luma_blocks(shrunk) - self._source_blocks[number]
+            if number in self._encoder_inputs:
+                encoding_psnr_db[number] = _psnr_db(rgb, self._encoder_inputs.pop(number))
             if number in self._compared:
-                psnr_db[number] = _psnr_db(shrunk, _levels(self._sources.pop(number)))
+                source = _levels(self._sources.pop(number))
+                psnr_db[number] = _psnr_db(shrunk, source)
                 if self._tile_px is not None:
-                    at_borders = at_borders.with_more(_gradients(rgb, 2 * self._tile_px, at_borders=True))
-                    beside_borders = beside_borders.with_more(_gradients(rgb, 2 * self._tile_px, at_borders=False))
+                    residual = _luma(shrunk - source)
+                    at_borders = at_borders.with_more(_steps(residual, self._tile_px, at_borders=True))
+                    beside_borders = beside_borders.with_more(_steps(residual, self._tile_px, at_borders=False))
         return SegmentFigures(
             psnr_db=psnr_db,
+            encoding_psnr_db=encoding_psnr_db,
             first=Edge.of(residuals[self._first]),
             last=Edge.of(residuals[self._last]),
             usual_changes=tuple(_change(residuals[number], residuals[number + 1]) for number in self._pairs),
@@ -155,11 +173,13 @@ def gather(
     known = [segment for segment in figures if segment is not None]
     psnr_db = {frame: value for segment in known for frame, value in segment.psnr_db.items()}
     worst = min(psnr_db, key=lambda frame: psnr_db[frame]) if psnr_db else None
+    encoding = [value for segment in known for value in segment.encoding_psnr_db.values()]
     return QualityReport(
         frames_compared=len(psnr_db),
         psnr_db=round(sum(psnr_db.values()) / len(psnr_db), 2) if psnr_db else None,
         worst_psnr_db=None if worst is None else round(psnr_db[worst], 2),
         worst_frame=None if worst is None else FramePlace(frame=worst, seconds=table.seconds(worst)),
+        encoding_psnr_db=round(min(encoding), 2) if encoding else None,
         tile_borders=_tile_borders(known),
         segment_borders=_segment_borders(figures, firsts, cuts),
         segments_without_figures=len(figures) - len(known),
@@ -167,7 +187,7 @@ def gather(
 
 
 def _tile_borders(known: Iterable[SegmentFigures]) -> SeamReport | None:
-    at_borders = beside_borders = Gradients()
+    at_borders = beside_borders = Steps()
     for segment in known:
         at_borders = at_borders.with_more(segment.at_tile_borders)
         beside_borders = beside_borders.with_more(segment.beside_tile_borders)
@@ -195,9 +215,9 @@ def _seam_report(seams: int, at_seams: float, elsewhere: float) -> SeamReport:
     return SeamReport(seams=seams, at_seams=round(at_seams, 3), elsewhere=round(elsewhere, 3), ratio=round(ratio, 3))
 
 
-def _levels(rgb: RgbFrame) -> Levels:
-    scale = np.float32(1 if rgb.dtype == np.uint8 else 1 / 257)
-    return rgb.astype(np.float32) * scale
+def _levels(image: RgbFrame | Levels) -> Levels:
+    scale = np.float32(1 / 257 if image.dtype == np.uint16 else 1)
+    return image.astype(np.float32) * scale
 
 
 def _shrunk(rgb: RgbFrame) -> Levels:
@@ -208,17 +228,25 @@ def _shrunk(rgb: RgbFrame) -> Levels:
     return sums.astype(np.float32) * np.float32(1 / 4 if rgb.dtype == np.uint8 else 1 / (4 * 257))
 
 
-def _psnr_db(one: Levels, other: Levels) -> float:
-    difference = (one - other).ravel()
-    mean_square = float(np.dot(difference, difference)) / difference.size
-    if mean_square == 0:
+def _psnr_db(one: RgbFrame | Levels, other: RgbFrame | Levels) -> float:
+    total = 0.0
+    for top in range(0, len(one), _ROWS_AT_A_TIME):
+        rows = slice(top, top + _ROWS_AT_A_TIME)
+        difference = (_levels(one[rows]) - _levels(other[rows])).ravel()
+        total += float(np.dot(difference, difference))
+    if total == 0:
         return EQUAL_PSNR_DB
-    return min(EQUAL_PSNR_DB, 10 * math.log10(255**2 / mean_square))
+    return min(EQUAL_PSNR_DB, 10 * math.log10(255**2 * one.size / total))
+
+
+def _luma(levels: Levels) -> Levels:
+    """(H, W, 3) to (H, W)."""
+    return (levels @ _LUMA).astype(np.float32, copy=False)
 
 
 def _luma_blocks(levels: Levels) -> Levels:
     """(H, W, 3) to the luma means of at most 127 x 127 blocks; what fills none at the edge is left out."""
-    luma = levels @ _LUMA
+    luma = _luma(levels)
     height, width = luma.shape
     step_y, step_x = (max(1, side // _BLOCKS_A_SIDE) for side in (height, width))
     rows, columns = height // step_y, width // step_x
@@ -231,13 +259,11 @@ def _change(one: Levels, other: Levels) -> float:
     return float(np.abs(one - other).mean())
 
 
-def _gradients(rgb: RgbFrame, tile_px: int, *, at_borders: bool) -> Gradients:
-    """Steps of the result across the grid's columns and rows that are borders of tiles, or those that are not."""
-    height, width = rgb.shape[:2]
-    steps = []
-    for axis, side in ((1, width), (0, height)):
+def _steps(residual: Levels, tile_px: int, *, at_borders: bool) -> Steps:
+    """Steps of (H, W) across the grid's columns and rows that are borders of tiles, or those that are not."""
+    steps: list[float] = []
+    for axis, side in ((1, residual.shape[1]), (0, residual.shape[0])):
         lines = [x for x in range(_TILE_GRID_PX, side, _TILE_GRID_PX) if (x % tile_px == 0) == at_borders]
-        beyond = _levels(rgb.take(lines, axis))
-        before = _levels(rgb.take([line - 1 for line in lines], axis))
-        steps += list(np.abs(beyond - before).mean(axis=(1 - axis, 2)))
-    return Gradients(lines=len(steps), mean=float(np.mean(steps)) if steps else 0.0)
+        change = residual.take(lines, axis) - residual.take([line - 1 for line in lines], axis)
+        steps += np.abs(change).mean(axis=1 - axis).tolist()
+    return Steps(lines=len(steps), mean=sum(steps) / len(steps) if steps else 0.0)

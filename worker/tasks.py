@@ -32,6 +32,7 @@ from worker.pipeline import StageTimes, render_segment
 from worker.plan import Plan, make_plan
 from worker.settings import VideoLimits, WorkerSettings
 from worker.task_watch import JobCanceledError, TaskGivenBackError, TaskWatch
+from worker.video.png_source import take_in
 
 log = structlog.get_logger(__name__)
 
@@ -93,6 +94,7 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
                 job.options,
                 bench.limits,
                 Path(job.source_name).suffix,
+                opened=_opened_source(bench, job),
                 source_sha256=job.source_sha256,
                 segment_frames=bench.settings.segment_frames,
                 on_progress=bench.on_progress,
@@ -133,7 +135,7 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
         render_segment(
             made,
             index,
-            folder.source,
+            _opened_source(bench, job),
             partial,
             bench.models.get(job.options.preset),
             batch_frames=bench.models.batch_frames,
@@ -157,7 +159,9 @@ def _assemble(bench: Workbench, job: JobRecord) -> None:
     made = _plan_of(folder)
     result = folder.result(made.container)
     with metrics.STAGE_DURATION_SECONDS.labels("assemble").time(), publishing(result) as partial:
-        report = assemble_video(made, folder.source, made.segment_files(folder), partial, bench.on_progress)
+        report = assemble_video(
+            made, _opened_source(bench, job), made.segment_files(folder), partial, bench.on_progress
+        )
         bench.watch.demand_lease()
     write_atomically(folder.report, report.model_dump_json(indent=2).encode())
 
@@ -177,6 +181,12 @@ def _assemble(bench: Workbench, job: JobRecord) -> None:
     _count_end(ended)
     _remove_what_the_result_replaces(folder)
     log.info("job_succeeded", frames=made.frames)
+
+
+def _opened_source(bench: Workbench, job: JobRecord) -> Path:
+    """Return the file that is read as the video; made here first where the source is a zip of pictures."""
+    folder = bench.storage.folder(job.id)
+    return take_in(folder.source, folder.pictures, job.options, bench.limits, bench.on_progress)
 
 
 # --- around every step ------------------------------------------------------------------------------------------------
@@ -233,6 +243,7 @@ def _attempt() -> int:
 
 def _fail(bench: Workbench, job: JobRecord, code: FailureCode, message: str) -> None:
     """The source and the finished segments stay until the job is deleted: what was computed is kept."""
+    bench.storage.folder(job.id).pictures.unlink(missing_ok=True)
     ended = bench.registry.fail(job.id, JobError(code=code, message=message))
     if ended:
         _count_end(ended)
@@ -257,11 +268,12 @@ def _tidy_up_after(bench: Workbench, job: JobRecord | None) -> None:
 
 
 def _remove_what_the_result_replaces(folder: JobFolder) -> None:
-    """The result holds the segments' very packets; keeping both would double what every finished job occupies.
+    """Keeping what the result holds, or the source, would double what every finished job occupies.
 
-    Partial files of dead workers go too.
+    Those are the segments' very packets, and the source's very pictures. Partial files of dead workers go too.
     """
     shutil.rmtree(folder.segments, ignore_errors=True)
+    folder.pictures.unlink(missing_ok=True)
     for partial in folder.path.glob(f"*{PARTIAL_SUFFIX}"):
         partial.unlink(missing_ok=True)
 

@@ -134,7 +134,7 @@ def test_the_page_shows_both_sides_and_the_figures(capsys: pytest.CaptureFixture
         "scene cuts: frame 9 (0.360 s)",
         "4 frames are 41.5 dB from it (worst 40.2 dB, frame 12)",
         "seams between segments 1.00 times",
-        "speed: 3.50 frames/s: decode 0.5 s, infer 8.0 s",
+        "speed: 3.50 frames/s: decode 0.50 s, infer 8.00 s",
     ):
         assert words in page
 

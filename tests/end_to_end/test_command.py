@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from app.exit_codes import ExitCode
 from tests.end_to_end.conftest import write_moving_video
+from tests.worker.conftest import write_video
 from worker.exit_codes import ExitCode as WorkerExitCode
 
 VSR = [sys.executable, "-m", "app.cli"]
@@ -54,7 +56,69 @@ def test_json_is_all_that_is_printed_when_asked_for(tmp_path: Path) -> None:
     done = vsr("upscale", "clip.mp4", "--preset", "tiny-random", "--json", folder=tmp_path)
     answer = json.loads(done.stdout)
     assert done.stderr == ""
-    assert (answer["output"], answer["already_done"], answer["report"]["frames"]) == ("clip_2x.mp4", False, 3)
+    assert (answer["output"], answer["already_done"], answer["report"]["frames"]["result"]) == ("clip_2x.mp4", False, 3)
+
+
+def test_what_was_not_simply_kept_is_one_line_and_the_report_has_the_rest(tmp_path: Path) -> None:
+    # Given a video, of which one result keeps everything and another is of another codec
+    write_moving_video(tmp_path / "clip.mp4", frames=6)
+    command = ("upscale", "clip.mp4", "--preset", "repeat-pixels", "--encoder-preset", "ultrafast")
+
+    # When
+    kept = vsr(*command, folder=tmp_path)
+    changed = vsr(
+        *(*command, "changed.mkv", "--codec", "ffv1", "--quality", "lossless", "--report", "changed.json"),
+        folder=tmp_path,
+    )
+    page = vsr("report", "changed.json", folder=tmp_path)
+    as_json = vsr("report", "changed.json", "--json", folder=tmp_path)
+
+    # Then
+    assert (kept.stdout, "kept" in kept.stderr) == ("clip_2x.mp4\n", False)
+    assert changed.stderr.splitlines()[-1].startswith("not simply kept: codec h264 -> ffv1; frame times rounded")
+    assert page.returncode == ExitCode.OK
+    assert "6 frames in, 6 out; times rounded" in page.stdout
+    assert json.loads(as_json.stdout) == json.loads((tmp_path / "changed.json").read_text())
+    # And repeated pixels come back as they went in
+    assert json.loads(as_json.stdout)["quality"]["psnr_db"] > 40
+
+
+@pytest.mark.parametrize("content", [None, '{"container": "mp4", "frames": 3}'])
+def test_what_is_no_report_is_one_line(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "old.json").write_text(content)
+    done = vsr("report", "old.json", folder=tmp_path)
+    assert done.returncode in (ExitCode.SYSTEM, ExitCode.NOT_POSSIBLE)
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_result_that_would_lose_something_needs_consent(tmp_path: Path) -> None:
+    # Given a video with a subtitle that mp4 cannot hold
+    write_video(tmp_path / "film.mkv", frames=4, time_base=Fraction(1, 1000), subtitle_codec="subrip")
+    command = ("upscale", "film.mkv", "film.mp4", "--preset", "repeat-pixels", "--encoder-preset", "ultrafast")
+
+    # When
+    refused = vsr(*command, folder=tmp_path)
+    agreed = vsr(*command, "--drop-unsupported", folder=tmp_path)
+
+    # Then
+    assert refused.returncode == ExitCode.NOT_POSSIBLE
+    assert "subrip" in refused.stderr
+    assert "--drop-unsupported" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert agreed.returncode == ExitCode.OK
+    assert "subtitle stream 1 (subrip) dropped" in agreed.stderr
+
+
+def test_pictures_are_a_container_too_and_contradictions_are_refused(tmp_path: Path) -> None:
+    write_moving_video(tmp_path / "clip.mp4", frames=3)
+    command = ("upscale", "clip.mp4", "--preset", "repeat-pixels", "--encoder-preset", "ultrafast")
+    pictures = vsr(*command, "pictures/", folder=tmp_path)
+    both = vsr(*command, "clip.mov", "--container", "mkv", folder=tmp_path)
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 3, pictures.stderr
+    assert both.returncode == ExitCode.USAGE
+    assert "leave one out" in both.stderr
 
 
 @pytest.mark.parametrize(

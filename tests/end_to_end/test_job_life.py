@@ -12,6 +12,7 @@ from tests.end_to_end.conftest import House, Workers, wait_for, write_moving_vid
 from worker.contract.failure import FailureCode
 from worker.contract.job import JobError, JobStatus
 from worker.contract.presets import loaded_models
+from worker.contract.report import Report
 
 RunningHouse = tuple[House, Workers]
 
@@ -39,6 +40,15 @@ def test_a_job_passes_through_the_worker_and_leaves_only_what_is_needed(
     wait_for("tidying up", lambda: not house.folder(job_id).segments.exists())
     files = sorted(path.name for path in house.folder(job_id).path.iterdir())
     assert files == ["job.json", "plan.json", "report.json", "result.mp4", "source"]
+
+    # And the report tells what every worker found in its segments, and took for them
+    report = Report.model_validate_json(house.folder(job_id).report.read_bytes())
+    assert (report.frames.source, report.frames.result, report.timestamps.exact) == (120, 120, True)
+    assert report.result.sha256 == job.result.sha256
+    assert set(report.stage_seconds) == {"plan", "decode", "infer", "encode", "check", "assemble"}
+    assert min(report.stage_seconds.values()) > 0
+    assert (report.quality.frames_compared > 0, report.quality.segments_without_figures) == (True, 0)
+    assert report.quality.segment_borders is not None
 
     # And the others are told what is loaded, and what was done
     assert set(loaded_models(house.redis)) == {"tiny-random"}

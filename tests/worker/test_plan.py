@@ -168,3 +168,65 @@ def test_what_the_codec_would_lose_needs_consent(
 def test_planning_needs_no_torch() -> None:
     check = "import sys, worker.plan, worker.assemble, worker.pipeline; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"crf": 20, "quality": "high"}, "choose one of them"),
+        ({"crf": 20, "codec": "prores", "container": "mov"}, "prores has no crf: use quality small, balanced or high"),
+        ({"crf": 20, "codec": "ffv1", "container": "mkv"}, "ffv1 has no crf: it is always lossless"),
+        ({"quality": "lossless", "codec": "prores", "container": "mov"}, "prores cannot be lossless here"),
+        ({"quality": "lossless", "codec": "av1"}, "av1 cannot be lossless here"),
+        ({"container": "zip", "codec": "h264"}, "zip cannot hold h264"),
+        ({"container": "mkv", "codec": "png"}, "mkv cannot hold png"),
+        ({"container": "mov", "codec": "ffv1"}, "mov cannot hold ffv1"),
+    ],
+)
+def test_quality_that_the_codec_does_not_know_is_refused(
+    make_video: MakeVideo, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(JobFailureError, match=named) as failure:
+        make_plan(make_video("a.mp4"), JobOptions.model_validate(options), LIMITS)
+    assert failure.value.code is FailureCode.UNSUPPORTED_OUTPUT
+
+
+def test_lossless_quality_alone_chooses_a_codec_that_can_be_so(make_video: MakeVideo) -> None:
+    plan = make_plan(make_video("a.mp4"), JobOptions(container=Container.WEBM, quality="lossless"), LIMITS)
+    assert (plan.encoding.codec, plan.encoding.quality, plan.encoding.crf) == (VideoCodec.VP9, "lossless", None)
+
+
+def test_encoder_options_that_would_break_segments_are_refused_at_once(make_video: MakeVideo) -> None:
+    with pytest.raises(JobFailureError, match="encoder option keyint is refused: segments are") as failure:
+        make_plan(make_video("a.mp4"), JobOptions(encoder_options="tune=film:keyint=500"), LIMITS)
+    assert failure.value.code is FailureCode.INVALID_OPTION
+
+
+def test_encoder_options_that_do_not_go_together_are_refused(make_video: MakeVideo) -> None:
+    options = JobOptions(codec=VideoCodec.HEVC, encoder_options="bframes=16:rc-lookahead=5")
+    with pytest.raises(JobFailureError, match="with the encoder options bframes=16:rc-lookahead=5") as failure:
+        make_plan(make_video("a.mp4", width=80, height=80), options, LIMITS)
+    assert failure.value.code is FailureCode.UNSUPPORTED_OUTPUT
+
+
+@pytest.mark.parametrize(
+    ("properties", "options", "way_out"),
+    [
+        ({"pixel_format": "yuva420p"}, {"container": "mp4"}, "Choose mkv with codec vp9, or agree to it"),
+        ({"pixel_format": "yuva420p"}, {"container": "mov", "codec": "hevc"}, "Choose codec prores, or agree"),
+        ({"pixel_format": "gray16le"}, {"container": "mp4"}, "Choose mkv with codec ffv1, or agree"),
+        ({"pixel_format": "yuv420p10le"}, {"container": "mkv", "codec": "vp9"}, "Choose codec h264, or agree"),
+        ({"pixel_format": "yuv420p", "attachment": b"font"}, {"container": "mp4"}, "mkv can. Choose mkv, or agree"),
+        ({"pixel_format": "gbrpf32le"}, {"container": "mkv"}, "If that is no matter, agree to it"),
+    ],
+)
+def test_the_refusal_names_the_nearest_way_to_keep_everything(
+    make_video: MakeVideo, properties: dict[str, Any], options: dict[str, str], way_out: str
+) -> None:
+    of_floats = properties["pixel_format"].startswith("gbrpf")
+    codec = {"codec": "ffv1", "options": {"strict": "-2", "level": "4"} if of_floats else {}}
+    source = make_video("a.mkv", frames=2, width=80, height=80, **codec, **MKV, **properties)
+    with pytest.raises(JobFailureError) as failure:
+        make_plan(source, JobOptions.model_validate(options), LIMITS)
+    assert failure.value.code is FailureCode.WOULD_LOSE
+    assert way_out in failure.value.message

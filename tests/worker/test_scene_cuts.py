@@ -1,12 +1,18 @@
 """Cuts are found, motion and brightness are not taken for them, and each frame is judged by its past alone."""
 
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
+from worker.contract.job import JobOptions
+from worker.plan import Plan
 from worker.scene_cuts import CutDetector
 from worker.settings import VideoLimits
+from worker.upscaler import FrameBatch
 from worker.video.survey import survey
 
 Image = np.ndarray
@@ -102,3 +108,44 @@ def test_the_cuts_of_real_clips_are_found(real_clips: list[Path]) -> None:
     assert {clip.name: survey(clip, VideoLimits()).cuts for clip in real_clips} == {
         clip.name: cuts.get(clip.name, ()) for clip in real_clips
     }
+
+
+class NeighbourMixer:
+    """Shows a third of each neighbour: whatever a frame sees of another shot is seen in the result."""
+
+    fingerprint = "neighbour-mixer"
+
+    def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
+        mixed = (previous_lr.astype(np.uint16) + center_lr + next_lr) // 3
+        return mixed.astype(center_lr.dtype).repeat(2, axis=1).repeat(2, axis=2)
+
+
+def test_a_shot_comes_out_the_same_beside_any_other(
+    make_video: Callable[..., Path], upscale: Callable[..., tuple[Path, object, Plan]]
+) -> None:
+    # given one shot behind two different ones, and before two different ones; segments end in and at shots
+    def film(before: int, behind: int) -> Image:
+        shots = pan(before, 15, speed=3) + pan(behind, 15, speed=3)
+        source = make_video(
+            f"{before}-{behind}.mkv",
+            time_base=Fraction(1, 1000),
+            frames=30,
+            width=160,
+            height=120,
+            codec="ffv1",
+            options={},
+            pixel_format="bgr0",
+            picture=lambda number, width, height: np.ascontiguousarray(shots[number]),
+        )
+        options = JobOptions(codec="ffv1", container="mkv")
+        result, _, plan = upscale(source, options, upscaler=NeighbourMixer(), segment_frames=5)
+        assert plan.survey.cuts == (15,)
+        with av.open(str(result)) as container:
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+    behind_one, behind_another, before_another = film(1, 2), film(3, 2), film(1, 4)
+
+    # then it is the same in every bit, and the other one is not
+    assert np.array_equal(behind_one[15:], behind_another[15:])
+    assert np.array_equal(behind_one[:15], before_another[:15])
+    assert not np.array_equal(behind_one[14], behind_another[14])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobOptions
 from worker.contract.report import QualityReport
 from worker.pipeline import render_segment
@@ -14,6 +15,7 @@ from worker.plan import make_plan
 from worker.self_check import SegmentFigures, SelfCheck, gather, read_figures
 from worker.settings import VideoLimits
 from worker.upscaler import FrameBatch, PixelRepeater, Upscaler
+from worker.video.encode import encode_frames
 from worker.video.frames import RgbFrame
 from worker.video.values import FrameTable
 
@@ -132,6 +134,48 @@ def figures_of(source: RgbFrame, result: RgbFrame, first: int, *, frames: int = 
     for number in range(first, first + frames):
         check.note_source(number, source)
     return check.compare((number, result) for number in sorted(check.wanted))
+
+
+def test_what_the_encoder_lost_is_told_apart(make_video: MakeVideo, tmp_path: Path) -> None:
+    source = make_video("clip.mp4", frames=10)
+    losses = {}
+    for quality in ("small", "high", "lossless"):
+        plan = make_plan(source, JobOptions(quality=quality, encoder_preset="ultrafast"), VideoLimits())
+        figures = tmp_path / f"{quality}.json"
+        render_segment(plan, 0, source, tmp_path / quality, PixelRepeater(), batch_frames=4, figures=figures)
+        losses[quality] = gather([read_figures(figures)], [0], (), plan.survey.frames).encoding_psnr_db or 0
+    assert losses["small"] < losses["high"] < losses["lossless"] == 100
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "vp9", "ffv1", "png"])
+def test_lossless_is_so_with_every_codec_that_says_so(make_video: MakeVideo, tmp_path: Path, codec: str) -> None:
+    for pixel_format in ("yuv420p", "gray", "yuv444p"):
+        source = make_video(f"{pixel_format}.mkv", codec="ffv1", options={}, frames=4, pixel_format=pixel_format)
+        container = {"png": "zip", "vp9": "webm"}.get(codec, "mkv")
+        options = JobOptions(quality="lossless", codec=codec, container=container, drop_unsupported=True)
+        plan = make_plan(source, options, VideoLimits())
+        # then its rendering passes the check
+        render_segment(plan, 0, source, tmp_path / "segment", PixelRepeater(), batch_frames=4)
+
+
+def test_a_lossless_result_that_is_not_fails(
+    make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an encoder that was asked to lose nothing, and loses something
+    source = make_video("clip.mp4", frames=10)
+    plan = make_plan(source, JobOptions(quality="lossless", encoder_preset="ultrafast"), VideoLimits())
+    lossy = make_plan(source, JobOptions(quality="small", encoder_preset="ultrafast"), VideoLimits()).encoding
+
+    def encode_lossy(
+        frames: object, pts: object, picture: object, encoding: object, target: Path, made_by: str
+    ) -> object:
+        return encode_frames(frames, pts, picture, lossy, target, made_by)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("worker.pipeline.encode_frames", encode_lossy)
+    with pytest.raises(JobFailureError, match="shall be lossless") as failure:
+        render_segment(plan, 0, source, tmp_path / "segment.mp4", PixelRepeater(), batch_frames=4)
+    assert failure.value.code is FailureCode.VERIFICATION_FAILED
+    assert list(tmp_path.glob("segment*")) == []
 
 
 def test_a_border_at_a_scene_cut_is_no_seam() -> None:

@@ -128,8 +128,14 @@ class QualityReport(_Frozen):
     psnr_db: float | None = Field(description="Mean over the compared frames; null where none was.")
     worst_psnr_db: float | None
     worst_frame: FramePlace | None
+    encoding_psnr_db: float | None = Field(
+        None,
+        description="What the encoder alone lost: the worst of a few frames against what it was given. 100: nothing, "
+        "which a lossless result has to reach.",
+    )
     tile_borders: SeamReport | None = Field(
-        description="Gradients across the borders of tiles, against those along other columns and rows. Null: no tiles."
+        description="By how much the difference between result and source changes across the borders of tiles, against "
+        "other columns and rows. Null: no tiles."
     )
     segment_borders: SeamReport | None = Field(
         description="By how much the difference between result and source changes from the last frame of a segment to "

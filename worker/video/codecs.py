@@ -26,6 +26,8 @@ class Codec:
     """Of the result: below, the encoder cannot be trusted."""
     only_limited_range: bool = False
     """The codec has no place to say that a picture is of full range."""
+    chroma_locations: tuple[str, ...] = ()
+    """Places of chroma samples that the bitstream can name; empty: it is for the container to say."""
     alpha_containers: tuple[Container, ...] = tuple(Container)
     """Where its transparency has a place."""
 
@@ -34,6 +36,7 @@ class Codec:
         return {"mp4": ".mp4", "mov": ".mov", "matroska": ".mkv"}[self.segment_format]
 
 
+_H26X_CHROMA_LOCATIONS = ("left", "center", "topleft", "top", "bottomleft", "bottom")
 _YUV_8 = ("yuv420p", "yuv422p", "yuv444p")
 _YUV_10 = ("yuv420p10le", "yuv422p10le", "yuv444p10le")
 _YUV_12 = ("yuv420p12le", "yuv422p12le", "yuv444p12le")
@@ -45,12 +48,14 @@ CODECS = {
     VideoCodec.H264: Codec(
         "libx264",
         (*_YUV_8, *_YUV_10, "gray", "gray10le"),
+        chroma_locations=_H26X_CHROMA_LOCATIONS,
         crf={"small": 23, "balanced": 18, "high": 14},
         max_crf=51,
     ),
     VideoCodec.HEVC: Codec(
         "libx265",
         (*_YUV_8, *_YUV_10, *_YUV_12, "gray", "gray10le", "gray12le"),
+        chroma_locations=_H26X_CHROMA_LOCATIONS,
         crf={"small": 26, "balanced": 20, "high": 15},
         max_crf=51,
         # Where a side is not longer than its block of 64 px, x265 gives other bytes from run to run; with smaller
@@ -60,8 +65,11 @@ CODECS = {
     VideoCodec.AV1: Codec(
         "libsvtav1",
         ("yuv420p", "yuv420p10le"),
+        chroma_locations=("left", "topleft"),
         crf={"small": 35, "balanced": 28, "high": 18},
         max_crf=63,
+        # SVT-AV1 4.1 has the option, but with it makes broken files at quick presets and changes samples of 10 bits.
+        lossless="never",
         min_side_px=32,  # SVT-AV1 accepts less, then waits for ever on 16x128 and the like
     ),
     VideoCodec.VP9: Codec(

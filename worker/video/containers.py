@@ -8,7 +8,7 @@ from typing import cast
 import av
 from av.codec.context import CodecContext
 from av.container import InputContainer, OutputContainer
-from av.stream import Disposition, Stream
+from av.stream import Discard, Disposition, Stream
 
 from worker.contract.job import Container, VideoCodec
 from worker.video.source import open_source
@@ -51,6 +51,8 @@ def own_container(survey: Survey, source_suffix: str) -> Container | None:
     what the user sees; without a telling suffix the file's own brand does.
     """
     suffix = source_suffix.lower().lstrip(".")
+    if Container.ZIP.value in survey.format_names:
+        return Container.ZIP
     if "mp4" in survey.format_names:
         return Container.MOV if suffix == "mov" or (suffix != "mp4" and survey.is_quicktime) else Container.MP4
     if "matroska" in survey.format_names:
@@ -62,6 +64,12 @@ def copy_problems(source: Path, survey: Survey, container: Container, max_pixels
     """Return for every other stream of the source why `container` cannot hold it, or None where it can."""
     with open_source(source, max_pixels) as opened:
         return {other.index: _copy_problem(opened, opened.streams[other.index], container) for other in survey.others}
+
+
+def chapter_tracks(source: Path, max_pixels: int) -> set[int]:
+    """Return the text tracks of the mp4 family that hold its chapters' titles. FFmpeg has read and set them aside."""
+    with open_source(source, max_pixels) as opened:
+        return {stream.index for stream in opened.streams if stream.type == "data" and stream.discard == Discard.all}
 
 
 def _copy_problem(source: InputContainer, stream: Stream, container: Container) -> str | None:

@@ -52,7 +52,7 @@ class Words:
 
 _SWITCH = Numbers(0, 1)
 
-_ALLOWED: dict[VideoCodec, dict[str, Numbers | Words]] = {
+ALLOWED: dict[VideoCodec, dict[str, Numbers | Words]] = {
     VideoCodec.H264: {
         "tune": Words(("film", "animation", "grain", "stillimage", "psnr", "ssim", "fastdecode")),
         "8x8dct": _SWITCH,
@@ -117,7 +117,7 @@ _ALLOWED: dict[VideoCodec, dict[str, Numbers | Words]] = {
         "psy-rd": Numbers(0, 5, whole=False),
         "psy-rdoq": Numbers(0, 50, whole=False),
         "qcomp": Numbers(0.5, 1, whole=False),
-        "rc-lookahead": Numbers(1, 250),
+        "rc-lookahead": Numbers(5, 250),
         "rd": Numbers(1, 6),
         "rdoq-level": Numbers(0, 2),
         "rect": _SWITCH,
@@ -147,7 +147,7 @@ _ALLOWED: dict[VideoCodec, dict[str, Numbers | Words]] = {
         "luminance-qp-bias": Numbers(0, 100),
         "qm-max": Numbers(0, 15),
         "qm-min": Numbers(0, 15),
-        "qp-scale-compress-strength": Numbers(0, 8, whole=False),
+        "qp-scale-compress-strength": Numbers(0, 3, whole=False),
         "scm": Numbers(0, 2),
         "sharpness": Numbers(-7, 7),
         "variance-boost-strength": Numbers(1, 4),
@@ -164,7 +164,7 @@ _ALLOWED: dict[VideoCodec, dict[str, Numbers | Words]] = {
         "static-thresh": Numbers(0, 10000),
         "tune-content": Words(("default", "screen", "film")),
     },
-    VideoCodec.FFV1: {"coder": Words(("rice", "range_def", "range_tab")), "context": _SWITCH},
+    VideoCodec.FFV1: {"coder": _SWITCH, "context": _SWITCH},
     VideoCodec.PRORES: {},
     VideoCodec.PNG: {"pred": Words(("none", "sub", "up", "avg", "paeth", "mixed"))},
 }
@@ -216,7 +216,7 @@ def parsed_encoder_options(codec: VideoCodec, text: str) -> dict[str, str]:
     for item in filter(None, text.split(":")):
         name, _, value = item.partition("=")
         options[name] = value
-        allowed = _ALLOWED[codec].get(name)
+        allowed = ALLOWED[codec].get(name)
         if allowed is None:
             raise _invalid(f"encoder option {name} is refused: {_why_refused(codec, name)}")
         if not allowed.takes(value):
@@ -229,7 +229,7 @@ def _why_refused(codec: VideoCodec, name: str) -> str:
     why = next((reason for reason, names in _REFUSED.items() if bare in names.split()), None)
     if why is not None:
         return why
-    known = ", ".join(_ALLOWED[codec]) or "none"
+    known = ", ".join(ALLOWED[codec]) or "none"
     return f"it is not known to be harmless to {codec} in segments (known are: {known})"
 
 

@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, VideoCodec
 from worker.video.containers import FORMATS, has_edit_lists
+from worker.video.matroska_aspect import write_aspect_ratio
 from worker.video.packets import StreamContents, is_end_mark
 from worker.video.side_data import template_stream
 from worker.video.sound import Conversion
@@ -24,7 +25,15 @@ from worker.video.tag import tag_metadata
 from worker.video.values import Encoding, FrameTable, Picture
 
 # Said by the container itself, or true of the source's encoding only.
-_STALE_METADATA = {"major_brand", "minor_version", "compatible_brands", "encoder", "encoding_tool", "duration"}
+_STALE_METADATA = {
+    "major_brand",
+    "minor_version",
+    "compatible_brands",
+    "encoder",
+    "encoding_tool",
+    "duration",
+    "alpha_mode",
+}
 _STALE_MKV_STATISTICS = ("BPS", "DURATION", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES", "_STATISTICS_")
 _ANY_BYTES = "application/octet-stream"
 _MAX_MOVIE_TIMESCALE = 2**31 - 1
@@ -161,6 +170,8 @@ def write_result(
         ):
             on_progress()
             output.mux_one(packet)
+    if upscaled.picture.sample_aspect_ratio is not None and not has_edit_lists(container):
+        write_aspect_ratio(target, outputs[replaced.index].index + 1, upscaled.picture)
 
 
 def _add_video(
@@ -188,8 +199,6 @@ def _add_video(
     stream.metadata.update(kept_metadata(original.metadata))
     if picture.has_alpha and codec is VideoCodec.VP9:
         stream.metadata["alpha_mode"] = "1"
-    else:
-        stream.metadata.pop("alpha_mode", None)
     stream.set_display_matrix(picture.display_matrix)
     return stream
 

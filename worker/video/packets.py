@@ -51,6 +51,7 @@ def read_contents(
     contents = [StreamContents(stream.time_base or Fraction(1), _is_framed(stream)) for stream in streams]
     hashes = [hashlib.sha256(stream.data if isinstance(stream, AttachmentStream) else b"") for stream in streams]
     place = {stream.index: number for number, stream in enumerate(streams)}
+    ends = [0] * len(streams)
     dts_before: list[int | None] = [None] * len(streams)
     with_packets = [stream for stream in streams if not isinstance(stream, AttachmentStream)]
     if with_packets:
@@ -68,13 +69,14 @@ def read_contents(
                 contents[number].picture = payload
             pts = packet.pts if packet.pts is not None else packet.dts or 0
             contents[number].pts.append(pts)
-            contents[number].end = max(contents[number].end, (pts + (packet.duration or 0)) * packet.time_base)
+            ends[number] = max(ends[number], pts + (packet.duration or 0))
             before = dts_before[number]
             if packet.dts is not None and before is not None and packet.dts <= before:
                 contents[number].disorder = contents[number].disorder or len(contents[number].pts) - 1
             dts_before[number] = packet.dts
     for number, one_hash in enumerate(hashes):
         contents[number].sha256 = one_hash.hexdigest()
+        contents[number].end = ends[number] * contents[number].time_base
     return contents
 
 

@@ -1,6 +1,7 @@
 """PNG files: what they say of themselves, and their pixels, under the rules for strangers' files (`source.py`)."""
 
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def check_png(content: bytes, name: str) -> PngHeader:
     Raises `JobFailureError`: `NOT_A_VIDEO` for what is no PNG file, `CORRUPT_FRAME` for one that is damaged or cut off.
     """
     header = png_header(content[:33], name)
+    check_compressed_chunks(content, name)
     place = len(_SIGNATURE)
     kind = b""
     transparent = header.has_transparency
@@ -84,6 +86,30 @@ def check_png(content: bytes, name: str) -> PngHeader:
         transparent |= kind == b"tRNS"
         place = end + 4
     return PngHeader(header.width, header.height, header.bit_depth, header.colour_type, transparent)
+
+
+def check_compressed_chunks(content: bytes, name: str) -> None:
+    """Raise `JobFailureError(LIMIT_EXCEEDED)` for texts and profiles that would fill the memory once unpacked.
+
+    FFmpeg unpacks them whole before it looks at a pixel, and knows no limit. `content` is a PNG file, or the chunks of
+    one alone, as APNG has them; where its structure ends, that is the end.
+    """
+    view = memoryview(content)
+    place = len(_SIGNATURE) if content.startswith(_SIGNATURE) else 0
+    left = _MAX_OTHER_BYTES
+    while place + 8 <= len(content):
+        end = place + 8 + int.from_bytes(view[place : place + 4], "big")
+        if bytes(view[place + 4 : place + 8]) in (b"zTXt", b"iCCP"):
+            # A name, a zero, a zero for the only way of packing, and what is packed.
+            packed = bytes(view[place + 8 : end]).partition(b"\0")[2][1:]
+            with suppress(zlib.error):  # which stops FFmpeg as well
+                left -= len(zlib.decompressobj().decompress(packed, left + 1))
+            if left < 0:
+                raise JobFailureError(
+                    FailureCode.LIMIT_EXCEEDED,
+                    f"{name} holds texts or a profile of more than {_MAX_OTHER_BYTES} bytes, unpacked",
+                )
+        place = end + 4
 
 
 def read_png(path: Path, max_pixels: int) -> RgbFrame:

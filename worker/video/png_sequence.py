@@ -8,6 +8,9 @@ The pictures are stored, not deflated: PNG is already. Dates and attributes are 
 bytes. The archive's comment is the mark of its making (`worker/video/tag.py`).
 """
 
+import os
+import re
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -19,18 +22,20 @@ from av.container import InputContainer
 from pydantic import Field, ValidationError
 
 from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.storage import fsync_folder
 from worker.video.mux import UpscaledVideo, kept_metadata
 from worker.video.packets import is_end_mark
 from worker.video.pictures import check_png
 from worker.video.values import Colour, ContentLight, Crop, FrameTable, Frozen, MasteringDisplay, Rational
 
+_FRAME_DIGITS = 6
 TIMES_NAME, FACTS_NAME = "timestamps.txt", "sequence.json"
 _TIMES_HEADER = "# timestamp format v2"
+_OUR_NAMES = re.compile(rf"frame-\d{{{_FRAME_DIGITS},}}\.png|{re.escape(TIMES_NAME)}|{re.escape(FACTS_NAME)}")
 _THE_PAST = (1980, 1, 1, 0, 0, 0)
 """The earliest date that a zip can hold."""
 _PLAIN_FILE = 0o100644 << 16
 _UNIX = 3
-_FRAME_DIGITS = 6
 
 
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
@@ -126,12 +131,33 @@ def check_zip(target: Path, upscaled: UpscaledVideo, on_progress: Callable[[], N
 
 
 def unpack(archive_path: Path, folder: Path) -> None:
-    """Write the files of an archive that `write_zip` made into `folder`, which must be empty."""
+    """Write the files of an archive that `write_zip` made into `folder`, which must be empty. Durable on return."""
     with zipfile.ZipFile(archive_path) as archive:
         for name in archive.namelist():
             # Ours are plain names; anything else would be a bug, and must not become a path.
-            assert Path(name).name == name, name
-            archive.extract(name, folder)
+            assert _OUR_NAMES.fullmatch(name), name
+            with archive.open(name) as packed, (folder / name).open("wb") as file:
+                shutil.copyfileobj(packed, file)
+                os.fsync(file.fileno())
+    fsync_folder(folder)
+
+
+def files_of_others(folder: Path) -> list[str]:
+    """Return the names of what is in `folder` and is nothing that `unpack` writes."""
+    return sorted(path.name for path in folder.iterdir() if not _OUR_NAMES.fullmatch(path.name))
+
+
+def read_folder_tag(folder: Path) -> str | None:
+    """Return the mark of a folder that `unpack` filled, None where files of it are missing or it is none of ours."""
+    try:
+        facts = read_facts((folder / FACTS_NAME).read_bytes())
+    except FileNotFoundError:
+        return None
+    if facts is None:
+        return None
+    count = len(facts.pts)
+    whole = all((folder / picture_name(number, count)).is_file() for number in range(count))
+    return facts.made_by if whole else None
 
 
 def read_facts(content: bytes) -> SequenceFacts | None:

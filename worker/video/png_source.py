@@ -6,6 +6,7 @@ No name in a zip ever becomes a path: members are read by this module and writte
 
 import hashlib
 import io
+import os
 import re
 import struct
 import zipfile
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from math import gcd
+from math import gcd, lcm
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol, cast
 
@@ -49,6 +50,8 @@ _MAX_TIMES_BYTES = 64 * 1024 * 1024
 _CLUTTER = {"thumbs.db", "desktop.ini"}
 _V2_TIMES = re.compile(r"#\s*time(stamp|code) format v2", re.IGNORECASE)
 _DECIMAL_TIME = re.compile(r"-?\d{1,12}(\.\d{1,9})?")
+_USUAL_TICKS = 1000
+_MAX_CHAPTER_SECONDS = 10**6
 _MAX_TICKS = 2**31 - 1
 """Of a mov file: its ticks per second, and the ticks that one picture may last."""
 
@@ -144,12 +147,20 @@ class _ZipFiles:
 
 
 class _BoundedFile(io.FileIO):
-    """A zip's list of members is read in one piece, of a length that the zip itself says. Not beyond memory."""
+    """A zip says itself where its list of members lies, and how long it is: not outside, and not beyond memory."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > _MAX_DIRECTORY_BYTES:
             raise _refused("its list of files is too long")
         return super().read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            if whence != os.SEEK_SET:
+                raise  # Python's reader asks so whether the file is long enough
+            raise zipfile.BadZipFile("it points outside of itself") from error
 
 
 @contextmanager
@@ -201,7 +212,7 @@ def _string_together(
         container_options={
             "fflags": "+bitexact",
             "movflags": "+use_metadata_tags",
-            "movie_timescale": str(times.time_base.denominator),
+            "movie_timescale": str(_ticks_per_second(facts, times)),
         },
     ) as container:
         stream = _add_stream(container, headers[0], facts, times)
@@ -277,7 +288,8 @@ def _add_stream(
     container: OutputContainer, header: PngHeader, facts: SequenceFacts | None, times: FrameTable
 ) -> VideoStream:
     if facts is not None:
-        container.metadata.update({key: text for key, text in facts.metadata.items() if "\0" not in key + text})
+        container.metadata.update(_plain_text(facts.metadata))
+        container.set_chapters(_chapters(facts, _ticks_per_second(facts, times)))
     stream = container.add_stream("png", rate=_average_rate(times))
     assert isinstance(stream, VideoStream)
     # What is in the packets is seen when they are decoded; this only describes the track.
@@ -288,6 +300,34 @@ def _add_stream(
     if facts is not None and facts.display_matrix is not None:
         stream.set_display_matrix(facts.display_matrix)
     return stream
+
+
+def _chapters(facts: SequenceFacts, ticks_per_second: int) -> "list[av.container.core.Chapter]":
+    """As FFmpeg takes them; those of a negative or absurd time are nobody's."""
+    return [
+        {
+            "id": number,
+            "start": round(chapter.start * ticks_per_second),
+            "end": round(chapter.end * ticks_per_second),
+            "time_base": Fraction(1, ticks_per_second),
+            "metadata": _plain_text(chapter.metadata),
+        }
+        for number, chapter in enumerate(facts.chapters)
+        if 0 <= chapter.start <= chapter.end < _MAX_CHAPTER_SECONDS
+    ]
+
+
+def _ticks_per_second(facts: SequenceFacts | None, times: FrameTable) -> int:
+    """Fine enough that pictures and chapters begin exactly where they began."""
+    chapters = (
+        [time for chapter in facts.chapters for time in (chapter.start, chapter.end)] if facts is not None else []
+    )
+    exact = lcm(_USUAL_TICKS, times.time_base.denominator, *(time.denominator for time in chapters))
+    return exact if exact <= _MAX_TICKS else times.time_base.denominator
+
+
+def _plain_text(metadata: dict[str, str]) -> dict[str, str]:
+    return {key: text for key, text in metadata.items() if "\0" not in key + text}
 
 
 def _average_rate(times: FrameTable) -> Fraction:

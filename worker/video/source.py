@@ -6,30 +6,42 @@ hosts), and only with demuxers that read one self-contained file: a playlist of 
 
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition
+from av.filter import Graph
+from av.packet import Packet
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from worker.contract.failure import FailureCode, JobFailureError
+from worker.video.alpha_blocks import AlphaBlocks, alpha_blocks
+from worker.video.packet_ledger import PacketLedger
+from worker.video.packets import is_end_mark
 
-DEMUXERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,live_flv,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,ogg,mxf,nut,"
-    "dv,yuv4mpegpipe"
+DEMUXERS = ",".join(
+    (
+        "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,live_flv,kux,mpegts,mpeg,mxf,gxf,nut,ogg,wtv,ty,rm,nsv,nuv,dv",
+        "gif,apng,yuv4mpegpipe,ivf,obu,mpegvideo,m4v,h261,h263,h264,hevc,vvc,av1,vc1,cavsvideo,dirac,mjpeg,mpjpeg",
+        "pva,lxf,cine,ser,flic,smk,bink,roq",
+    )
 )
-"""Demuxers that read one file and nothing else. Playlists (concat, hls, dash, sdp) and image sequences are not here."""
+"""Demuxers that read one file and nothing else. Playlists (concat, hls, dash, imf, sdp), pictures numbered by name,
+devices and generators are not here, and neither is what opens a second file by itself (mlv, vobsub)."""
 
 DECODER_THREADS = 4
 """Bounds the frames in flight, and so memory, on machines with many cores."""
 
 _PLAYLIST = re.compile(rb"^\s*(#EXTM3U|ffconcat\s|file\s+\S|<MPD[\s>]|v=0\s*$)", re.MULTILINE)
 _PLAYLIST_SNIFF_BYTES = 64 * 1024
+_STREAMING_FORMATS = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc", "vc1", "cavsvideo", "m4v"))
 
 
 @contextmanager
@@ -46,7 +58,7 @@ def open_source(source: Path, max_pixels: int) -> Iterator[InputContainer]:
         yield container
 
 
-def main_video_stream(container: InputContainer, max_pixels: int) -> VideoStream:
+def main_video_stream(container: InputContainer, max_pixels: int, *, conceal: bool = False) -> VideoStream:
     """Return the stream to upscale: the first marked as default, else the first. Cover pictures do not count."""
     videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not videos:
@@ -60,7 +72,7 @@ def main_video_stream(container: InputContainer, max_pixels: int) -> VideoStream
             FailureCode.UNSUPPORTED_CODEC,
             f"the codec of video stream {stream.index} cannot be decoded here: convert the file to H.264 first",
         )
-    prepare_decoder(stream, max_pixels)
+    prepare_decoder(stream, max_pixels, conceal=conceal)
     return stream
 
 
@@ -72,36 +84,111 @@ def stream_at(container: InputContainer, index: int) -> VideoStream:
     return stream
 
 
-def prepare_decoder(stream: VideoStream, max_pixels: int) -> None:
-    """Set the threads and the size limit of a decoder; must come before its first packet."""
-    stream.thread_type = "AUTO"
-    stream.thread_count = DECODER_THREADS
+def prepare_decoder(stream: VideoStream, max_pixels: int, *, conceal: bool = False) -> None:
+    """Set the threads and the size limit of a decoder; must come before its first packet.
+
+    What is made of damage depends on what else is at hand at that moment: with `conceal` one thread alone decodes, so
+    that the same comes out every time.
+    """
+    stream.thread_type = "NONE" if conceal else "AUTO"
+    stream.thread_count = 1 if conceal else DECODER_THREADS
+    stream.codec_context.copy_opaque = True
     stream.codec_context.options = {"max_pixels": size_limit_option(max_pixels)}
 
 
+def new_ledger(container: InputContainer, stream: VideoStream) -> PacketLedger:
+    """Begin the account of one decoding."""
+    return PacketLedger(
+        stream.codec_context.codec.canonical_name, may_start_anywhere=container.format.name in _STREAMING_FORMATS
+    )
+
+
 def decode_all(
-    container: InputContainer, stream: VideoStream, on_progress: Callable[[], None] = lambda: None
+    container: InputContainer,
+    stream: VideoStream,
+    on_progress: Callable[[], None] = lambda: None,
+    *,
+    conceal: bool = False,
+    ledger: PacketLedger | None = None,
 ) -> Iterator[VideoFrame]:
     """Decode from the container's present position to its end, in the order of display.
 
-    Other streams are skipped. `on_progress` is called for every frame and may stop the work by raising. Raises
-    `JobFailureError(CORRUPT_FRAME)` that names the place.
+    Other streams are skipped, and so are frames that refer to what is before the start. `on_progress` is called for
+    every frame and may stop the work by raising. Raises `JobFailureError(CORRUPT_FRAME)` that names the place, unless
+    `conceal`: then packets that cannot be decoded are passed over, and frames are taken however damaged they are. What
+    became of each packet stands in `ledger`.
     """
+    ledger = ledger or new_ledger(container, stream)
     done, seconds = 0, 0.0
+    alpha: AlphaBlocks | None = None
     try:
         for packet in container.demux(stream):
+            at_end = is_end_mark(cast("Packet[Stream]", packet))
+            if packet.size == 0 and not at_end:
+                continue  # AVI's word for showing the frame before longer; decoders would take it for the end
             # Transport streams mark every break in their counters, as at joints; there the decoder knows better.
-            if packet.is_corrupt and container.format.name != "mpegts":
+            if packet.is_corrupt and not conceal and container.format.name != "mpegts":
                 raise _corrupt(done, seconds, "the file is cut off or damaged")
-            for frame in packet.decode():
-                if frame.is_corrupt:
+            number = len(ledger.times) if at_end else ledger.enter(packet)
+            if number == 0:
+                alpha = alpha_blocks(stream, packet)
+            # PyAV knows the object again by its address alone, so there has to be one for each packet.
+            packet.opaque = [number]
+            for frame in _decode(packet, number, alpha, ledger, conceal=conceal):
+                origin = ledger.came_out(frame)
+                if frame.is_corrupt and origin is not None:
+                    if ledger.is_before_start(origin):
+                        continue
+                    ledger.damaged.add(origin)
+                if frame.is_corrupt and not conceal:
                     raise _corrupt(done, seconds, "the decoder marks the frame as damaged")
+                if frame.pts is None and origin is not None:
+                    frame.dts = ledger.decoding_times[origin]  # not of the packet that happened to push it out
+                ledger.frames.append(origin)
+                ledger.first_frame = ledger.first_frame or frame
                 on_progress()
-                yield frame
+                yield alpha.join(frame) if alpha is not None else _top_down(frame)
                 done += 1
                 seconds = frame.time or seconds
     except (av.FFmpegError, ValueError, IndexError) as error:
         raise _corrupt(done, seconds, _reason(error)) from error
+
+
+def _decode(
+    packet: "Packet[VideoStream]", number: int, alpha: AlphaBlocks | None, ledger: PacketLedger, *, conceal: bool
+) -> Sequence[VideoFrame]:
+    """Give one packet to the decoders. With `conceal`, what they refuse is passed over."""
+    if not conceal:
+        if alpha is not None:
+            alpha.feed(packet)
+        return packet.decode()
+    try:
+        if alpha is not None:
+            alpha.feed(packet)
+        frames = packet.decode()
+    except (av.FFmpegError, ValueError, IndexError):
+        ledger.damaged.add(number)
+        return []
+    # Damage may look like several pictures in one packet: it can only be one of them.
+    frames = list({ledger.number_of(frame): frame for frame in frames}.values())
+    # Where data are missing, pictures that went before shine through: those whose memory the decoder got back.
+    return [_copied(frame) for frame in frames]
+
+
+def _top_down(frame: VideoFrame) -> VideoFrame:
+    """Return the frame with its rows in order. Uncompressed AVI has them bottom up, where PyAV shows other bytes."""
+    return frame if all(plane.line_size >= 0 for plane in frame.planes) else _copied(frame)
+
+
+def _copied(frame: VideoFrame) -> VideoFrame:
+    """Return a copy in memory of its own, rows in order."""
+    graph = Graph()
+    buffer = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
+    )
+    graph.link_nodes(buffer, graph.add("copy"), graph.add("buffersink")).configure()
+    graph.vpush(frame)
+    return graph.vpull()
 
 
 def frame_stamp(frame: VideoFrame) -> int | None:
@@ -110,19 +197,14 @@ def frame_stamp(frame: VideoFrame) -> int | None:
 
 
 def frame_crc32(frame: VideoFrame) -> int:
-    """Return the checksum of the visible bytes of all planes. Row padding is left out: its content is chance.
-
-    Raises `JobFailureError(UNSUPPORTED_SOURCE)` for a picture stored bottom up, whose bytes PyAV cannot show.
-    """
+    """Return the checksum of the visible bytes of all planes. Row padding is left out: its content is chance."""
     crc = 0
     for number, plane in enumerate(frame.planes):
-        if plane.line_size < 0:
-            raise JobFailureError(
-                FailureCode.UNSUPPORTED_SOURCE,
-                "the picture is stored bottom up, which is not supported: convert the file to another codec first",
-            )
+        if number == 1 and frame.format.has_palette:
+            crc = zlib.crc32(memoryview(plane), crc)
+            continue
         components = [component for component in frame.format.components if component.plane == number]
-        if len(frame.planes) == 1:
+        if number == 0 and len(components) == len(frame.format.components):
             row_bytes = (frame.width * frame.format.padded_bits_per_pixel + 7) // 8
         else:
             row_bytes = sum(component.width * ((component.bits + 7) // 8) for component in components)

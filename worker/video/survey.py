@@ -1,33 +1,41 @@
 """One reading of a source from end to end: what it is, every frame in it, and why it is refused if it is."""
 
-import re
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import av
-import av.logging
-import numpy as np
 from av.codec.context import CodecContext
 from av.container import InputContainer
-from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.scene_cuts import CutDetector, LumaImage, RgbImage
+from worker.scene_cuts import CutDetector, RgbImage
 from worker.settings import VideoLimits
+from worker.video.animation import animation_note
 from worker.video.colour import conversion_matrix
-from worker.video.source import decode_all, frame_crc32, frame_stamp, main_video_stream, open_source
-from worker.video.values import Colour, FrameTable, OtherStream, Picture, Survey
+from worker.video.deinterlace import FieldOrder, FieldWatch, can_be_deinterlaced
+from worker.video.packet_ledger import PacketLedger
+from worker.video.read_picture import (
+    FULL_RANGE,
+    UNTAGGED,
+    SideDataWatch,
+    colour_tags,
+    is_full_range,
+    is_transparent,
+    luma_plane,
+    read_picture,
+)
+from worker.video.source import decode_all, frame_crc32, frame_stamp, main_video_stream, new_ledger, open_source
+from worker.video.values import Colour, FrameTable, OtherStream, Survey
 
-_CHROMA_LOCATIONS = ("left", "center", "topleft", "top", "bottomleft", "bottom")
-_PIXEL_FORMAT_DETAILS = re.compile(r", \w+\(([^()]*)\)")
-_INTERLACED_FIELD_ORDERS = (2, 3, 4, 5)
-_FULL_RANGE = 2
+__all__ = ["read_picture", "survey"]
+
+_REPEAT = -1
+_CONTAINER_FIELDS: dict[int, FieldOrder] = {2: "top_first", 3: "bottom_first", 4: "top_first", 5: "bottom_first"}
 _MATROSKA_DURATION_SLACK_SECONDS = 1.0
 _PIXELS_TO_DEMUX = 1024 * 1024  # opening decodes a little of every stream; here no picture is wanted
 
@@ -44,25 +52,54 @@ def survey(
 
     `on_progress` is called for every frame and packet read; it may stop the work by raising.
     """
+    conceal = on_error == "conceal"
     with open_source(source, limits.max_pixels) as container:
-        stream = main_video_stream(container, limits.max_pixels)
+        stream = main_video_stream(container, limits.max_pixels, conceal=conceal)
         _check_size(stream.width, stream.height, limits)
-        table, first, cuts = _read_frames(container, stream, limits, on_progress)
+        codec = stream.codec_context.codec.canonical_name
+        ledger = new_ledger(container, stream)
+        seen = _Seen()
+        time_base = _time_base(stream)
+        for frame in decode_all(container, stream, on_progress, conceal=conceal, ledger=ledger):
+            seen.see(frame, time_base, limits)
+        if seen.first is None or ledger.first_frame is None:
+            raise JobFailureError(FailureCode.NO_FRAMES, "the video stream has no frames that can be decoded")
+        lost, before_start = ledger.lost()
+        table, origins = _table(seen, ledger, lost, container.format.name, time_base, conceal=conceal)
         _check_not_truncated(source, container, table, on_progress)
+        if lost and not conceal:
+            raise _lost_packets(ledger, lost, time_base)
         # Known to the decoder only now, after it has seen frames.
-        picture = read_picture(container, stream, first)
+        picture = read_picture(container, stream, ledger.first_frame).model_copy(
+            update={"pixel_format": seen.first.format.name, "has_alpha": seen.has_alpha(codec)}
+        )
+        fields = seen.fields.verdict(
+            deinterlace,
+            _CONTAINER_FIELDS.get(stream.codec_context.field_order, "progressive"),
+            can_be_done=can_be_deinterlaced(picture),
+        )
+        places = {frame: place for place, frame in reversed(list(enumerate(origins)))}
         return Survey(
             format_names=tuple(container.format.name.split(",")),
             is_quicktime=container.metadata.get("major_brand", "").strip() == "qt",
             is_webm=_is_webm(source),
             stream_index=stream.index,
-            codec=stream.codec_context.codec.canonical_name,
-            picture=picture,
-            frames=table,
+            codec=codec,
+            picture=picture.model_copy(update={"colour": seen.tagged(picture.colour), "field_order": fields.order}),
+            frames=table.model_copy(
+                update={"progressive": _at(fields.progressive, origins), "taken_as_it_comes": conceal}
+            ),
             average_rate=_average_rate(stream, table),
             others=tuple(_other(other) for other in container.streams if other.index != stream.index),
-            cuts=tuple(cuts),
-            notes=tuple(_notes(first, picture)),
+            cuts=tuple(places[cut] for cut in seen.cuts),
+            cannot_keep=seen.side_data.cannot_keep(container, stream),
+            notes=(
+                *filter(None, [animation_note(source, container.format.name)]),
+                *seen.colour_notes,
+                *fields.notes,
+                *seen.side_data.notes(),
+                *_packet_notes(ledger, before_start, table, time_base),
+            ),
         )
 
 
@@ -75,81 +112,186 @@ def _check_size(width: int, height: int, limits: VideoLimits) -> None:
         )
 
 
-def _read_frames(
-    container: InputContainer, stream: VideoStream, limits: VideoLimits, on_progress: Callable[[], None]
-) -> tuple[FrameTable, VideoFrame, list[int]]:
-    """Decode all frames, keeping of each its time and checksum only, of the first the frame itself, and the cuts."""
-    first: VideoFrame | None = None
-    cut_detector = CutDetector()
-    cuts: list[int] = []
-    stamps: list[int] = []
-    crc32: list[int] = []
+def _time_base(stream: VideoStream) -> Fraction:
     time_base = stream.time_base or Fraction(0)
     if time_base <= 0:
         raise JobFailureError(FailureCode.BAD_TIMESTAMPS, "the video stream has no time base")
-    last_duration = 0
-    for frame in decode_all(container, stream, on_progress):
-        if first is None:
-            first = frame
-            _check_size(first.width, first.height, limits)  # the header need not have told the truth
-        _check_unchanged(frame, first, len(stamps), time_base)
+    return time_base
+
+
+class _Seen:
+    """What is kept of the frames: of each its time and checksum only, of the first the frame itself."""
+
+    def __init__(self) -> None:
+        self.first: VideoFrame | None = None
+        self.stamps: list[int] = []
+        self.crc32: list[int] = []
+        self.cuts: list[int] = []
+        self.last_duration = 0
+        self.fields = FieldWatch()
+        self.side_data = SideDataWatch()
+        self.colour_notes: list[str] = []
+        self._cut_detector = CutDetector()
+        self._tags = (0, 0, 0, 0)
+        self._transparent = False
+
+    def see(self, frame: VideoFrame, time_base: Fraction, limits: VideoLimits) -> None:
+        """Raises `JobFailureError` where the frame does not fit those before it, or exceeds a limit."""
+        number = len(self.stamps)
+        if self.first is None:
+            self.first = frame
+            self._tags = colour_tags(frame)
+            _check_size(frame.width, frame.height, limits)  # the header need not have told the truth
         stamp = frame_stamp(frame)
         if stamp is None:
             raise JobFailureError(
-                FailureCode.BAD_TIMESTAMPS, f"frame {len(stamps)} has no timestamp: remux the file, to mkv for example"
+                FailureCode.BAD_TIMESTAMPS, f"frame {number} has no timestamp: remux the file, to mkv for example"
             )
-        if _begins_shot(cut_detector, frame):
-            cuts.append(len(stamps))
-        stamps.append(stamp)
-        crc32.append(frame_crc32(frame))
-        last_duration = frame.duration
-        _check_length(stamps, time_base, limits)
-    if first is None:
-        raise JobFailureError(FailureCode.NO_FRAMES, "the video stream has no frames that can be decoded")
-    pts = _presentation_times(stamps, container.format.name, time_base)
-    if last_duration <= 0:
-        last_duration = pts[-1] - pts[-2] if len(pts) > 1 else max(1, round(Fraction(1, 25) / time_base))
-    table = FrameTable(
-        pts=tuple(pts),
-        stamps=None if stamps == pts else tuple(stamps),
-        crc32=tuple(crc32),
+        _check_unchanged(frame, self.first, number, float(stamp * time_base))
+        self._check_colours(frame, number, float(stamp * time_base))
+        luma = luma_plane(frame)
+        if luma is not None:
+            bits = frame.format.components[0].bits
+            black, white = (0, (1 << bits) - 1) if is_full_range(frame) else (16 << bits - 8, 235 << bits - 8)
+            begins_shot = self._cut_detector.begins_shot_luma(luma, black, white)
+            self.fields.see(frame, luma, bits)
+        else:
+            rgb = cast("RgbImage", frame.to_ndarray(format="rgb24"))
+            begins_shot = self._cut_detector.begins_shot(rgb)
+            self.fields.see(frame, rgb[:, :, 1], 8)
+        if begins_shot:
+            self.cuts.append(number)
+        self.side_data.see(frame)
+        self._transparent = self._transparent or is_transparent(frame)
+        self.stamps.append(stamp)
+        self.crc32.append(frame_crc32(frame))
+        self.last_duration = frame.duration
+        _check_length(self.stamps, time_base, limits)
+
+    def _check_colours(self, frame: VideoFrame, number: int, seconds: float) -> None:
+        """Let tags appear later than in the first frame as long as nothing is shown otherwise than it was."""
+        now, before = colour_tags(frame), self._tags
+        if now == before:
+            return
+        taken = tuple(new if old == unknown else old for old, new, unknown in zip(before, now, UNTAGGED, strict=True))
+        same_conversion = len({conversion_matrix(tags[0], frame.height) for tags in (before, now, taken)}) == 1
+        same_range = len({tags[1] == FULL_RANGE for tags in (before, now, taken)}) == 1
+        same_look = all(new in (old, UNTAGGED[2]) for old, new in zip(taken[2:], now[2:], strict=True))
+        if not (same_conversion and same_range and same_look):
+            raise JobFailureError(
+                FailureCode.UNSUPPORTED_SOURCE,
+                f"the colours change from {_colour_words(before)} to {_colour_words(now)} "
+                f"at frame {number} ({seconds:.3f} s): split the file there",
+            )
+        if taken != before:
+            self.colour_notes.append(f"the first {number} frames lack colour tags that the later ones have")
+            self._tags = cast("tuple[int, int, int, int]", taken)
+
+    def tagged(self, colour: Colour) -> Colour:
+        """Return the colours of the first frame with tags that only later ones have."""
+        matrix, _range, primaries, transfer = self._tags
+        limited_or_full = colour.range if colour.range == FULL_RANGE else _range
+        return colour.model_copy(
+            update={"matrix": matrix, "range": limited_or_full, "primaries": primaries, "transfer": transfer}
+        )
+
+    def has_alpha(self, codec: str) -> bool:
+        """Whether frames can be transparent: by their format, or where that says nothing by their pixels."""
+        assert self.first is not None
+        if codec == "gif" or self.first.format.has_palette:
+            return self._transparent  # FFmpeg gives every GIF an alpha channel
+        return any(component.is_alpha for component in self.first.format.components)
+
+
+def _colour_words(tags: tuple[int, int, int, int]) -> str:
+    matrix, _range, primaries, transfer = tags
+    limited_or_full = {1: "limited", FULL_RANGE: "full"}.get(_range, "untagged")
+    return f"matrix {matrix}, {limited_or_full} range, primaries {primaries}, transfer {transfer}"
+
+
+def _table(
+    seen: _Seen, ledger: PacketLedger, lost: Sequence[int], format_name: str, time_base: Fraction, *, conceal: bool
+) -> tuple[FrameTable, list[int]]:
+    """Lay out all frames and, with `conceal`, in the places of `lost` packets the frame before (the first: behind).
+
+    Returns for every place also the number of the decoded frame that is shown there.
+    """
+    shown_at, lost = list(seen.stamps), lost if conceal else ()
+    for place, packet in zip(ledger.stand_ins(), lost, strict=False):
+        shown_at[place] = ledger.times[packet] or 0
+        ledger.frames[place] = packet
+        ledger.damaged.add(packet)
+    pts = _presentation_times(shown_at, time_base, dealt_out=conceal or format_name in ("avi", "asf"))
+    times = {time for packet in lost if (time := ledger.times[packet]) is not None} - set(pts)
+    places = sorted([*zip(pts, range(len(pts)), strict=True), *((time, _REPEAT) for time in times)])
+    origins: list[int] = []
+    for _, frame in places:
+        origins.append(frame if frame != _REPEAT else origins[-1] if origins else 0)
+    stamps = tuple(seen.stamps[frame] if frame != _REPEAT else time for time, frame in places)
+    all_pts = tuple(time for time, _ in places)
+    last_duration = seen.last_duration
+    if last_duration <= 0 or places[-1][1] == _REPEAT:
+        last_duration = all_pts[-1] - all_pts[-2] if len(all_pts) > 1 else max(1, round(Fraction(1, 25) / time_base))
+    return FrameTable(
+        pts=all_pts,
+        stamps=None if stamps == all_pts else stamps,
+        crc32=tuple(seen.crc32[frame] for frame in origins),
         time_base=time_base,
         last_duration=last_duration,
+        concealed=tuple(
+            place
+            for place, (_, frame) in enumerate(places)
+            if frame == _REPEAT or ledger.frames[frame] in ledger.damaged
+        ),
+    ), origins
+
+
+def _at(frames: Collection[int], origins: Sequence[int]) -> tuple[int, ...]:
+    """Return the places that show these decoded frames."""
+    wanted = frozenset(frames)
+    return tuple(place for place, frame in enumerate(origins) if frame in wanted)
+
+
+def _lost_packets(ledger: PacketLedger, lost: Sequence[int], time_base: Fraction) -> JobFailureError:
+    time = ledger.times[lost[0]]
+    where = f"packet {lost[0]}" + (f" ({float(time * time_base):.3f} s)" if time is not None else "")
+    return JobFailureError(
+        FailureCode.CORRUPT_FRAME,
+        f"{len(lost)} of {len(ledger.times)} frames cannot be decoded, the first from {where}: mend the file, "
+        "or have the frame before it shown instead (--on-error conceal, on_error=conceal)",
     )
-    return table, first, cuts
 
 
-def _begins_shot(detector: CutDetector, frame: VideoFrame) -> bool:
-    luma = luma_plane(frame)
-    if luma is None:
-        return detector.begins_shot(cast("RgbImage", frame.to_ndarray(format="rgb24")))
-    bits = frame.format.components[0].bits
-    if frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj"):
-        return detector.begins_shot_luma(luma, 0, (1 << bits) - 1)
-    return detector.begins_shot_luma(luma, 16 << bits - 8, 235 << bits - 8)
+def _packet_notes(
+    ledger: PacketLedger, before_start: Sequence[int], table: FrameTable, time_base: Fraction
+) -> list[str]:
+    notes = []
+    if before_start:
+        notes.append(
+            f"{len(before_start)} packets at the start refer to what is before it and have no picture, in players "
+            f"neither: the first frame is shown at {table.seconds(0):.3f} s"
+        )
+    if ledger.breaks:
+        time = ledger.times[ledger.breaks[0]]
+        where = f", the first near {float(time * time_base):.3f} s" if time is not None else ""
+        places = "one place" if len(ledger.breaks) == 1 else f"{len(ledger.breaks)} places"
+        notes.append(f"the source is interrupted in {places}{where}: frames may be missing in it there")
+    if table.concealed:
+        first = table.concealed[0]
+        notes.append(
+            f"{len(table.concealed)} frames could not be decoded whole, the first at {table.seconds(first):.3f} s: "
+            "what the decoder made of them is taken, or the frame before them"
+        )
+    return notes
 
 
-def luma_plane(frame: VideoFrame) -> LumaImage | None:
-    """Return a view of the luma (H, W) where it lies in a plane of its own, as in most video; else None."""
-    components = frame.format.components
-    luma = components[0]
-    alone = [component.plane for component in components].count(0) == 1
-    if frame.format.is_rgb or frame.format.is_big_endian or not alone or not 8 <= luma.bits <= 16:
-        return None
-    if frame.format.name.startswith("p"):  # pal8, and p010 and the like, whose samples are shifted
-        return None
-    plane = frame.planes[0]
-    pixels = np.frombuffer(memoryview(plane), np.uint8 if luma.bits == 8 else np.uint16)
-    return cast("LumaImage", pixels.reshape(plane.height, -1)[:, : frame.width])
-
-
-def _presentation_times(stamps: list[int], format_name: str, time_base: Fraction) -> list[int]:
+def _presentation_times(stamps: list[int], time_base: Fraction, *, dealt_out: bool) -> list[int]:
     """Return when each frame is shown, in the order of display.
 
-    AVI and ASF may stamp packets in the order of decoding. The times are right, only dealt out to the wrong frames: the
-    first frame shown has the earliest, and so on.
+    AVI and ASF may stamp packets in the order of decoding, and for want of a frame decoders show others out of turn.
+    The times are right, only `dealt_out` to the wrong frames: the first frame shown has the earliest, and so on.
     """
-    if format_name in ("avi", "asf") and len(set(stamps)) == len(stamps):
+    if dealt_out and len(set(stamps)) == len(stamps):
         return sorted(stamps)
     for number in range(1, len(stamps)):
         if stamps[number] <= stamps[number - 1]:
@@ -161,11 +303,10 @@ def _presentation_times(stamps: list[int], format_name: str, time_base: Fraction
     return stamps
 
 
-def _check_unchanged(frame: VideoFrame, first: VideoFrame, number: int, time_base: Fraction) -> None:
+def _check_unchanged(frame: VideoFrame, first: VideoFrame, number: int, seconds: float) -> None:
     now = (frame.width, frame.height, frame.format.name)
     before = (first.width, first.height, first.format.name)
     if now != before:
-        seconds = float((frame_stamp(frame) or 0) * time_base)
         raise JobFailureError(
             FailureCode.UNSUPPORTED_SOURCE,
             f"the picture changes from {before[0]}x{before[1]} {before[2]} to {now[0]}x{now[1]} {now[2]} "
@@ -205,7 +346,8 @@ def _check_not_truncated(
     if missing is not None:
         raise JobFailureError(
             FailureCode.CORRUPT_FRAME,
-            f"the file is cut off after video frame {len(table) - 1} ({end_seconds:.3f} s): {missing}",
+            f"the file is cut off after video frame {len(table) - 1} ({end_seconds:.3f} s): {missing}. "
+            "Remux it to accept the loss (ffmpeg -i IN -c copy OUT)",
         )
 
 
@@ -238,55 +380,6 @@ def _end_of_any_stream(source: Path, on_progress: Callable[[], None]) -> float:
     return end
 
 
-def read_picture(container: InputContainer, stream: VideoStream, first: VideoFrame) -> Picture:
-    return Picture(
-        width=first.width,
-        height=first.height,
-        pixel_format=first.format.name,
-        bit_depth=max(component.bits for component in first.format.components),
-        colour=Colour(
-            matrix=int(first.colorspace),
-            range=2 if first.format.name.startswith("yuvj") else int(first.color_range),
-            primaries=int(first.color_primaries),
-            transfer=int(first.color_trc),
-            conversion=conversion_matrix(int(first.colorspace), first.height),
-            chroma_location=_chroma_location(container, stream),
-        ),
-        sample_aspect_ratio=stream.sample_aspect_ratio or None,
-        display_matrix=_display_matrix(first),
-        field_order="top_first"
-        if first.interlaced_frame or stream.codec_context.field_order in _INTERLACED_FIELD_ORDERS
-        else "progressive",
-    )
-
-
-def _chroma_location(container: InputContainer, stream: VideoStream) -> str:
-    """Read it from FFmpeg's own description of the stream, where alone PyAV shows it, and only at this log level."""
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.VERBOSE)
-    av.logging.set_libav_level(av.logging.VERBOSE)
-    try:
-        lines = cast(Any, container).dumps_format().splitlines()  # not in PyAV's stubs
-    finally:
-        av.logging.set_libav_level(av.logging.INFO)
-        av.logging.set_level(level)
-    line = next((text for text in lines if text.strip().startswith(f"Stream #0:{stream.index}")), "")
-    # "Stream #0:0(und): Video: h264 (High), yuv420p(tv, bt709, top first, left), 64x48": whole items only, as the
-    # order of fields has words in common with the place of chroma.
-    items = [item.strip() for items in _PIXEL_FORMAT_DETAILS.findall(line) for item in items.split(",")]
-    return next((item for item in items if item in _CHROMA_LOCATIONS), "unspecified")
-
-
-def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
-    matrix = _side_data(frame).get(SideDataType.DISPLAYMATRIX)
-    return None if matrix is None else struct.unpack("=9i", matrix)
-
-
-def _side_data(frame: VideoFrame) -> dict[SideDataType, bytes]:
-    """PyAV's container of side data iterates over its values, not over keys as its stubs say."""
-    return {item.type: bytes(item) for item in cast(Any, frame.side_data)}
-
-
 def _average_rate(stream: VideoStream, table: FrameTable) -> Fraction:
     """Frames per second: what the container says, else what the timestamps say."""
     declared = stream.average_rate
@@ -317,19 +410,3 @@ def _is_webm(source: Path) -> bool:
     """EBML's DocType element (0x4282, 4 bytes) lies in the first header; FFmpeg's name is the same for both types."""
     with source.open("rb") as file:
         return b"\x42\x82\x84webm" in file.read(4096)
-
-
-def _notes(first: VideoFrame, picture: Picture) -> list[str]:
-    notes = []
-    if any(component.is_alpha for component in first.format.components):
-        notes.append("transparency is dropped: the result's codecs have none")
-    if picture.bit_depth > 10:
-        notes.append(f"{picture.bit_depth} bits per sample become 10")
-    chroma_of_2x2 = (first.format.chroma_width(2), first.format.chroma_height(2))
-    if chroma_of_2x2 != (1, 1):
-        notes.append(f"{picture.pixel_format} becomes 4:2:0")
-    if picture.field_order != "progressive":
-        notes.append("the source is interlaced: its fields are upscaled woven together, as one frame")
-    if {SideDataType.MASTERING_DISPLAY_METADATA, SideDataType.CONTENT_LIGHT_LEVEL} & _side_data(first).keys():
-        notes.append("HDR mastering metadata (display and light level) is dropped; colour tags are kept")
-    return notes

@@ -1,5 +1,6 @@
 """The mark that a finished file carries about its own making, where each container has a place for it."""
 
+import zipfile
 from pathlib import Path
 
 import av
@@ -25,6 +26,8 @@ def tag_metadata(container: Container, tag: str) -> dict[str, str]:
 
 def read_tag(path: Path) -> str | None:
     """Return the tag of a file that this project made, None for any other file."""
+    if zipfile.is_zipfile(path):
+        return _read_comment(path)
     try:
         with av.open(
             str(path),
@@ -37,3 +40,13 @@ def read_tag(path: Path) -> str | None:
         return None
     values = [metadata.get(key, "") for key in _KEYS_READ]
     return next((value for value in values if value.startswith(_TAG_START)), None)
+
+
+def _read_comment(path: Path) -> str | None:
+    """A zip of pictures carries its mark as the archive's comment."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            comment = archive.comment.decode()
+    except (zipfile.BadZipFile, UnicodeDecodeError):
+        return None
+    return comment if comment.startswith(_TAG_START) else None

@@ -107,6 +107,13 @@ class FrameTable(Frozen):
         (), description="Frames that could not be decoded, by number: there is something else in their place."
     )
 
+    taken_as_it_comes: bool = Field(
+        False, description="What is damaged was concealed, and decoded by one thread: so it comes out the same again."
+    )
+    progressive: tuple[int, ...] = Field(
+        (), description="Frames, by number, that are whole pictures in a video of fields: not deinterlaced."
+    )
+
     def __len__(self) -> int:
         return len(self.pts)
 

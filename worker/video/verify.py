@@ -32,7 +32,7 @@ _DURATION_SLACK = Fraction(1, 10)
 
 # Of a stream: said by the container, or told by facts of its own (language, title).
 _OTHER_STREAM_METADATA = frozenset(
-    ("handler_name", "vendor_id", "encoder", "language", "title", "name", "timecode", "creation_time")
+    ("alpha_mode", "handler_name", "vendor_id", "encoder", "language", "title", "name", "timecode", "creation_time")
 )
 
 
@@ -108,7 +108,7 @@ def check_result(
         streams = {index: _stream_facts(stream, contents[index]) for index, stream in pairs.items()}
         timing = _check_video_times(contents[replaced.index], table, container)
         lost += _lost_chapters(source, result, timing)
-        _check_duration(result, contents[replaced.index], contents.values())
+        _check_duration(result, container, contents[replaced.index], contents.values())
         if FORMATS[container] not in result.format.name.split(","):
             raise _failure(f"it is a {result.format.name} file")
         average_rate = video.average_rate
@@ -250,6 +250,12 @@ def _check_video(target: Path, stream: Stream, promised: Picture) -> tuple[Pictu
         if first is None:
             raise _failure("no frame can be decoded")
         found = read_picture(result, opened, first)
+        if first.interlaced_frame:
+            found = found.model_copy(update={"field_order": "top_first"})
+        if {key.lower(): value for key, value in opened.metadata.items()}.get("alpha_mode") == "1":
+            # Beside the picture, as VP9 keeps it.
+            whole = {"has_alpha": True, "pixel_format": found.pixel_format.replace("yuv", "yuva", 1)}
+            found = found.model_copy(update=whole)
     wrong, lost = check_picture(found, promised)
     if wrong:
         raise _failure("; ".join(wrong))
@@ -384,10 +390,8 @@ def _offsets_of_copy(
     """Yield how far packets of sound are from frames: the first ones, those in the middle, the last ones."""
     same_packets = len(copy.pts) == len(original.pts)
     middle_frame = len(table) // 2
-    nearest = min(
-        range(len(original.pts)),
-        key=lambda packet: abs(original.pts[packet] * original.time_base - table.pts[middle_frame] * table.time_base),
-    )
+    middle = float(table.pts[middle_frame] * table.time_base / original.time_base)
+    nearest = min(range(len(original.pts)), key=lambda packet: abs(original.pts[packet] - middle))
     places: tuple[tuple[Place, int, int], ...] = (
         ("start", 0, 0),
         ("middle", middle_frame, nearest),
@@ -448,17 +452,22 @@ def _check_offset(offset: SoundOffset) -> None:
         )
 
 
-def _check_duration(result: InputContainer, picture: StreamContents, contents: Iterable[StreamContents]) -> None:
-    """The container announces no less than the picture, and no more than all that is in it."""
+def _check_duration(
+    result: InputContainer, container: Container, picture: StreamContents, contents: Iterable[StreamContents]
+) -> None:
+    """The container announces no more than all that is in it, and no less than the picture.
+
+    Of mp4 and mov the latter cannot be asked: FFmpeg adds up how long frames take to decode, which at a variable rate
+    is another sum.
+    """
     if result.duration is None:
         return
     announced = Fraction(result.duration, av.time_base)
     with_times = [one for one in contents if one.pts and not one.picture]
     begin = min(Fraction(0), *(min(one.pts) * one.time_base for one in with_times))
     end = max(one.end for one in with_times)
-    # Edit lists may count from the first frame, or from zero.
-    shortest, longest = picture.end - max(min(picture.pts) * picture.time_base, Fraction(0)), end - begin
-    if not shortest - _DURATION_SLACK <= announced <= longest + _DURATION_SLACK:
+    shortest = Fraction(0) if has_edit_lists(container) else picture.end
+    if not shortest - _DURATION_SLACK <= announced <= end - begin + _DURATION_SLACK:
         raise _failure(f"the file announces {float(announced):.3f} s, its streams end at {float(end):.3f} s")
 
 

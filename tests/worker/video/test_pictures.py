@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.video.pictures import read_png
+from worker.video.pictures import check_compressed_chunks, check_png, read_png
 
 MAX_PIXELS = 10_000
 
@@ -70,3 +70,32 @@ def test_what_is_no_png_is_refused(tmp_path: Path, content: bytes) -> None:
 
     with pytest.raises(JobFailureError, match=r"0001\.png is not a PNG"):
         read_png(tmp_path / "0001.png", MAX_PIXELS)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_text_or_profile_that_would_fill_the_memory_is_refused(tmp_path: Path, kind: bytes, pieces: int) -> None:
+    # given a small PNG whose texts are 12 MB of zeros, in one piece or several
+    path = write_png(tmp_path / "bomb.png", np.zeros((24, 32, 3), dtype=np.uint8), "rgb24")
+    content = path.read_bytes()
+    bomb = chunk(kind, b"name\0\0" + zlib.compress(bytes(12_000_000 // pieces), 9)) * pieces
+    content = content[:33] + bomb + content[33:]
+    assert len(content) < 20_000
+    for part in (content, content[8:]):
+        with pytest.raises(JobFailureError, match=r"bomb\.png holds texts or a profile of more than") as caught:
+            check_compressed_chunks(part, "bomb.png")
+        assert caught.value.code is FailureCode.LIMIT_EXCEEDED
+    with pytest.raises(JobFailureError, match="holds texts or a profile"):
+        check_png(content, "bomb.png")
+
+
+def test_a_usual_text_or_profile_is_none(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "fine.png", np.zeros((24, 32, 3), dtype=np.uint8), "rgb24")
+    content = path.read_bytes()
+    texts = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a text")) + chunk(b"zTXt", b"no end") + chunk(b"iCCP", b"")
+    header = check_png(content[:33] + texts + content[33:], "fine.png")
+    assert (header.width, header.height, header.has_transparency) == (32, 24, False)

@@ -181,13 +181,20 @@ def facts(pts: tuple[int, ...], **more: object) -> bytes:
 
 
 def test_a_sequence_of_ours_brings_its_exact_times_and_what_else_is_known(tmp_path: Path, taken: TakeIn) -> None:
-    # given times of 29.97 with an offset and a gap, a title, a shape of pixels and a turn
+    # given times of 29.97 with an offset and a gap, a title, chapters, a shape of pixels and a turn
     turn = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
-    files = {**numbered(4), "sequence.json": facts((3, 4, 5, 900), display_matrix=turn), "timestamps.txt": b"ignored"}
+    chapters = (
+        {"start": "0/1", "end": "101/100", "metadata": {"title": "One"}},
+        {"start": "101/100", "end": "5/1", "metadata": {"title": "Two"}},
+    )
+    told = facts((3, 4, 5, 900), display_matrix=turn, chapters=chapters)
+    files = {**numbered(4), "sequence.json": told, "timestamps.txt": b"ignored"}
     video = taken(pack(tmp_path / "source", files))
     assert times(video) == [time * Fraction(1001, 30000) for time in (3, 4, 5, 900)]
     with av.open(str(video)) as container:
         assert container.metadata["title"] == "A film"
+        found = [(part["start"] * part["time_base"], part["metadata"]["title"]) for part in container.chapters()]
+        assert found == [(0, "One"), (Fraction(101, 100), "Two")]
         assert container.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
         last = [packet for packet in container.demux(0) if packet.size][-1]
         assert last.duration * last.time_base == 2 * Fraction(1001, 30000)

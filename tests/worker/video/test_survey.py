@@ -12,9 +12,12 @@ import pytest
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.settings import VideoLimits
+from worker.video.decode import decode_frames
+from worker.video.frames import RgbFrame
 from worker.video.survey import survey
 
 MakeVideo = Callable[..., Path]
+LIMITS = VideoLimits()
 
 
 def refusal(source: Path, **limits: float) -> JobFailureError:
@@ -262,16 +265,19 @@ def test_the_place_of_chroma_is_not_taken_for_the_order_of_fields(
     assert survey(source, VideoLimits()).picture.colour.chroma_location == location
 
 
-def test_a_picture_stored_bottom_up_is_refused_with_a_way_out(make_video: MakeVideo) -> None:
+def test_a_picture_stored_bottom_up_comes_out_upright(make_video: MakeVideo, tmp_path: Path) -> None:
     # given an AVI whose header says that its uncompressed picture is stored bottom up: its height is positive
     source = make_video("clip.avi", codec="rawvideo", pixel_format="bgr24", options={}, time_base=Fraction(1, 25))
+    upright = first_picture(source)
     content = bytearray(source.read_bytes())
     height_at = content.index(b"strf") + 16
     assert int.from_bytes(content[height_at : height_at + 4], "little", signed=True) == -48
     content[height_at : height_at + 4] = (48).to_bytes(4, "little")
     source.write_bytes(content)
 
-    # when it is read, then it is refused by name
-    error = refusal(source)
-    assert error.code is FailureCode.UNSUPPORTED_SOURCE
-    assert "convert the file to another codec" in error.message
+    # then its last row is the first
+    assert np.array_equal(first_picture(source), upright[::-1])
+
+
+def first_picture(source: Path) -> RgbFrame:
+    return next(decode_frames(source, survey(source, LIMITS), 0, 1, max_pixels=LIMITS.max_pixels)).rgb

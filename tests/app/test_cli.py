@@ -1,0 +1,86 @@
+"""The commands that talk to a service: what they send, and what they show of a report."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from app.cli import cli
+from app.cli_options import container_for
+from app.exit_codes import ExitCode, exit_code_of
+from tests.app.conftest import RunningGateway
+from tests.app.test_report_page import report_of
+from worker.contract.failure import FailureCode
+from worker.contract.job import Container
+
+
+def vsr(*arguments: str | Path) -> str:
+    """Run a command that must succeed, and return what it prints for programs or people."""
+    done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert done.exit_code == ExitCode.OK, done.output
+    return done.stdout
+
+
+def test_every_option_of_a_job_can_be_submitted(gateway: RunningGateway, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"abc")
+    chosen = {
+        "container": "webm",
+        "codec": "vp9",
+        "quality": "high",
+        "encoder_preset": "fast",
+        "encoder_options": "tile-columns=1",
+        "deinterlace": "never",
+        "on_error": "conceal",
+        "frame_rate": "24000/1001",
+    }
+    words = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+    job = json.loads(vsr("submit", clip, "--json", "--url", gateway.url, "--drop-unsupported", *words))
+
+    assert job["options"] | chosen == job["options"]
+    assert job["options"]["drop_unsupported"] is True
+
+
+def test_options_that_nobody_said_are_left_to_the_service(gateway: RunningGateway, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"abc")
+    job = json.loads(vsr("submit", clip, "--json", "--url", gateway.url))
+    assert (job["options"]["quality"], job["options"]["on_error"]) == (None, "fail")
+
+
+def test_the_report_of_a_job_is_shown_as_a_page_or_as_it_is(gateway: RunningGateway) -> None:
+    job = gateway.add_job()
+    gateway.finish_job(job.id, b"result")
+    content = report_of(losses=("a subtitle",)).model_dump_json()
+    gateway.storage.folder(job.id).report.write_text(content)
+
+    assert "lost, as agreed: a subtitle" in vsr("report", job.id, "--url", gateway.url)
+    assert vsr("report", job.id, "--url", gateway.url, "--json") == content
+
+
+@pytest.mark.parametrize(
+    ("output", "chosen", "container"),
+    [
+        (None, None, None),
+        (Path("film.mkv"), None, Container.MKV),
+        (Path("film.MOV"), Container.MOV, Container.MOV),
+        (Path("film"), Container.WEBM, Container.WEBM),
+        (Path("film.avi"), None, None),
+    ],
+)
+def test_the_container_is_said_by_name_or_by_option(
+    output: Path | None, chosen: Container | None, container: Container | None
+) -> None:
+    assert container_for(output, chosen) is container
+
+
+def test_a_name_and_an_option_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(typer.BadParameter, match="leave one out"):
+        container_for(Path("film.mkv"), Container.MP4)
+
+
+def test_a_result_that_would_lose_something_has_the_exit_code_of_the_impossible() -> None:
+    assert exit_code_of(FailureCode.WOULD_LOSE) is ExitCode.NOT_POSSIBLE
