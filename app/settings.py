@@ -7,13 +7,66 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.guarded_http import TargetPolicy
 from app.keys import digest_text
+from app.webhook_signatures import signing_key
 
 
-class GatewaySettings(BaseSettings):
+class OutboundSettings(BaseSettings):
+    """What may be fetched from other hosts and told to them: the gateway accepts it, the courier does it."""
+
     # A mistake is told without its value, which may be a secret.
     model_config = SettingsConfigDict(env_prefix="VSR_", frozen=True, hide_input_in_errors=True)
 
+    allow_source_url: bool = Field(False, description="Accept jobs whose source is to be fetched from an https URL.")
+    webhook_secret: SecretStr | None = Field(
+        None, description="Signs webhooks: `whsec_` and base64, or a text of 24 characters and more. None: no webhooks."
+    )
+    target_ports: Annotated[list[int], NoDecode] = Field(
+        default=[443], description="Ports of other hosts that may be called, comma separated."
+    )
+    allow_loopback_targets: bool = Field(
+        False,
+        description="Sources and webhooks on this machine itself, by http too and at any port. For tests, and where "
+        "everyone who may submit jobs may also reach all that listens on this machine.",
+    )
+    max_upload_bytes: int = Field(10 * 1024**3, ge=1, description="Largest source file.")
+
+    @field_validator("target_ports", mode="before")
+    @classmethod
+    def split_ports(cls, value: object) -> object:
+        return [part for item in value.split(",") if (part := item.strip())] if isinstance(value, str) else value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def none_or_strong(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is None or not secret.get_secret_value():  # an empty variable is how compose files leave it out
+            return None
+        signing_key(secret.get_secret_value())
+        return secret
+
+    @property
+    def target_policy(self) -> TargetPolicy:
+        return TargetPolicy(frozenset(self.target_ports), self.allow_loopback_targets)
+
+
+class CourierSettings(OutboundSettings):
+    courier_metrics_host: str = Field(
+        "127.0.0.1", description="Address of the courier's own /metrics; 0.0.0.0 in a container."
+    )
+    courier_metrics_port: int = Field(
+        9101, ge=0, le=65535, description="Port of the courier's own /metrics. 0: any free one."
+    )
+    courier_fetches: int = Field(2, ge=1, le=64, description="Sources that are fetched at a time.")
+    courier_deliveries: int = Field(4, ge=1, le=64, description="Webhooks that are delivered at a time.")
+    courier_claim_seconds: float = Field(15.0, gt=0, description="A courier silent for longer is taken for lost.")
+    source_idle_timeout_seconds: float = Field(
+        30.0, gt=0, description="A source's host that sends nothing for so long is given up for now."
+    )
+    source_timeout_seconds: float = Field(4 * 3600.0, gt=0, description="Longest time to fetch one source.")
+
+
+class GatewaySettings(OutboundSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback only with keys.")
     port: int = Field(8000, ge=0, le=65535, description="0: any free port.")
     api_keys: Annotated[list[SecretStr], NoDecode] = Field(

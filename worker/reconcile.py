@@ -71,6 +71,9 @@ class Reconciler:
             # Redis lost its last second in a power cut; storage did not.
             self._registry.index(record)
             return
+        if record.awaits_source:
+            self._registry.expect_errands(record)
+            return
         # First the tasks, then storage: a task that ends in between has left its work there.
         live = self._recovery.live_tasks()
         for kind, index in self._expected_tasks(record):

@@ -70,12 +70,15 @@ class WorkerSettings(BaseSettings):
     )
 
 
+_NOT_FOR_WORKERS = ("VSR_API_KEY", "VSR_WEBHOOK_SECRET")
+
+
 def as_environment(*groups: BaseSettings, **more: str) -> dict[str, str]:
     """The environment for a child process that shall see exactly these settings. The place to hand over passwords.
 
     Not those of the gateway and its clients: the processes that read strangers' videos shall not know them.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("VSR_API_KEY")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_WORKERS)}
     for settings in groups:
         for name, value in settings:
             if value is not None and name != "cuda_visible_devices":  # which is inherited, or set per process

@@ -9,8 +9,9 @@ the errand is due again. So an errand may be done twice and is never lost; whoev
 Redis's own. Where Redis has lost everything, indexing the jobs again brings the errands back: the records say which.
 """
 
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import cast
 
@@ -62,6 +63,8 @@ class Errand:
     claim: str
     attempt: int
     """1 for the first claim since it was put up."""
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """A claim is renewed by another thread than the one that ends it."""
 
 
 class Errands:
@@ -100,27 +103,22 @@ class Errands:
         """Due at once, also where it waits for a later time."""
         self._redis.zadd(_key(kind), {job_id: 0})
 
-    def expect(self, record: JobRecord) -> None:
-        """Make sure that what this job needs is there, without any change to what is."""
-        with self._redis.pipeline() as pipe:
-            expect_errands(pipe, record)
-            pipe.execute()
-
     def count(self, kind: ErrandKind) -> int:
         return int(self._redis.zcard(_key(kind)))
 
     def _moved(self, errand: Errand, microseconds: str, claims_taken_back: int = 0) -> bool:
-        reply = cast(
-            bytes | None,
-            self._move(
-                keys=[_key(errand.kind), _claims_key(errand.kind)],
-                args=[errand.job_id, errand.claim, microseconds, claims_taken_back],
-            ),
-        )
-        if reply is None:
-            return False
-        errand.claim = reply.decode()
-        return True
+        with errand.lock:
+            reply = cast(
+                bytes | None,
+                self._move(
+                    keys=[_key(errand.kind), _claims_key(errand.kind)],
+                    args=[errand.job_id, errand.claim, microseconds, claims_taken_back],
+                ),
+            )
+            if reply is None:
+                return False
+            errand.claim = reply.decode()
+            return True
 
 
 def expect_errands(pipe: Pipeline, record: JobRecord, *, has_just_ended: bool = False) -> None:

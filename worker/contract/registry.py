@@ -9,11 +9,8 @@ vsr:jobs, vsr:jobs:{status}     sorted sets of ids by time of creation
 vsr:owner:{owner}:jobs, ...     the same of one API key's jobs alone
 """
 
-import fcntl
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from redis import Redis
@@ -63,6 +60,12 @@ class JobRegistry:
             self._index_in(pipe, record)
             pipe.execute()
 
+    def expect_errands(self, record: JobRecord) -> None:
+        """Make sure that the courier knows what this job needs of it. Harmless at any time."""
+        with self._redis.pipeline() as pipe:
+            expect_errands(pipe, record)
+            pipe.execute()
+
     def get(self, job_id: str) -> JobRecord | None:
         """The job, from Redis or, where Redis has forgotten it, from storage. None: no such job."""
         content = cast(bytes | None, self._redis.hget(_job_key(job_id), "record"))
@@ -94,7 +97,7 @@ class JobRegistry:
 
     def remove(self, job_id: str) -> None:
         """Forget the job: storage first, so that nothing can rebuild it from there."""
-        with self._locked(job_id):
+        with self._storage.locked(job_id):
             record = self.get(job_id)
             self._storage.delete_job(job_id)
             with self._redis.pipeline() as pipe:
@@ -248,24 +251,10 @@ class JobRegistry:
 
     def _write_current_record(self, job_id: str) -> None:
         """Write what Redis has now, so that the last change is also the last write."""
-        with self._locked(job_id) as is_there:
+        with self._storage.locked(job_id) as is_there:
             content = cast(bytes | None, self._redis.hget(_job_key(job_id), "record"))
             if is_there and content:  # else it was removed meanwhile
                 self._storage.write_record(JobRecord.model_validate_json(content))
-
-    @contextmanager
-    def _locked(self, job_id: str) -> Iterator[bool]:
-        """One writer of a job's storage at a time, also among processes. False: the job has no storage (any more)."""
-        try:
-            descriptor = os.open(self._storage.folder(job_id).path, os.O_RDONLY)
-        except FileNotFoundError:
-            yield False
-            return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield True
-        finally:
-            os.close(descriptor)
 
 
 def _texts(reply: object) -> list[str]:

@@ -14,6 +14,7 @@
 """
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -130,6 +131,20 @@ class JobStorage:
         except FileNotFoundError:
             return
         shutil.rmtree(moved)
+
+    @contextmanager
+    def locked(self, job_id: str) -> Iterator[bool]:
+        """One writer of a job's storage at a time, also among processes. False: the job has no storage (any more)."""
+        try:
+            descriptor = os.open(self.folder(job_id).path, os.O_RDONLY)
+        except FileNotFoundError:
+            yield False
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield True
+        finally:
+            os.close(descriptor)
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.root).free
