@@ -4,6 +4,8 @@
 2. `job.json` is written and fsynced              from here the job may run, though nobody was promised that it does
 3. the `plan` task is enqueued                    a worker that takes it at once finds the record on disk
 4. the record is indexed in Redis, as it is now   the worker may have started it: its word stands
+                                                  (a source that is still to be fetched: 3 is the courier's, and it
+                                                  learns of it by 4)
 5. the 202                                        promised: the record is on disk and the task in the queue
 
 If Redis fails in 3 or 4, the job is removed again: a task without a record does nothing.
@@ -24,8 +26,17 @@ from redis import Redis
 from redis.exceptions import LockNotOwnedError
 
 from app.dependencies import Services
-from app.errors import IdempotencyConflictError, IdempotencyKeyReusedError, TooManyJobsError, UnknownPresetError
+from app.errors import (
+    IdempotencyConflictError,
+    IdempotencyKeyReusedError,
+    SourceUrlsOffError,
+    TooManyJobsError,
+    UnknownPresetError,
+    UrlRefusedError,
+    WebhooksOffError,
+)
 from app.filenames import clean_file_name
+from app.guarded_http import TargetError, check_url
 from app.settings import GatewaySettings
 from app.uploads import ReceivedFile
 from worker.contract.job import JobOptions, JobRecord, JobStatus, new_job_id, now
@@ -59,10 +70,14 @@ class Submission:
     idempotency_key: str | None
     owner: str | None
     request_id: str | None
+    source_url: str | None = None
+    """From where the courier is to fetch the source; then there is none to be moved."""
+    webhook_url: str | None = None
 
     @property
     def fingerprint(self) -> str:
         content = [self.source_identity, self.source_name, self.options.model_dump(mode="json")]
+        content += [self.webhook_url] if self.webhook_url else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -108,6 +123,34 @@ def _remove(folder: Path) -> None:
     log.info("removed what a killed gateway left", folder=folder.name)
 
 
+def refuse_source_url(url: str, settings: GatewaySettings) -> None:
+    if not settings.allow_source_url:
+        raise SourceUrlsOffError
+    _refuse_url("source_url", url, settings)
+
+
+def refuse_webhook_url(url: str | None, settings: GatewaySettings) -> None:
+    if url is None:
+        return
+    if settings.webhook_secret is None:
+        raise WebhooksOffError
+    _refuse_url("webhook_url", url, settings)
+
+
+def _refuse_url(field: str, url: str, settings: GatewaySettings) -> None:
+    """What can be seen without asking for the name's addresses, which is the courier's."""
+    try:
+        check_url(url, settings.target_policy)
+    except TargetError as error:
+        raise UrlRefusedError(f"{field}: {error}.", field=field) from error
+
+
+@contextmanager
+def source_to_be_fetched(target: Path) -> Iterator[ReceivedFile]:
+    """In the place of a source that is there: nothing is known of it."""
+    yield ReceivedFile(target, 0, "")
+
+
 def _accept_as(services: Services, submission: Submission, job_id: str) -> JobRecord:
     folder = services.storage.make_folder(job_id)
     try:
@@ -120,10 +163,13 @@ def _accept_as(services: Services, submission: Submission, job_id: str) -> JobRe
                 source_size_bytes=source.size_bytes,
                 source_sha256=source.sha256,
                 owner=submission.owner,
+                source_url=submission.source_url,
+                webhook_url=submission.webhook_url,
                 request_id=submission.request_id,
             )
             services.storage.write_record(record)
-            services.queue.enqueue_plan(job_id)
+            if not record.awaits_source:
+                services.queue.enqueue_plan(job_id)
             services.registry.change(job_id, lambda current: current)
     except BaseException:
         services.storage.delete_job(job_id)

@@ -55,6 +55,13 @@ class JobNotFoundError(ProblemError):
         super().__init__(f"There is no job {job_id!r}; it may have been deleted.")
 
 
+class WebhookNotFoundError(ProblemError):
+    status, code, title = 404, "webhook_not_found", "The job has no webhook"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"The job {job_id!r} was submitted without webhook_url.")
+
+
 class UploadNotFoundError(ProblemError):
     status, code, title = 404, "upload_not_found", "There is no such upload"
 
@@ -119,6 +126,24 @@ class InvalidRequestError(ProblemError):
 
 class UnknownPresetError(ProblemError):
     status, code, title = 422, FailureCode.UNKNOWN_PRESET.value, "There is no such preset"
+
+
+class SourceUrlsOffError(ProblemError):
+    status, code, title = 422, "source_url_disabled", "This service fetches no sources"
+
+    def __init__(self) -> None:
+        super().__init__("Upload the file, or ask the operator for VSR_ALLOW_SOURCE_URL.")
+
+
+class WebhooksOffError(ProblemError):
+    status, code, title = 422, "webhook_disabled", "This service sends no webhooks"
+
+    def __init__(self) -> None:
+        super().__init__("Submit without webhook_url and poll the job, or ask the operator for VSR_WEBHOOK_SECRET.")
+
+
+class UrlRefusedError(ProblemError):
+    status, code, title = 422, "url_refused", "The URL is not accepted"
 
 
 class EmptyFileError(ProblemError):

@@ -16,7 +16,7 @@ from redis.retry import Retry
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
-from app import documentation, health, jobs, models, results, submissions, uploads
+from app import documentation, health, jobs, models, results, submissions, uploads, webhooks
 from app.acceptance import sweep_remains
 from app.dependencies import Services
 from app.documentation import DocumentedApi
@@ -87,7 +87,7 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
             Middleware(SecurityHeadersMiddleware),
         ],
     )
-    for module in (uploads, submissions, jobs, results, models, health, documentation):
+    for module in (uploads, submissions, jobs, results, webhooks, models, health, documentation):
         app.include_router(module.router)
     add_error_handlers(app)
     Instrumentator(registry=services.metrics.prometheus).instrument(app)

@@ -196,6 +196,11 @@ def shown_url(url: str) -> str:
     return str(target.copy_with(query=None, fragment=None))
 
 
+def name_in_url(url: str) -> str:
+    """The last part of its path, as a person would write it; it may be empty."""
+    return httpx2.URL(url).path.rpartition("/")[2]
+
+
 def is_public(address: _Address) -> bool:
     """Whether this is an address of the open internet, however it is written."""
     if isinstance(address, ipaddress.IPv4Address):

@@ -33,6 +33,7 @@ REJECTION_REASONS = (
     "malformed_body",
     "out_of_disk",
     "queue_unavailable",
+    "source_url_disabled",
     "too_many_jobs",
     "unauthorized",
     "unknown_preset",
@@ -40,6 +41,8 @@ REJECTION_REASONS = (
     "upload_not_found",
     "upload_stalled",
     "upload_too_large",
+    "url_refused",
+    "webhook_disabled",
 )
 # Tasks that a crash put back stand at the head of the queue; the oldest is among the first of them.
 _HEAD_TASKS = 16

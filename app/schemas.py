@@ -2,10 +2,15 @@
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from app.guarded_http import shown_url
 from worker.contract.failure import FailureCode
 from worker.contract.job import JobOptions, JobRecord, JobStatus, Progress, StreamInfo
 
 UPLOAD_ID_PATTERN = r"^[0-9A-Za-z_-]{1,64}$"
+WEBHOOK_URL_DESCRIPTION = (
+    "An https URL that is told of the job's end: job.succeeded, job.failed or job.canceled, signed as in Standard "
+    "Webhooks, at least once. Only where the service is set up for it."
+)
 
 
 class Problem(BaseModel):
@@ -28,10 +33,25 @@ class SubmitUpload(JobOptions):
         pattern=UPLOAD_ID_PATTERN, description="Of a finished `PUT /v1/uploads/{id}`; used up by this."
     )
     filename: str = Field("video", description="The user's name for the file, for the result's name.")
+    webhook_url: str | None = Field(None, description=WEBHOOK_URL_DESCRIPTION)
 
     @property
     def options(self) -> JobOptions:
-        return JobOptions.model_validate(self.model_dump(exclude={"upload_id", "filename"}))
+        return JobOptions.model_validate(self.model_dump(exclude={"upload_id", "filename", "webhook_url"}))
+
+
+class SubmitUrl(JobOptions):
+    """JSON body of `POST /v1/jobs`: where the source is to be fetched from, and the options."""
+
+    source_url: str = Field(
+        description="An https URL of the file itself. Only where the service is set up for it. Its query is not shown."
+    )
+    filename: str | None = Field(None, description="For the result's name. None: the URL's last part.")
+    webhook_url: str | None = Field(None, description=WEBHOOK_URL_DESCRIPTION)
+
+    @property
+    def options(self) -> JobOptions:
+        return JobOptions.model_validate(self.model_dump(exclude={"source_url", "filename", "webhook_url"}))
 
 
 class Upload(BaseModel):
@@ -51,11 +71,12 @@ class JobProgress(BaseModel):
 
 
 class JobSource(BaseModel):
-    """The uploaded file; what is inside is null until it has been probed."""
+    """The source file; what is inside is null until it has been probed."""
 
     name: str
-    size_bytes: int
-    sha256: str
+    url: str | None = Field(None, description="Where it is fetched from, without the query; null for an upload.")
+    size_bytes: int | None = Field(description="Null until it has been fetched; an upload is there at once.")
+    sha256: str | None = Field(description="Null until it has been fetched.")
     container: str | None = None
     width: int | None = Field(None, description="Stored width in pixels, before any display rotation.")
     height: int | None = None
@@ -87,6 +108,7 @@ class JobLinks(BaseModel):
     cancel: str
     result: str
     report: str
+    webhook: str | None = Field(None, description="What became of the webhook; null where there is none.")
 
 
 class Job(BaseModel):
@@ -156,11 +178,18 @@ def public_job(record: JobRecord, progress: Progress, queue_position: int | None
         options=record.options,
         source=JobSource(
             name=record.source_name,
-            size_bytes=record.source_size_bytes,
-            sha256=record.source_sha256,
+            url=shown_url(record.source_url) if record.source_url else None,
+            size_bytes=None if record.awaits_source else record.source_size_bytes,
+            sha256=None if record.awaits_source else record.source_sha256,
             **(record.source.model_dump() if record.source else {}),
         ),
         result=JobResult(url=f"{path}/result", **record.result.model_dump()) if record.result else None,
         error=JobProblem(**record.error.model_dump()) if record.error else None,
-        links=JobLinks(self=path, cancel=f"{path}/cancel", result=f"{path}/result", report=f"{path}/report"),
+        links=JobLinks(
+            self=path,
+            cancel=f"{path}/cancel",
+            result=f"{path}/result",
+            report=f"{path}/report",
+            webhook=f"{path}/webhook" if record.webhook_url else None,
+        ),
     )

@@ -1,5 +1,6 @@
-"""Submitting a job: a form with the file, or JSON that names an upload."""
+"""Submitting a job: a form with the file, or JSON that names an upload or a URL."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, TypeVar, cast
@@ -9,7 +10,15 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from app.acceptance import Submission, accept, refuse_unknown_preset, refuse_when_full
+from app.acceptance import (
+    Submission,
+    accept,
+    refuse_source_url,
+    refuse_unknown_preset,
+    refuse_webhook_url,
+    refuse_when_full,
+    source_to_be_fetched,
+)
 from app.dependencies import OwnerDep, Services, ServicesDep, count_rejections, require_api_key
 from app.errors import (
     EmptyFileError,
@@ -19,6 +28,7 @@ from app.errors import (
     MalformedBodyError,
     OutOfDiskError,
     QueueUnavailableError,
+    SourceUrlsOffError,
     TooManyJobsError,
     UnauthorizedError,
     UnknownPresetError,
@@ -26,11 +36,14 @@ from app.errors import (
     UploadNotFoundError,
     UploadStalledError,
     UploadTooLargeError,
+    UrlRefusedError,
+    WebhooksOffError,
     responses,
 )
 from app.forms import FILE_FIELD, FORM_OVERHEAD_BYTES, read_form
+from app.guarded_http import name_in_url
 from app.jobs import present_job
-from app.schemas import Job, SubmitUpload
+from app.schemas import WEBHOOK_URL_DESCRIPTION, Job, SubmitUpload, SubmitUrl
 from app.uploads import Incoming, body_chunks, content_length, moved_file, moved_upload
 from worker.contract.job import JobOptions, JobRecord
 
@@ -55,13 +68,14 @@ def _form_schema() -> dict[str, object]:
         if kinds:
             option.pop("default")
         properties[name] = option | (kinds[0] if kinds else {})
+    properties["webhook_url"] = {"type": "string", "format": "uri", "description": WEBHOOK_URL_DESCRIPTION}
     return {"type": "object", "properties": properties, "required": [FILE_FIELD]}
 
 
 @router.post(
     "",
     status_code=202,
-    summary="Submit a job: a form with the file, or JSON that names an upload",
+    summary="Submit a job: a form with the file, or JSON that names an upload or a URL",
     responses=responses(
         MalformedBodyError,
         UnauthorizedError,
@@ -73,6 +87,9 @@ def _form_schema() -> dict[str, object]:
         InvalidRequestError,
         UnknownPresetError,
         EmptyFileError,
+        SourceUrlsOffError,
+        UrlRefusedError,
+        WebhooksOffError,
         IdempotencyKeyReusedError,
         TooManyJobsError,
         QueueUnavailableError,
@@ -83,7 +100,7 @@ def _form_schema() -> dict[str, object]:
             "required": True,
             "content": {
                 "multipart/form-data": {"schema": _form_schema()},
-                "application/json": {"schema": _schema(SubmitUpload)},
+                "application/json": {"schema": {"oneOf": [_schema(SubmitUpload), _schema(SubmitUrl)]}},
             },
         }
     },
@@ -105,9 +122,11 @@ async def create_job(
     """The job is durable when this answers. Poll it at `Location`."""
     await run_in_threadpool(refuse_when_full, services, owner, idempotency_key)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    submit = {"multipart/form-data": _submit_form, "application/json": _submit_upload}.get(media_type)
+    submit = {"multipart/form-data": _submit_form, "application/json": _submit_json}.get(media_type)
     if submit is None:
-        raise UnsupportedMediaTypeError("Send multipart/form-data with a file, or application/json with an upload_id.")
+        raise UnsupportedMediaTypeError(
+            "Send multipart/form-data with a file, or application/json with an upload_id or a source_url."
+        )
     record = await submit(request, services, owner, idempotency_key)
     job = await run_in_threadpool(present_job, services, record)
     response.headers["Location"] = job.links.self
@@ -123,10 +142,10 @@ async def _submit_form(
             request.headers["content-type"],
             body_chunks(request, services.settings.upload_idle_timeout_seconds),
             services.settings.max_upload_bytes,
-            partial(_options_of_form, services),
+            partial(_asked_in_form, services),
             incoming.write,
         )
-        options = _options_of_form(services, form.fields)
+        options, webhook_url = _asked_in_form(services, form.fields)
         received = await incoming.finish()
         submission = Submission(
             options=options,
@@ -136,11 +155,12 @@ async def _submit_form(
             idempotency_key=idempotency_key,
             owner=owner,
             request_id=correlation_id.get(),
+            webhook_url=webhook_url,
         )
         return await run_in_threadpool(accept, services, submission)
 
 
-async def _submit_upload(
+async def _submit_json(
     request: Request, services: Services, owner: str | None, idempotency_key: str | None
 ) -> JobRecord:
     body = bytearray()
@@ -148,26 +168,53 @@ async def _submit_upload(
         body += chunk
         if len(body) > _MAX_JSON_BYTES:
             raise UploadTooLargeError(_MAX_JSON_BYTES)
-    asked = _validated(partial(SubmitUpload.model_validate_json, bytes(body)))
-    options = asked.options
-    refuse_unknown_preset(options, services.settings)
-    submission = Submission(
-        options=options,
-        source_name=asked.filename,
-        move_source=partial(moved_upload, services.storage, owner, asked.upload_id),
-        source_identity=asked.upload_id,
-        idempotency_key=idempotency_key,
-        owner=owner,
-        request_id=correlation_id.get(),
-    )
+    submission_of = partial(Submission, idempotency_key=idempotency_key, owner=owner, request_id=correlation_id.get())
+    if _names_url(bytes(body)):
+        by_url = _validated(partial(SubmitUrl.model_validate_json, bytes(body)))
+        _refuse(services, by_url.options, by_url.webhook_url)
+        refuse_source_url(by_url.source_url, services.settings)
+        submission = submission_of(
+            options=by_url.options,
+            source_name=by_url.filename or name_in_url(by_url.source_url),
+            move_source=source_to_be_fetched,
+            source_identity=by_url.source_url,
+            source_url=by_url.source_url,
+            webhook_url=by_url.webhook_url,
+        )
+    else:
+        asked = _validated(partial(SubmitUpload.model_validate_json, bytes(body)))
+        _refuse(services, asked.options, asked.webhook_url)
+        submission = submission_of(
+            options=asked.options,
+            source_name=asked.filename,
+            move_source=partial(moved_upload, services.storage, owner, asked.upload_id),
+            source_identity=asked.upload_id,
+            webhook_url=asked.webhook_url,
+        )
     return await run_in_threadpool(accept, services, submission)
 
 
-def _options_of_form(services: Services, fields: dict[str, str]) -> JobOptions:
+def _asked_in_form(services: Services, fields: dict[str, str]) -> tuple[JobOptions, str | None]:
+    """The options, and the URL that is to be told of the end."""
     # A browser sends a field that was left empty as an empty string.
-    options = _validated(partial(JobOptions.model_validate, {name: text for name, text in fields.items() if text}))
+    given = {name: text for name, text in fields.items() if text}
+    webhook_url = given.pop("webhook_url", None)
+    options = _validated(partial(JobOptions.model_validate, given))
+    _refuse(services, options, webhook_url)
+    return options, webhook_url
+
+
+def _refuse(services: Services, options: JobOptions, webhook_url: str | None) -> None:
     refuse_unknown_preset(options, services.settings)
-    return options
+    refuse_webhook_url(webhook_url, services.settings)
+
+
+def _names_url(body: bytes) -> bool:
+    try:
+        asked = json.loads(body)
+    except ValueError:
+        return False  # which the model says in its own words
+    return isinstance(asked, dict) and "source_url" in asked
 
 
 def _validated(validate: Callable[[], _Model]) -> _Model:
