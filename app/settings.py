@@ -85,13 +85,26 @@ class GatewaySettings(OutboundSettings):
         description="With allow_anonymous: names beside localhost to answer to, comma separated; * for any. Others are "
         "refused, as they may be another site's that a browser was led here by.",
     )
-    max_upload_bytes: int = Field(10 * 1024**3, ge=1, description="Largest source file.")
     upload_idle_timeout_seconds: float = Field(
         60.0, gt=0, description="An upload that sends nothing for so long is given up."
     )
     upload_retention_seconds: float = Field(
-        24 * 3600.0, gt=0, description="Uploads that did not become a job are removed at start when older than this."
+        24 * 3600.0, gt=0, description="Uploads that did not become a job are removed when older than this."
     )
+    result_retention_seconds: float = Field(
+        7 * 24 * 3600.0, ge=0, description="Result and source of a job are kept for so long after its end. 0: for ever."
+    )
+    failed_retention_seconds: float = Field(
+        24 * 3600.0,
+        ge=0,
+        description="The same for jobs that failed or were canceled: source and finished segments. 0: for ever.",
+    )
+    job_retention_seconds: float = Field(
+        30 * 24 * 3600.0,
+        ge=0,
+        description="After that a job is remembered for so long, with its report: 410 and not 404. 0: for ever.",
+    )
+    janitor_seconds: float = Field(300.0, gt=0, description="How often expired and abandoned files are looked for.")
     max_queued_jobs: int = Field(1000, ge=1, description="With so many jobs waiting, new ones are refused for now.")
     enable_test_presets: bool = Field(False, description="Accept presets with random weights. For tests only.")
 

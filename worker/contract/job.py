@@ -184,6 +184,9 @@ class JobRecord(_Frozen):
     source: SourceInfo | None = None
     result: ResultInfo | None = None
     error: JobError | None = None
+    media_removed_at: AwareDatetime | None = Field(
+        None, description="When source and result expired. From then on the job is only remembered, and cannot be run."
+    )
     owner: str | None = Field(
         None, pattern=r"^[0-9a-f]{12}$", description="The id of the API key that made it. None: made without keys."
     )

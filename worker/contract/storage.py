@@ -130,7 +130,37 @@ class JobStorage:
             self.folder(job_id).path.rename(moved)
         except FileNotFoundError:
             return
-        shutil.rmtree(moved)
+        remove_tree(moved)
+
+    def delete_unrecorded(self, job_id: str) -> bool:
+        """Remove a folder that holds no job. False: it does by now, and is back in its place, or is gone."""
+        folder = self.folder(job_id)
+        # Under a name that nobody takes for a deleted job's as long as that is not certain.
+        moved = self.deleted / f"{job_id}.{os.urandom(4).hex()}.unrecorded"
+        try:
+            folder.path.rename(moved)
+        except FileNotFoundError:
+            return False
+        if JobFolder(moved).record.exists():  # accepted in this very moment
+            moved.rename(folder.path)
+            return False
+        remove_tree(moved)
+        return True
+
+    def remove_media(self, job_id: str) -> int:
+        """Remove what an expired job occupies, but for its record and report; return how many files and folders.
+
+        Only what has the name of a job's file: anything else was put there by somebody else.
+        """
+        folder = self.folder(job_id)
+        media = [folder.source, folder.pictures, folder.plan, *(folder.result(container) for container in Container)]
+        found = [path for path in (*media, *folder.path.glob(f"*{PARTIAL_SUFFIX}")) if path.is_file()]
+        for path in found:
+            path.unlink(missing_ok=True)
+        if folder.segments.is_dir():
+            remove_tree(folder.segments)
+            found.append(folder.segments)
+        return len(found)
 
     @contextmanager
     def locked(self, job_id: str) -> Iterator[bool]:
@@ -172,6 +202,13 @@ def publishing(target: Path) -> Iterator[Path]:
 def process_mark(pid: int) -> str:
     """What the partial files of this host's process `pid` have in their names: in containers pids repeat."""
     return f"{socket.gethostname()}.{pid}"
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all in it; that somebody else does so at the same moment is no error."""
+    while path.exists():
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 def write_atomically(target: Path, content: bytes) -> None:
