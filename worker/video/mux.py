@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, VideoCodec
+from worker.video.codecs import CODECS
 from worker.video.containers import FORMATS, has_edit_lists
 from worker.video.matroska_aspect import write_aspect_ratio
 from worker.video.packets import StreamContents, is_end_mark
@@ -35,6 +36,7 @@ _STALE_METADATA = {
     "alpha_mode",
 }
 _STALE_MKV_STATISTICS = ("BPS", "DURATION", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES", "_STATISTICS_")
+_SEGMENT_FORMATS = {facts.segment_suffix: facts.segment_format for facts in CODECS.values()}
 _ANY_BYTES = "application/octet-stream"
 _MAX_MOVIE_TIMESCALE = 2**31 - 1
 _USUAL_MOVIE_TIMESCALE = 1000
@@ -88,7 +90,7 @@ def read_order(
     makers: set[str] = set()
     for number, (path, frames) in enumerate(zip(segments, expected_frames, strict=True)):
         on_progress()
-        with av.open(str(path), "r") as container:
+        with _opened(path) as container:
             pts = [packet.pts for packet in container.demux(0) if packet.pts is not None]
             headers.add(container.streams.video[0].codec_context.extradata)
             makers.add(container.metadata.get("title", ""))
@@ -109,8 +111,12 @@ def read_order(
 
 def segment_maker(path: Path) -> str:
     """Return what `encode_frames` was told when it made this segment."""
-    with av.open(str(path), "r") as container:
+    with _opened(path) as container:
         return container.metadata.get("title", "")
+
+
+def _opened(segment: Path) -> InputContainer:
+    return av.open(str(segment), "r", format=_SEGMENT_FORMATS[segment.suffix])
 
 
 def decoding_times(table: FrameTable, reorder_depth: int) -> list[int]:
@@ -143,7 +149,7 @@ def write_result(
     if has_edit_lists(container):
         options |= _mp4_options(container, source, copies, upscaled.table)
     with (
-        av.open(str(upscaled.segments[0]), "r") as first_segment,
+        _opened(upscaled.segments[0]) as first_segment,
         av.open(str(target), "w", format=FORMATS[container], container_options=options) as output,
     ):
         output.metadata.update(kept_metadata(source.metadata) | tag_metadata(container, tag))
@@ -222,7 +228,7 @@ def _video_packets(upscaled: UpscaledVideo, output: Stream) -> Iterator["Packet[
     ends = [*table.pts[1:], table.pts[-1] + table.last_duration]
     first = 0
     for path, ranks in zip(upscaled.segments, order.display_ranks, strict=True):
-        with av.open(str(path), "r") as container:
+        with _opened(path) as container:
             packets = (packet for packet in container.demux(0) if not is_end_mark(packet))
             for packet, rank in zip(packets, ranks, strict=True):
                 frame = first + rank
