@@ -84,7 +84,8 @@ def is_matroska(witness: Witness) -> bool:
 
 
 def assert_decoding_order(result: Witness) -> None:
-    """Packets lie in the order of decoding, each before it is shown; and every one is used."""
+    """Packets lie in the order of decoding, each before it is shown; every one is used, and decodes without a word."""
+    assert result.complaints == ""
     for stream in result.of_kind("video", "audio"):
         dts = [packet.dts for packet in stream.packets if packet.dts is not None]
         assert dts == sorted(set(dts)), f"decoding times of stream {stream.index} do not rise"
