@@ -364,7 +364,7 @@ def _timestamps(timing: Timing) -> TimestampReport:
     if timing.rounding:
         words = f"rounded to the container's clock, by at most {float(timing.rounding) * 1000:.3f} ms"
     if timing.shift:
-        words += f"; all streams alike start {float(timing.shift) * 1000:.3f} ms later: mkv and webm begin at zero"
+        words += f"; all streams alike start {float(timing.shift) * 1000:.3f} ms later: the container begins at zero"
     return TimestampReport(
         exact=not timing.rounding and not timing.shift,
         largest_rounding_seconds=_rounded(timing.rounding),
