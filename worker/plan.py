@@ -197,7 +197,7 @@ def _container_and_codec(options: JobOptions, facts: Survey, source_suffix: str)
     if container is None:
         container = own_container(facts, source_suffix) or Container.MKV
         if options.codec is not None and not holds_codec(container, options.codec):
-            container = Container.MKV
+            container = Container.ZIP if options.codec is VideoCodec.PNG else Container.MKV
     codec = options.codec or _default_codec(facts, container, options)
     if not holds_codec(container, codec):
         raise JobFailureError(

@@ -20,6 +20,7 @@ from worker.contract.report import (
 )
 from worker.plan import SCALE, Plan, StreamPlan, sha256_of_file
 from worker.self_check import SegmentFigures, gather
+from worker.video.check_picture import is_rgb
 from worker.video.containers import own_container
 from worker.video.packets import StreamContents
 from worker.video.values import ContentLight, MasteringDisplay, Picture
@@ -75,8 +76,9 @@ _TRANSFERS = {
     17: "smpte428",
     18: "arib-std-b67",
 }
-_UNKNOWN = 2
-_RANGES = {1: "limited", 2: "full"}
+_RGB, _UNKNOWN = 0, 2
+_FULL_RANGE = 2
+_RANGES = {1: "limited", _FULL_RANGE: "full"}
 _FIXED_POINT = 65536
 
 # Compared one by one, in this order; the others are sizes of files, or told in more detail elsewhere.
@@ -108,6 +110,9 @@ _WHY_CHANGED = {
     "frame_rate": "an average, which containers count in different ways",
     "time_base": "the unit in which the container counts: see timestamps",
     "pixel_format": "the nearest that the codec has",
+    "bit_depth": "the nearest that the codec has",
+    "colour_range": "converted, as the codec has no other",
+    "chroma_location": "converted, as the codec has no other",
     "field_order": "deinterlaced by bwdif, one frame per frame",
     "colour_matrix": "so that players show the same colours",
 }
@@ -218,8 +223,9 @@ def _file_facts(
         rotation=_rotation(picture.display_matrix),
         display_matrix=picture.display_matrix,
         field_order=picture.field_order,
-        colour_range=_RANGES.get(colour.range),
-        colour_matrix=_name_of(colour.matrix, _MATRICES),
+        # RGB says both by being what it is.
+        colour_range=_RANGES.get(_FULL_RANGE if is_rgb(picture) else colour.range),
+        colour_matrix=_name_of(_RGB if is_rgb(picture) else colour.matrix, _MATRICES),
         colour_primaries=_name_of(colour.primaries, _PRIMARIES),
         colour_transfer=_name_of(colour.transfer, _TRANSFERS),
         chroma_location=None if location == "unspecified" else location,
@@ -261,7 +267,8 @@ def _mastering_words(display: MasteringDisplay | None) -> str | None:
     if display.white_point is not None:
         words += [f"WP({x:.4f},{y:.4f})" for x, y in _floats([display.white_point])]
     if display.max_luminance is not None and display.min_luminance is not None:
-        words.append(f"{float(display.min_luminance):.4g} to {float(display.max_luminance):.6g} cd/m2")
+        # Codecs hold these in steps of their own: not more digits than those.
+        words.append(f"{float(display.min_luminance):.3g} to {float(display.max_luminance):.5g} cd/m2")
     return " ".join(words)
 
 
@@ -357,7 +364,7 @@ def _timestamps(timing: Timing) -> TimestampReport:
     if timing.rounding:
         words = f"rounded to the container's clock, by at most {float(timing.rounding) * 1000:.3f} ms"
     if timing.shift:
-        words += f"; all streams alike start {float(timing.shift) * 1000:.3f} ms later: mkv and webm begin at zero"
+        words += f"; all streams alike start {float(timing.shift) * 1000:.3f} ms later: the container begins at zero"
     return TimestampReport(
         exact=not timing.rounding and not timing.shift,
         largest_rounding_seconds=_rounded(timing.rounding),
@@ -368,7 +375,7 @@ def _timestamps(timing: Timing) -> TimestampReport:
 
 def _colour_notes(plan: Plan) -> tuple[str, ...]:
     before, after = plan.survey.picture.colour, plan.picture.colour
-    if after.matrix == before.matrix:
+    if before.matrix != _UNKNOWN or after.matrix in (_UNKNOWN, _RGB) or is_rgb(plan.survey.picture):
         return ()
     return (f"the result is tagged {after.conversion}, as players take the source, so that it shows the same colours",)
 

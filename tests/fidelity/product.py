@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 def upscale(row: Row, source: Path, folder: Path, segment_frames: int = SEGMENT_FRAMES) -> Upscaled:
     """Upscale as the command does, in several segments, and let the witness look at both files."""
-    output = folder / f"result{row.suffix or default_output(source).suffix}"
+    output = folder / f"result{output_suffix(row, source)}"
     seen: list[Progress] = []
     settings = WorkerSettings(device="cpu", segment_frames=segment_frames)
     outcome = upscale_file(
@@ -35,6 +35,10 @@ def upscale(row: Row, source: Path, folder: Path, segment_frames: int = SEGMENT_
     )
     assert seen[-1].segments_total > 1 or len(upscaled.source.video.frames) < 2 * segment_frames
     return upscaled
+
+
+def output_suffix(row: Row, source: Path) -> str:
+    return row.suffix or default_output(source).suffix
 
 
 class Service:
@@ -49,23 +53,29 @@ class Service:
         except httpx2.RequestError:
             return False
 
-    def finished_job(self, source: Path, options: JobOptions, suffix: str) -> dict[str, Any]:
-        """Submit a file and wait for the end of its job."""
+    def submit(self, source: Path, options: JobOptions, suffix: str) -> str:
+        """Send a file and return the place of its job."""
         fields = options.model_copy(update={"container": Container(suffix.removeprefix("."))}).model_dump(
             mode="json", exclude_none=True
         )
         with source.open("rb") as file:
             accepted = self._http.post("/v1/jobs", files={"file": (source.name, file)}, data=fields)
         assert accepted.status_code == 202, accepted.text
-        place = accepted.headers["Location"]
+        return str(accepted.headers["Location"])
+
+    def finished(self, place: str) -> dict[str, Any]:
+        """Wait for the end of a job."""
         wait_for("the job's end", lambda: self._http.get(place).json()["status"] not in ("queued", "running"))
         job: dict[str, Any] = self._http.get(place).json()
         return job
 
-    def result_of(self, source: Path, options: JobOptions, suffix: str) -> bytes:
-        job = self.finished_job(source, options, suffix)
-        assert job["error"] is None
-        return self._http.get(f"/v1/jobs/{job['id']}/result").content
+    def result(self, place: str) -> bytes:
+        assert self.finished(place)["error"] is None
+        return self._http.get(f"{place}/result").content
+
+    def report(self, place: str) -> dict[str, Any]:
+        report: dict[str, Any] = self._http.get(f"{place}/report").json()
+        return report
 
 
 @contextmanager

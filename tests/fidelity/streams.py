@@ -299,6 +299,31 @@ def write_words_in_mkv(folder: Path) -> Path:
     return path
 
 
+def write_everything_at_once(folder: Path) -> Path:
+    """In an order of its own: subtitles first, then sound, then the picture."""
+    (folder / "styled.ass").write_text(_ASS)
+    (folder / "Chart Sans.ttf").write_bytes(bytes(range(256)) * 9)
+    cover = write_chart(folder / "cover.jpg", "-pix_fmt", "yuvj420p", frames=1, size=(40, 40))
+    path = write_chart(
+        folder / "source.mkv",
+        *("-i", folder / "styled.ass", *tone(), *tone(pitch=660), "-i", chapters_file(folder)),
+        *("-map", "1:s", "-map", "2:a", "-map", "0:v", "-map", "3:a", "-map_metadata", "4", *_VIDEO),
+        *("-c:s", "copy", "-c:a:0", "flac", "-c:a:1", "libopus", "-metadata", "title=All of it"),
+        *("-attach", folder / "Chart Sans.ttf", "-attach", cover),
+        *("-metadata:s:t:0", "mimetype=font/ttf", "-metadata:s:t:1", "mimetype=image/jpeg"),
+        *("-metadata:s:t:1", "filename=cover.jpg", "-metadata:s:a:1", "language=dan"),
+    )
+    kinds = [stream.kind for stream in Witness(path).streams]
+    assert kinds == ["subtitle", "audio", "video", "audio", "attachment", "picture"]
+    return path
+
+
+def assert_everything_at_once(upscaled: Upscaled) -> None:
+    kinds = [stream.kind for stream in upscaled.result.streams]
+    assert kinds[:4] == ["subtitle", "audio", "video", "audio"]
+    assert sorted(kinds[4:]) == ["attachment", "picture"]
+
+
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +390,7 @@ ROWS = (
     Row(write_words_in_mp4, assert_words_in_mp4),
     Row(write_words_in_mov),
     Row(write_words_in_mkv),
+    Row(write_everything_at_once, assert_everything_at_once),
     Row(write_timecode_track, assert_timecode_track, outcomes={1: "rewritten"}),
     Row(write_telemetry_in_mp4, assert_telemetry_in_mp4),
 )

@@ -5,45 +5,59 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.fidelity import colour, containers, geometry, streams, times
 from tests.fidelity.comparison import assert_kept
-from tests.fidelity.product import REPOSITORY, Service, upscale
+from tests.fidelity.product import REPOSITORY, Service, output_suffix, upscale
 from tests.fidelity.row import SEGMENT_FRAMES, Row, Upscaled
 
 MATRIX = (*times.ROWS, *streams.ROWS, *geometry.ROWS, *colour.ROWS, *containers.ROWS)
-Upscale = Callable[[Row], Upscaled]
+
+
+@dataclass
+class Run:
+    """One row's video on its way through both doors."""
+
+    upscaled: Upscaled
+    place: str
+    """Of the service's job."""
+
+
+Runner = Callable[[Row], Run]
 
 
 @pytest.fixture(scope="module")
-def upscaled_once(tmp_path_factory: pytest.TempPathFactory) -> Upscale:
-    """Write and upscale a row's video when it is first asked for."""
-    done: dict[str, Upscaled] = {}
+def run(tmp_path_factory: pytest.TempPathFactory, service: Service) -> Runner:
+    """Write and upscale a row's video when it is first asked for; meanwhile the service is at work on it, too."""
+    done: dict[str, Run] = {}
 
-    def upscale_once(row: Row) -> Upscaled:
+    def run_once(row: Row) -> Run:
         if row.id not in done:
             folder = tmp_path_factory.mktemp(row.id)
-            done[row.id] = upscale(row, row.write(folder), folder)
+            source = row.write(folder)
+            place = service.submit(source, row.options, output_suffix(row, source))
+            done[row.id] = Run(upscale(row, source, folder), place)
         return done[row.id]
 
-    return upscale_once
+    return run_once
 
 
 @pytest.mark.parametrize("row", MATRIX, ids=lambda row: row.id)
-def test_the_command_keeps(row: Row, upscaled_once: Upscale) -> None:
-    upscaled = upscaled_once(row)
+def test_the_command_keeps(row: Row, run: Runner) -> None:
+    upscaled = run(row).upscaled
     assert_kept(row, upscaled)
     row.check(upscaled)
 
 
 @pytest.mark.parametrize("row", MATRIX, ids=lambda row: row.id)
-def test_the_service_makes_the_same_file(row: Row, upscaled_once: Upscale, service: Service) -> None:
-    upscaled = upscaled_once(row)
-    result = upscaled.result.path
-    assert service.result_of(upscaled.source.path, row.options, result.suffix) == result.read_bytes()
+def test_the_service_makes_the_same_file(row: Row, run: Runner, service: Service) -> None:
+    ran = run(row)
+    assert service.result(ran.place) == ran.upscaled.result.path.read_bytes()
+    assert service.report(ran.place)["result"] == ran.upscaled.report["result"]
 
 
 def test_no_two_rows_have_one_name() -> None:
@@ -51,9 +65,9 @@ def test_no_two_rows_have_one_name() -> None:
     assert sorted(set(names)) == sorted(names)
 
 
-def test_the_command_line_makes_the_same_file(upscaled_once: Upscale, tmp_path: Path) -> None:
+def test_the_command_line_makes_the_same_file(run: Runner, tmp_path: Path) -> None:
     """As people type it; the rows above call what it calls."""
-    upscaled = upscaled_once(next(row for row in MATRIX if row.id == "h264_in_mp4"))
+    upscaled = run(next(row for row in MATRIX if row.id == "h264_in_mp4")).upscaled
     output, report = tmp_path / "typed.mp4", tmp_path / "report.json"
     subprocess.run(
         [

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.fidelity import geometry
 from tests.fidelity.charts import FRAMES, LOSSLESS_H264, write_chart
 from tests.fidelity.comparison import assert_decoding_order, assert_doubled, assert_same_frame_times
 from tests.fidelity.product import Service, upscale
@@ -176,14 +175,6 @@ def test_a_depth_that_the_codec_lacks_is_refused_or_rounded_with_consent(tmp_pat
     assert_doubled(upscaled.source.pixels, upscaled.result.pixels, 1)
 
 
-def test_a_mirrored_picture_is_not_turned_upright_in_silence_by_a_container_that_cannot_say_so(tmp_path: Path) -> None:
-    """Matroska knows turns by its roll; what it cannot hold has to be agreed to."""
-    [row] = [row for row in geometry.ROWS if row.id == "transposed"]
-    refusal = refusal_of(row.write(tmp_path), tmp_path, options(), ".mkv")
-    assert refusal.code is FailureCode.WOULD_LOSE
-    assert "mirror" in refusal.message
-
-
 def test_transparency_that_the_codec_lacks_is_refused(tmp_path: Path) -> None:
     source = write_chart(tmp_path / "source.mov", "-c:v", "png", "-pix_fmt", "rgba", alpha=True)
     refusal = refusal_of(source, tmp_path, options(codec="h264"))
@@ -203,7 +194,7 @@ def test_the_service_refuses_with_the_same_words(tmp_path: Path, service: Servic
     source = write_change_of_resolution(tmp_path)
     refusal = refusal_of(source, tmp_path, options())
 
-    job = service.finished_job(source, options(), ".mkv")
+    job = service.finished(service.submit(source, options(), ".mkv"))
 
     assert job["status"] == "failed"
     assert job["error"] == {"code": refusal.code, "message": refusal.message}

@@ -54,7 +54,7 @@ def write_negative_start(folder: Path) -> Path:
     """A broadcast whose clock of 33 bits turns over in its middle; before that, FFmpeg counts from below zero."""
     path = write_chart(
         folder / "source.ts",
-        *(*tone(), *LOSSLESS_H264, *_YUV, "-c:a", "mp2"),
+        *(*tone(), *LOSSLESS_H264, *_YUV, "-c:a", "ac3"),
         *("-output_ts_offset", str(2**33 / 90000 - 0.4), "-muxdelay", "0", "-muxpreload", "0"),
     )
     video = Witness(path).video

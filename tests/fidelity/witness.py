@@ -5,7 +5,7 @@ import math
 import subprocess
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,7 +97,9 @@ class Witness:
 
     def __init__(self, path: Path, video_index: int | None = None) -> None:
         self.path = path
-        told = _ffprobe(path)
+        told = _ffprobe(path, path.stat().st_mtime_ns)
+        self.complaints: str = told["complaints"]
+        """What ffprobe had to say against it while it decoded every frame of every stream."""
         self.format: dict[str, Any] = told["format"]
         self.chapters: list[dict[str, Any]] = told["chapters"]
         self.streams = [Stream(facts) for facts in told["streams"]]
@@ -223,7 +225,9 @@ def packet_sha256(path: Path, stream: Stream, bitstream_filter: str) -> list[str
     return [line.split(",")[5].strip() for line in lines]
 
 
-def _ffprobe(path: Path) -> dict[str, Any]:
+@lru_cache(maxsize=4)
+def _ffprobe(path: Path, modified_at_ns: int) -> dict[str, Any]:
+    """Asked of a source by its writer, and soon again."""
     command = [
         "ffprobe",
         "-v",

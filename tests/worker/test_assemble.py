@@ -557,3 +557,30 @@ def test_an_assembly_that_is_stopped_on_the_way_leaves_nothing(
     with pytest.raises(StopError):
         assemble(plan, source, segments, tmp_path / "out" / "result.mp4", stop)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("container", [Container.MP4, Container.MOV, Container.MKV])
+def test_a_broadcast_that_starts_below_zero_comes_later_as_a_whole(
+    make_video: MakeVideo, upscale: Upscale, look: Look, container: Container
+) -> None:
+    # given a transport stream whose clock of 33 bits turns over in its middle: FFmpeg counts from below zero
+    source = make_video(
+        "turning.ts",
+        frames=24,
+        time_base=Fraction(1, 90000),
+        audio_tracks=1,
+        audio_codec="mp2",
+        muxer_options={"output_ts_offset": str(2**33 / 90000 - 0.4), "max_delay": "0"},
+    )
+    before = look(source)
+    assert before.frame_times[0] < 0 < before.frame_times[-1]
+    # when it is upscaled
+    result, report, _ = upscale(source, JobOptions(container=container, encoder_preset="ultrafast"), segment_frames=8)
+    # then all frames are shown, as far from each other and from the sound as they were
+    after = look(result)
+    shifts = [there - time for there, time in zip(after.frame_times, before.frame_times, strict=True)]
+    assert max(shifts) - min(shifts) <= Fraction(1, 1000)
+    sound_before, sound_after = before.of_type("audio")[0], after.of_type("audio")[0]
+    assert abs(sound_after.times[0] - sound_before.times[0] - shifts[0]) <= Fraction(1, 1000)
+    assert after.frame_times[0] >= 0
+    assert report.timestamps.shift_seconds == pytest.approx(float(shifts[0]), abs=0.001)

@@ -84,6 +84,10 @@ def test_a_codec_that_the_own_container_cannot_hold_leads_to_mkv(make_video: Mak
     assert make_plan(source, JobOptions(codec=VideoCodec.HEVC), LIMITS, ".webm").container is Container.MKV
 
 
+def test_pictures_go_into_a_zip(make_video: MakeVideo) -> None:
+    assert make_plan(make_video("a.mp4"), JobOptions(codec=VideoCodec.PNG), LIMITS, ".mp4").container is Container.ZIP
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

@@ -50,6 +50,12 @@ def check_picture(found: Picture, promised: Picture) -> tuple[tuple[str, ...], t
     return tuple(wrong), tuple(_lost(found, promised))
 
 
+def is_rgb(picture: Picture) -> bool:
+    """Whether its numbers are red, green and blue, or stand for such in a palette."""
+    pixel_format = VideoFormat(picture.pixel_format, 2, 2)
+    return pixel_format.is_rgb or pixel_format.has_palette
+
+
 def _lost(found: Picture, promised: Picture) -> list[str]:
     lost = []
     square = Fraction(1)
@@ -78,7 +84,7 @@ def _chroma_layout(picture: Picture, promised: Picture | None = None) -> str:
 
 
 def _is_full_range(picture: Picture) -> bool:
-    return picture.colour.range == _FULL_RANGE or VideoFormat(picture.pixel_format, 2, 2).is_rgb
+    return picture.colour.range == _FULL_RANGE or is_rgb(picture)
 
 
 def _same_matrix(found: tuple[int, ...] | None, promised: tuple[int, ...] | None) -> bool:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 from av.container import InputContainer, OutputContainer
@@ -16,6 +17,7 @@ from av.video.stream import VideoStream
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, VideoCodec
+from worker.video.codecs import CODECS
 from worker.video.containers import FORMATS, has_edit_lists
 from worker.video.matroska_aspect import write_aspect_ratio
 from worker.video.packets import StreamContents, is_end_mark
@@ -23,6 +25,9 @@ from worker.video.side_data import template_stream
 from worker.video.sound import Conversion
 from worker.video.tag import tag_metadata
 from worker.video.values import Encoding, FrameTable, Picture
+
+if TYPE_CHECKING:
+    from av.container.core import Chapter  # in PyAV's stubs only
 
 # Said by the container itself, or true of the source's encoding only.
 _STALE_METADATA = {
@@ -35,6 +40,7 @@ _STALE_METADATA = {
     "alpha_mode",
 }
 _STALE_MKV_STATISTICS = ("BPS", "DURATION", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES", "_STATISTICS_")
+_SEGMENT_FORMATS = {facts.segment_suffix: facts.segment_format for facts in CODECS.values()}
 _ANY_BYTES = "application/octet-stream"
 _MAX_MOVIE_TIMESCALE = 2**31 - 1
 _USUAL_MOVIE_TIMESCALE = 1000
@@ -88,7 +94,7 @@ def read_order(
     makers: set[str] = set()
     for number, (path, frames) in enumerate(zip(segments, expected_frames, strict=True)):
         on_progress()
-        with av.open(str(path), "r") as container:
+        with _opened(path) as container:
             pts = [packet.pts for packet in container.demux(0) if packet.pts is not None]
             headers.add(container.streams.video[0].codec_context.extradata)
             makers.add(container.metadata.get("title", ""))
@@ -109,8 +115,12 @@ def read_order(
 
 def segment_maker(path: Path) -> str:
     """Return what `encode_frames` was told when it made this segment."""
-    with av.open(str(path), "r") as container:
+    with _opened(path) as container:
         return container.metadata.get("title", "")
+
+
+def _opened(segment: Path) -> InputContainer:
+    return av.open(str(segment), "r", format=_SEGMENT_FORMATS[segment.suffix])
 
 
 def decoding_times(table: FrameTable, reorder_depth: int) -> list[int]:
@@ -140,10 +150,12 @@ def write_result(
     `source` must be just opened: it is read from its beginning, lead-in included.
     """
     options = {"fflags": "+bitexact"}
+    later = Fraction(0)
     if has_edit_lists(container):
-        options |= _mp4_options(container, source, copies, upscaled.table)
+        later = _seconds_below_zero(source, upscaled.table, copies)
+        options |= _mp4_options(container, source, copies, upscaled.table, later)
     with (
-        av.open(str(upscaled.segments[0]), "r") as first_segment,
+        _opened(upscaled.segments[0]) as first_segment,
         av.open(str(target), "w", format=FORMATS[container], container_options=options) as output,
     ):
         output.metadata.update(kept_metadata(source.metadata) | tag_metadata(container, tag))
@@ -155,7 +167,7 @@ def write_result(
                 outputs[stream.index] = _add_copy(output, container, stream, copies[stream.index])
             elif stream.index in conversions:
                 outputs[stream.index] = conversions[stream.index].add_to(output, stream)
-        output.set_chapters(source.chapters())
+        output.set_chapters([_later(chapter, later) for chapter in source.chapters()])
         output.start_encoding()
         copied = [
             source.streams[index]
@@ -169,6 +181,9 @@ def write_result(
             key=_decoded_at,
         ):
             on_progress()
+            if later:
+                ticks = round(later / packet.time_base)
+                packet.pts, packet.dts = (packet.pts or 0) + ticks, (packet.dts or 0) + ticks
             output.mux_one(packet)
     if upscaled.picture.sample_aspect_ratio is not None and not has_edit_lists(container):
         write_aspect_ratio(target, outputs[replaced.index].index + 1, upscaled.picture)
@@ -222,7 +237,7 @@ def _video_packets(upscaled: UpscaledVideo, output: Stream) -> Iterator["Packet[
     ends = [*table.pts[1:], table.pts[-1] + table.last_duration]
     first = 0
     for path, ranks in zip(upscaled.segments, order.display_ranks, strict=True):
-        with av.open(str(path), "r") as container:
+        with _opened(path) as container:
             packets = (packet for packet in container.demux(0) if not is_end_mark(packet))
             for packet, rank in zip(packets, ranks, strict=True):
                 frame = first + rank
@@ -261,8 +276,29 @@ def kept_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def _seconds_below_zero(source: InputContainer, table: FrameTable, copies: Mapping[int, StreamContents]) -> Fraction:
+    """Return how much later all streams have to start in the mp4 family, which shows nothing of before zero.
+
+    Broadcasts start there when their clock turns over. What an edit list of the source hides may stay below.
+    """
+    start = Fraction(table.pts[0]) * table.time_base
+    if start >= 0:
+        return Fraction(0)
+    others = [] if "mp4" in source.format.name.split(",") else [facts for facts in copies.values() if facts.pts]
+    return -min([start, *(facts.pts[0] * facts.time_base for facts in others)])
+
+
+def _later(chapter: "Chapter", seconds: Fraction) -> "Chapter":
+    ticks = round(seconds / (chapter["time_base"] or 1))
+    return {**chapter, "start": chapter["start"] + ticks, "end": chapter["end"] + ticks}
+
+
 def _mp4_options(
-    container: Container, source: InputContainer, copies: Mapping[int, StreamContents], table: FrameTable
+    container: Container,
+    source: InputContainer,
+    copies: Mapping[int, StreamContents],
+    table: FrameTable,
+    later: Fraction,
 ) -> dict[str, str]:
     flags = "+faststart"
     if container is Container.MOV or any(key.startswith("com.") for key in source.metadata):
@@ -270,7 +306,7 @@ def _mp4_options(
         flags += "+use_metadata_tags"
     starts = [Fraction(table.pts[0]) * table.time_base]
     starts += [contents.pts[0] * contents.time_base for contents in copies.values() if contents.pts]
-    return {"movflags": flags, "movie_timescale": str(_movie_timescale(starts))}
+    return {"movflags": flags, "movie_timescale": str(_movie_timescale([start + later for start in starts]))}
 
 
 def _movie_timescale(starts: Iterable[Fraction]) -> int:

@@ -17,7 +17,7 @@ _ONE_FRAME_PER_PACKET = frozenset(
 own to say that a frame is shown longer."""
 _VP9_MARKER = 0b10
 _MPEG4_PICTURE = b"\x00\x00\x01\xb6"
-_LONGEST_EMPTY_MPEG4_BYTES = 20  # "not coded", and what fills the place of a B-frame packed with another frame
+_LONGEST_EMPTY_MPEG4_BYTES = 64  # "not coded", and what fills the place of a B-frame packed with another frame
 
 
 @dataclass
@@ -118,7 +118,7 @@ def _is_hidden(codec: str, packet: "Packet[VideoStream]") -> bool:
         is_inter_frame, show = data[0] & 1, data[0] >> 4 & 1
         return bool(is_inter_frame and not show)
     if codec == "mpeg4":
-        return len(data) <= _LONGEST_EMPTY_MPEG4_BYTES and data.startswith(_MPEG4_PICTURE)
+        return len(data) <= _LONGEST_EMPTY_MPEG4_BYTES and _MPEG4_PICTURE in data
     if data[0] >> 6 != _VP9_MARKER:
         return False  # damaged
     profile_3 = data[0] >> 4 & 3 == 3

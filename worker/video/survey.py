@@ -35,6 +35,7 @@ from worker.video.values import Colour, FrameTable, OtherStream, Survey
 __all__ = ["read_picture", "survey"]
 
 _REPEAT = -1
+_WAY_OUT = "Mend the file, or go on with what can be decoded (--on-error conceal, on_error=conceal)"
 _CONTAINER_FIELDS: dict[int, FieldOrder] = {2: "top_first", 3: "bottom_first", 4: "top_first", 5: "bottom_first"}
 _MATROSKA_DURATION_SLACK_SECONDS = 1.0
 _PIXELS_TO_DEMUX = 1024 * 1024  # opening decodes a little of every stream; here no picture is wanted
@@ -60,8 +61,13 @@ def survey(
         ledger = new_ledger(container, stream)
         seen = _Seen()
         time_base = _time_base(stream)
-        for frame in decode_all(container, stream, on_progress, conceal=conceal, ledger=ledger):
-            seen.see(frame, time_base, limits)
+        try:
+            for frame in decode_all(container, stream, on_progress, conceal=conceal, ledger=ledger):
+                seen.see(frame, time_base, limits)
+        except JobFailureError as failure:
+            if failure.code is not FailureCode.CORRUPT_FRAME or conceal:
+                raise
+            raise JobFailureError(failure.code, f"{failure.message}. {_WAY_OUT}") from failure
         if seen.first is None or ledger.first_frame is None:
             raise JobFailureError(FailureCode.NO_FRAMES, "the video stream has no frames that can be decoded")
         lost, before_start = ledger.lost()
@@ -257,8 +263,7 @@ def _lost_packets(ledger: PacketLedger, lost: Sequence[int], time_base: Fraction
     where = f"packet {lost[0]}" + (f" ({float(time * time_base):.3f} s)" if time is not None else "")
     return JobFailureError(
         FailureCode.CORRUPT_FRAME,
-        f"{len(lost)} of {len(ledger.times)} frames cannot be decoded, the first from {where}: mend the file, "
-        "or have the frame before it shown instead (--on-error conceal, on_error=conceal)",
+        f"{len(lost)} of {len(ledger.times)} frames cannot be decoded, the first from {where}. {_WAY_OUT}",
     )
 
 

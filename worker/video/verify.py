@@ -276,8 +276,10 @@ def _check_video_times(contents: StreamContents, table: FrameTable, container: C
         clock = contents.time_base
         shift = max(Fraction(0), found[0] - wanted[0] - clock / 2)
         shift = Fraction(0) if shift < clock else found[0] - wanted[0]
+    elif wanted[0] < 0:
+        shift = found[0] - wanted[0]
     differences = [abs(there - time - shift) for there, time in zip(found, wanted, strict=True)]
-    if max(differences) > clock or shift > _MAX_SHIFT_SECONDS:
+    if max(differences) > clock or shift > _MAX_SHIFT_SECONDS + max(Fraction(0), -wanted[0]):
         worst = differences.index(max(differences))
         raise _failure(f"frame {worst} is at {float(found[worst]):.6f} s instead of {float(wanted[worst]):.6f} s")
     return Timing(shift, max(differences))

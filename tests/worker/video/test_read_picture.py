@@ -139,3 +139,12 @@ def test_captions_inside_the_picture_are_named_if_they_say_something(
 
     words = ("closed captions inside the picture (CEA-608/708)",)
     assert survey(source, LIMITS).cannot_keep == (words if lost else ())
+
+
+def test_stereoscopic_video_is_named(make_video: MakeVideo) -> None:
+    plain = make_video("plain.mkv", time_base=Fraction(1, 1000))
+    source = plain.with_name("stereo.mkv")
+    mark = ["-c", "copy", "-metadata:s:v", "stereo_mode=left_right"]
+    subprocess.run(["ffmpeg", "-v", "error", "-i", plain, *mark, source], check=True)
+
+    assert survey(source, LIMITS).cannot_keep == ("the mark of stereoscopic (3D) video",)

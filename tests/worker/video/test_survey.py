@@ -281,3 +281,50 @@ def test_a_picture_stored_bottom_up_comes_out_upright(make_video: MakeVideo, tmp
 
 def first_picture(source: Path) -> RgbFrame:
     return next(decode_frames(source, survey(source, LIMITS), 0, 1, max_pixels=LIMITS.max_pixels)).rgb
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"preset": "medium", "x264-params": "keyint=15:open-gop=1:scenecut=0:bframes=3"}),
+        ("libx265", {"preset": "ultrafast", "x265-params": "keyint=15:open-gop=1:bframes=3:log-level=error"}),
+    ],
+)
+def test_a_recording_that_begins_amid_others_starts_at_its_first_whole_picture(
+    make_video: MakeVideo, tmp_path: Path, codec: str, options: dict[str, str]
+) -> None:
+    # given a transport stream of which the first third has gone by
+    broadcast = make_video(
+        "broadcast.ts", time_base=Fraction(1, 90000), frames=60, codec=codec, options=options, picture=noise
+    )
+    whole = survey(broadcast, LIMITS)
+    content = broadcast.read_bytes()
+    tables, rest = content[: 3 * 188], content[len(content) // 3 // 188 * 188 :]
+    source = tmp_path / "tuned-in.ts"
+    source.write_bytes(tables + rest)
+
+    facts = survey(source, LIMITS)
+
+    # then what can be decoded is there, all of it, and what cannot is counted
+    missing = 60 - len(facts.frames)
+    assert 0 < missing < 40
+    assert facts.frames.pts == whole.frames.pts[missing:]
+    assert facts.frames.crc32 == whole.frames.crc32[missing:]
+    assert "have no picture" in " ".join(facts.notes)
+    assert facts.frames.concealed == ()
+
+
+def noise(number: int, width: int, height: int) -> RgbFrame:
+    return np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_a_packet_that_vanishes_in_the_decoder_is_noticed(make_video: MakeVideo) -> None:
+    # given lossy video whose last packet is damaged: PyAV drops an error that comes behind a good frame
+    source = make_video("damaged.mp4", frames=30, options={"preset": "medium", "bf": "2"})
+    with av.open(str(source)) as container:
+        last = [bytes(packet) for packet in container.demux(video=0) if packet.size][-1]
+    source.write_bytes(source.read_bytes().replace(last, bytes(len(last))))
+
+    failure = refusal(source)
+    assert failure.code is FailureCode.CORRUPT_FRAME
+    assert "--on-error conceal" in failure.message
