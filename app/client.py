@@ -1,18 +1,20 @@
 """A client of a running service, for `vsr submit` and for anyone's Python."""
 
 import hashlib
+import json
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx2
 from pydantic import BaseModel, ValidationError
 
 from app.schemas import Job, JobPage, JobResult, ModelList, Problem, Upload
+from app.webhook_signatures import is_signed
 from worker.contract.storage import PARTIAL_SUFFIX, fsync_folder
 
 _CHUNK_BYTES = 256 * 1024
@@ -22,6 +24,10 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 class ClientError(Exception):
     """One line for the user: what went wrong between here and the service."""
+
+
+class InvalidWebhookError(ClientError):
+    """What was received is not to be believed: answer 400 and forget it."""
 
 
 class ServiceUnreachableError(ClientError):
@@ -236,6 +242,29 @@ class Client:
 
     def _unreachable(self, error: Exception) -> ServiceUnreachableError:
         return ServiceUnreachableError(str(self._http.base_url).rstrip("/"), str(error) or type(error).__name__)
+
+
+def verify_webhook(
+    headers: Mapping[str, str], body: bytes, secret: str, *, tolerance_seconds: float = 300.0
+) -> dict[str, Any]:
+    """For receivers: what the webhook says, if it is ours and new. Raises `InvalidWebhookError`.
+
+    `body` is what arrived, byte by byte: of parsed and rewritten JSON the signature is another. `secret` is the
+    service's VSR_WEBHOOK_SECRET. `tolerance_seconds`: how far the clocks may be apart, and how old a message may be.
+    The same event may come more than once: `webhook-id` is the same then.
+    """
+    given = {name.lower(): value for name, value in headers.items()}
+    try:
+        webhook_id, timestamp_text = given["webhook-id"], given["webhook-timestamp"]
+        signatures, timestamp = given["webhook-signature"], int(timestamp_text)
+    except (KeyError, ValueError):
+        raise InvalidWebhookError("a header webhook-id, webhook-timestamp or webhook-signature is missing") from None
+    if not is_signed(signatures, secret, webhook_id, timestamp, body):
+        raise InvalidWebhookError("the signature is not of this secret and this body")
+    if abs(time.time() - timestamp) > tolerance_seconds:
+        raise InvalidWebhookError(f"the message was signed more than {tolerance_seconds:g} seconds ago, or will be")
+    content: dict[str, Any] = json.loads(body)
+    return content
 
 
 def _raise_problem(response: httpx2.Response) -> None:

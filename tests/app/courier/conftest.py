@@ -10,6 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from redis import Redis
+
+from app.courier.metrics import CourierMetrics
+from worker.contract.errands import Errand, ErrandKind, Errands
+from worker.contract.job import JobOptions, JobRecord, new_job_id, now
+from worker.contract.queue import TaskQueue
+from worker.contract.registry import JobRegistry
+from worker.contract.storage import JobStorage
 
 CERTIFICATES = Path(__file__).parent / "certificates"
 
@@ -117,3 +125,59 @@ def _some(connection: socket.socket) -> bytes:
     if not received:
         raise ConnectionError
     return received
+
+
+class Desk:
+    """Storage and Redis as a courier finds them, and jobs that need one."""
+
+    def __init__(self, redis: Redis, folder: Path) -> None:
+        self.redis = redis
+        self.storage = JobStorage(folder)
+        self.storage.prepare()
+        self.registry = JobRegistry(redis, self.storage)
+        self.queue = TaskQueue(redis)
+        self.errands = Errands(redis)
+        self.metrics = CourierMetrics(self.errands)
+
+    def accept(self, source_url: str | None = None, webhook_url: str | None = None) -> str:
+        """As the gateway does."""
+        record = JobRecord(
+            id=new_job_id(),
+            created_at=now(),
+            options=JobOptions(),
+            source_name="clip.mp4",
+            source_size_bytes=0 if source_url else 3,
+            source_sha256="" if source_url else "0" * 64,
+            source_url=source_url,
+            webhook_url=webhook_url,
+        )
+        self.storage.make_folder(record.id)
+        self.registry.add(record)
+        return record.id
+
+    def job(self, job_id: str) -> JobRecord:
+        """As it is on disk, which must be what Redis says."""
+        record = self.storage.read_record(job_id)
+        assert record is not None
+        assert record == self.registry.get(job_id)
+        return record
+
+    def claim(self, kind: ErrandKind) -> Errand:
+        errand = self.errands.claim(kind, 60)
+        assert errand is not None
+        return errand
+
+    def make_due(self, kind: ErrandKind, job_id: str) -> None:
+        """Let the time pass until the next attempt."""
+        self.errands.put(kind, job_id)
+
+    def count(self, series: str, **labels: str) -> float:
+        return self.metrics.prometheus.get_sample_value(series, labels) or 0.0
+
+    def files(self, job_id: str) -> list[str]:
+        return sorted(path.name for path in self.storage.folder(job_id).path.iterdir())
+
+
+@pytest.fixture
+def desk(redis: Redis, tmp_path: Path) -> Desk:
+    return Desk(redis, tmp_path / "storage")
