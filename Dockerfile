@@ -1,5 +1,5 @@
 # Two images from one file:
-#   gateway   HTTP and the queue's front; no torch, no av
+#   gateway   HTTP and the queue's front, and as `courier` all that calls other hosts; no torch, no av
 #   worker    the networks and the video; uses an NVIDIA GPU if the container is given one, else runs on the CPU
 #
 #   docker build --target gateway --tag twostep-vsr-gateway .
@@ -58,6 +58,8 @@ RUN --mount=type=cache,target=/var/cache/pip \
 ENV VSR_HOST=0.0.0.0 \
     VSR_PORT=8000
 EXPOSE 8000
+# Of `vsr courier`, its metrics.
+EXPOSE 9101
 USER 10001:10001
 
 # Alive, not ready: a gateway whose Redis is away must be left running, and says so at /readyz.

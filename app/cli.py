@@ -35,13 +35,14 @@ from app.cli_options import (
 )
 from app.cli_training import training_cli, weights_cli
 from app.client import Client, ClientError
+from app.courier.process import CourierStartError, run_courier
 from app.embedded_redis import EmbeddedRedisError
 from app.exit_codes import ExitCode, exit_code_of
 from app.house import WorkersEndedError, serve_house
 from app.report_page import print_report
 from app.schemas import Job
 from app.server import GatewayStartError, serve_gateway
-from app.settings import ClientSettings, GatewaySettings
+from app.settings import ClientSettings, CourierSettings, GatewaySettings
 from app.terminal import ProgressLine, print_json, print_note, print_result, print_table
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import DEFAULT_PRESET, JOB_ID_PATTERN, Container, JobOptions, JobStatus
@@ -236,7 +237,7 @@ def serve(
     preset: Annotated[str | None, typer.Option(help="Networks to load at start (VSR_PRESET).")] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Run the whole service on this machine: gateway, workers, and Redis unless VSR_REDIS_URL names one."""
+    """Run the whole service on this machine: gateway, workers, courier, and Redis unless VSR_REDIS_URL names one."""
     _log_for_people_on_a_terminal()
     chosen = {"--preset": preset, "--device": device, "--workers": workers}
     worker_arguments = [word for name, value in chosen.items() if value for word in (name, str(value))]
@@ -261,6 +262,13 @@ def gateway(
         StorageSettings(),
         lambda url: print_note(f"the gateway is listening at {url}"),
     )
+
+
+@cli.command()
+def courier() -> None:
+    """Fetch sources and deliver webhooks: all that calls other hosts. Needs VSR_REDIS_URL and VSR_STORAGE_DIR."""
+    _log_for_people_on_a_terminal()
+    run_courier(CourierSettings(), RedisSettings(), StorageSettings())
 
 
 @cli.command()
@@ -488,7 +496,7 @@ def main() -> None:
     except ClientError as error:
         terminal.print_error(str(error))
         sys.exit(ExitCode.SERVICE)
-    except (GatewayStartError, EmbeddedRedisError) as error:
+    except (GatewayStartError, EmbeddedRedisError, CourierStartError) as error:
         terminal.print_error(str(error))
         sys.exit(ExitCode.SYSTEM)
     except WorkersEndedError as error:

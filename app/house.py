@@ -1,8 +1,9 @@
-"""`vsr serve`: the whole service on this machine. Redis unless there is one, the workers, and the gateway right here.
+"""`vsr serve`: the whole service on this machine. Redis unless there is one, the others, and the gateway right here.
 
                 vsr serve ── gateway (here)
                     ├── Redis, on a unix socket in the storage folder
-                    └── vsr worker (the supervisor) ── worker processes
+                    ├── vsr worker (the supervisor) ── worker processes
+                    └── vsr courier, which alone calls other hosts; started anew whenever it ends
 
 Started from the bottom up and stopped from the top down: no request without Redis, and the workers can give their tasks
 back while it is still there.
@@ -13,9 +14,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+import structlog
 from pydantic import SecretStr
 
 from app.embedded_redis import EmbeddedRedis, EmbeddedRedisError
@@ -24,8 +27,14 @@ from app.settings import GatewaySettings
 from worker.contract.processes import ending_with_parent
 from worker.contract.settings import RedisSettings, StorageSettings
 
+log = structlog.get_logger(__name__)
+
 # A worker gives its task back within a batch; a batch of the largest preset on a CPU may need to be cut short.
 _WORKER_STOP_TIMEOUT_SECONDS = 20.0
+# It may be in the middle of a webhook.
+_COURIER_STOP_TIMEOUT_SECONDS = 20.0
+_COURIER_RESTART_DELAYS_SECONDS = (0.0, 1.0, 5.0, 30.0)
+_COURIER_WAS_WELL_SECONDS = 60.0
 
 
 class WorkersEndedError(Exception):
@@ -55,6 +64,7 @@ def serve_house(
             redis_watch = house.enter_context(_watched(server))
             redis = RedisSettings(redis_url=SecretStr(server.url))
         workers = house.enter_context(_workers(redis, storage, worker_arguments))
+        house.enter_context(_courier(redis, storage))
         serve_gateway(gateway, redis, storage, on_listening)
         if redis_watch and redis_watch.has_ended:
             redis_log = storage.storage_dir / "redis" / "redis.log"
@@ -118,12 +128,7 @@ class _Workers:
 
 @contextmanager
 def _workers(redis: RedisSettings, storage: StorageSettings, arguments: list[str]) -> Iterator[_Workers]:
-    assert redis.redis_url is not None
-    environment = os.environ | {
-        # By the environment: a command line can be read by every user of the machine.
-        "VSR_REDIS_URL": redis.redis_url.get_secret_value(),
-        "VSR_STORAGE_DIR": str(storage.storage_dir.resolve()),
-    }
+    environment = _environment(redis, storage, secrets_of_others=("VSR_API_KEY", "VSR_WEBHOOK_SECRET"))
     # A session of its own, so that Ctrl-C reaches this process alone, which then stops the others in order.
     process = subprocess.Popen(
         [sys.executable, "-m", "app.cli", "worker", *arguments],

@@ -8,11 +8,14 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import SecretStr
+from redis import Redis
 from starlette.testclient import TestClient
 
 import worker.metrics
+from app.courier.metrics import CourierMetrics
 from app.gateway import create_app
 from app.settings import GatewaySettings
+from worker.contract.errands import Errands
 from worker.contract.settings import RedisSettings, StorageSettings
 from worker.supervisor_metrics import SupervisorMetrics
 
@@ -34,6 +37,9 @@ def served_series(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> s
         pages.append(httpx2.get(f"http://127.0.0.1:{supervisor.port}/metrics", trust_env=False).text)
     finally:
         supervisor.close()
+
+    with Redis.from_url(redis_url) as redis:
+        pages.append(generate_latest(CourierMetrics(Errands(redis)).prometheus).decode())
 
     process = CollectorRegistry()
     for metric in vars(worker.metrics).values():

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-OURS = ("gateway", "worker", "worker-gpu")
+OURS = ("gateway", "courier", "worker", "worker-gpu")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,16 @@ def test_redis_and_the_workers_are_on_a_network_with_no_way_out(compose: dict[st
     assert compose["networks"]["back"]["internal"] is True
     for service in ("redis", "worker", "worker-gpu"):
         assert list(compose["services"][service]["networks"]) == ["back"]
+
+
+def test_only_the_courier_calls_other_hosts_and_only_with_what_it_needs(compose: dict[str, Any]) -> None:
+    courier = compose["services"]["courier"]
+    assert courier["image"] == compose["services"]["gateway"]["image"]  # no torch, no av
+    assert courier["command"] == ["courier"]
+    assert "VSR_API_KEYS" not in courier["environment"]
+    assert "ports" not in courier
+    for service in ("worker", "worker-gpu"):
+        assert "VSR_WEBHOOK_SECRET" not in compose["services"][service]["environment"]
 
 
 def test_gateway_and_workers_share_the_storage(compose: dict[str, Any]) -> None:

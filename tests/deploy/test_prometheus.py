@@ -64,6 +64,6 @@ def test_prometheus_asks_the_services_of_the_compose_file_at_the_ports_of_the_im
         asked |= {(name, str(dns["port"])) for dns in job.get("dns_sd_configs", []) for name in dns["names"]}
 
     # Then
-    assert {name for name, _ in asked} == {"gateway", "workers"}
+    assert {name for name, _ in asked} == {"gateway", "courier", "workers"}
     assert all(compose[service]["networks"]["back"]["aliases"] == ["workers"] for service in ("worker", "worker-gpu"))
     assert {port for _, port in asked} == exposed
