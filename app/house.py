@@ -141,3 +141,70 @@ def _workers(redis: RedisSettings, storage: StorageSettings, arguments: list[str
         yield workers
     finally:
         workers.stop()
+
+
+class _Courier:
+    """The `vsr courier` process. Nothing else depends on it, so its end ends nothing: it is started anew."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        self._stopping = threading.Event()
+        self._starting = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._keep_running, name="courier-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._starting:
+            self._stopping.set()
+            process = self._process
+        if process:
+            process.terminate()
+            try:
+                process.wait(_COURIER_STOP_TIMEOUT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self._thread.join()
+
+    def _keep_running(self) -> None:
+        early_ends = 0
+        while True:
+            started_at = time.monotonic()
+            with self._starting:
+                if self._stopping.is_set():
+                    return
+                # By this thread, which lives as long as the process: the kernel takes the thread for the parent.
+                process = self._process = subprocess.Popen(
+                    [sys.executable, "-m", "app.cli", "courier"],
+                    env=self._environment,
+                    start_new_session=True,
+                    preexec_fn=ending_with_parent(signal.SIGTERM),
+                )
+            exit_code = process.wait()
+            if self._stopping.is_set():
+                return
+            was_well = time.monotonic() - started_at > _COURIER_WAS_WELL_SECONDS
+            early_ends = 0 if was_well else min(early_ends + 1, len(_COURIER_RESTART_DELAYS_SECONDS) - 1)
+            log.warning("courier_ended", exit_code=exit_code)
+            self._stopping.wait(_COURIER_RESTART_DELAYS_SECONDS[early_ends])
+
+
+@contextmanager
+def _courier(redis: RedisSettings, storage: StorageSettings) -> Iterator[None]:
+    courier = _Courier(_environment(redis, storage, secrets_of_others=("VSR_API_KEY",)))
+    try:
+        yield
+    finally:
+        courier.stop()
+
+
+def _environment(
+    redis: RedisSettings, storage: StorageSettings, *, secrets_of_others: tuple[str, ...]
+) -> dict[str, str]:
+    """For a child process. By the environment: a command line can be read by every user of the machine."""
+    assert redis.redis_url is not None
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(secrets_of_others)}
+    return inherited | {
+        "VSR_REDIS_URL": redis.redis_url.get_secret_value(),
+        "VSR_STORAGE_DIR": str(storage.storage_dir.resolve()),
+    }
