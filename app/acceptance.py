@@ -13,8 +13,6 @@ If Redis fails in 3 or 4, the job is removed again: a task without a record does
 
 import hashlib
 import json
-import shutil
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -30,18 +28,17 @@ from app.errors import (
     IdempotencyConflictError,
     IdempotencyKeyReusedError,
     SourceUrlsOffError,
-    TooManyJobsError,
     UnknownPresetError,
     UrlRefusedError,
     WebhooksOffError,
 )
 from app.filenames import clean_file_name
 from app.guarded_http import TargetError, check_url
+from app.limits import one_at_a_time, refuse_beyond_key_limits, refuse_full_queue
 from app.settings import GatewaySettings
 from app.uploads import ReceivedFile
-from worker.contract.job import JobOptions, JobRecord, JobStatus, new_job_id, now
+from worker.contract.job import JobOptions, JobRecord, new_job_id, now
 from worker.contract.presets import PRESETS, TEST_PRESETS
-from worker.contract.storage import JobStorage
 
 log = structlog.get_logger(__name__)
 
@@ -49,9 +46,6 @@ _IDEMPOTENCY_TTL_SECONDS = 24 * 3600
 # Accepting takes milliseconds; the lock's own end is for a gateway that died meanwhile.
 _LOCK_TTL_SECONDS = 60
 _LOCK_WAIT_SECONDS = 10
-_QUEUE_FULL_RETRY_SECONDS = 30
-# No acceptance takes so long, also not that of another gateway on the same storage.
-_HALF_ACCEPTED_SECONDS = 3600
 
 
 class MovingSource(Protocol):
@@ -89,38 +83,18 @@ def accept(services: Services, submission: Submission) -> JobRecord:
         return services.registry.get(job_id) or _accept_as(services, submission, job_id)
 
 
-def refuse_when_full(services: Services, owner: str | None, idempotency_key: str | None) -> None:
+def refuse_when_full(services: Services, owner: str | None, idempotency_key: str | None, declared_bytes: int) -> None:
     """Asked before a body is read; also tells early that Redis is away. A repeated request gets its job anyway."""
     if idempotency_key is not None and _has_a_job(services, _reservation_key(owner, idempotency_key)):
         return
-    if services.registry.count(JobStatus.QUEUED) >= services.settings.max_queued_jobs:
-        raise TooManyJobsError(
-            f"{services.settings.max_queued_jobs} jobs are waiting already. Try again later.",
-            {"Retry-After": str(_QUEUE_FULL_RETRY_SECONDS)},
-        )
+    refuse_full_queue(services)
+    refuse_beyond_key_limits(services, owner, declared_bytes)
 
 
 def refuse_unknown_preset(options: JobOptions, settings: GatewaySettings) -> None:
     known = [*PRESETS, *(TEST_PRESETS if settings.enable_test_presets else ())]
     if options.preset not in known:
         raise UnknownPresetError(f"{options.preset!r} is not one of: {', '.join(known)}.", known_presets=known)
-
-
-def sweep_remains(storage: JobStorage) -> None:
-    """Remove what killed gateways left: half deleted jobs, and folders from between the steps 1 and 2."""
-    for folder in storage.deleted.iterdir():
-        _remove(folder)
-    for folder in storage.jobs.iterdir():
-        with suppress(FileNotFoundError):  # deleted meanwhile
-            is_old = time.time() - folder.stat().st_mtime > _HALF_ACCEPTED_SECONDS
-            if is_old and not (folder / "job.json").exists():
-                _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    # Another gateway may be at it too.
-    shutil.rmtree(folder, ignore_errors=True)
-    log.info("removed what a killed gateway left", folder=folder.name)
 
 
 def refuse_source_url(url: str, settings: GatewaySettings) -> None:
@@ -154,7 +128,11 @@ def source_to_be_fetched(target: Path) -> Iterator[ReceivedFile]:
 def _accept_as(services: Services, submission: Submission, job_id: str) -> JobRecord:
     folder = services.storage.make_folder(job_id)
     try:
-        with submission.move_source(folder.source) as source:
+        with (
+            one_at_a_time(services.redis, submission.owner),
+            submission.move_source(folder.source) as source,
+        ):
+            refuse_beyond_key_limits(services, submission.owner, source.size_bytes)
             record = JobRecord(
                 id=job_id,
                 created_at=now(),

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 from urllib.parse import urlsplit
 
 import structlog
@@ -19,6 +19,9 @@ from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.storage import JobStorage
 
+if TYPE_CHECKING:
+    from app.limits import UploadSlots
+
 
 @dataclass(frozen=True)
 class Services:
@@ -30,6 +33,7 @@ class Services:
     registry: JobRegistry
     queue: TaskQueue
     metrics: GatewayMetrics
+    upload_slots: "UploadSlots"
 
 
 def services(request: Request) -> Services:

@@ -41,6 +41,10 @@ class MalformedBodyError(ProblemError):
     status, code, title = 400, "malformed_body", "The body cannot be read"
 
 
+class UnsupportedChecksumError(ProblemError):
+    status, code, title = 400, "unsupported_checksum", "The checksum cannot be read"
+
+
 class UnauthorizedError(ProblemError):
     status, code, title = 401, "unauthorized", "A valid API key is needed"
 
@@ -87,6 +91,17 @@ class JobCanceledError(ProblemError):
     status, code, title = 409, "job_canceled", "The job was canceled and has no result"
 
 
+class UploadOffsetError(ProblemError):
+    status, code, title = 409, "upload_offset", "The upload is at another offset"
+
+    def __init__(self, offset_bytes: int) -> None:
+        super().__init__(f"Go on at byte {offset_bytes}.", {"Upload-Offset": str(offset_bytes)})
+
+
+class UploadTakenOverError(ProblemError):
+    status, code, title = 409, "upload_taken_over", "Another request took this upload over"
+
+
 class IdempotencyConflictError(ProblemError):
     status, code, title = 409, "idempotency_conflict", "A request with this Idempotency-Key is being worked on"
 
@@ -95,11 +110,22 @@ class ResultExpiredError(ProblemError):
     status, code, title = 410, "result_expired", "The result is no longer kept"
 
 
+class TusVersionError(ProblemError):
+    status, code, title = 412, "unsupported_tus_version", "This version of tus is not spoken here"
+
+
 class UploadTooLargeError(ProblemError):
     status, code, title = 413, "upload_too_large", "The upload is too large"
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"The largest accepted file has {limit_bytes} bytes.", limit_bytes=limit_bytes)
+
+
+class UploadOverrunError(ProblemError):
+    status, code, title = 413, "upload_overrun", "The upload goes on past its length"
+
+    def __init__(self, length_bytes: int) -> None:
+        super().__init__(f"Upload-Length announced {length_bytes} bytes.", length_bytes=length_bytes)
 
 
 class UnsupportedMediaTypeError(ProblemError):
@@ -154,8 +180,54 @@ class IdempotencyKeyReusedError(ProblemError):
     status, code, title = 422, "idempotency_key_reused", "The Idempotency-Key belongs to a different request"
 
 
-class TooManyJobsError(ProblemError):
-    status, code, title = 429, "too_many_jobs", "Too many jobs are waiting"
+class UploadBusyError(ProblemError):
+    status, code, title = 423, "upload_busy", "The upload is being written to"
+
+
+class LimitReachedError(ProblemError):
+    """A limit on how much there may be at a time: its code says which, `limit` how many, Retry-After when to ask."""
+
+    status = 429
+    reason: ClassVar[str]
+    retry_after_seconds: ClassVar[int] = 30
+
+    def __init__(self, limit: int) -> None:
+        headers = {"Retry-After": str(self.retry_after_seconds)}
+        super().__init__(f"{self.reason.format(limit=limit)} Try again later.", headers, limit=limit)
+
+
+class TooManyJobsError(LimitReachedError):
+    code, title = "too_many_jobs", "Too many jobs are waiting"
+    reason = "{limit} jobs are waiting already."
+
+
+class TooManyKeyJobsError(LimitReachedError):
+    code, title = "too_many_jobs_of_key", "This key has too many jobs under way"
+    reason = "This key has {limit} jobs waiting or running already."
+
+
+class TooManyUploadsError(LimitReachedError):
+    code, title = "too_many_uploads", "Too many uploads are under way"
+    reason = "{limit} uploads are under way already."
+    retry_after_seconds = 5
+
+
+class TooManyKeyUploadsError(LimitReachedError):
+    code, title = "too_many_uploads_of_key", "This key has too many uploads under way"
+    reason = "This key has {limit} uploads under way already."
+    retry_after_seconds = 5
+
+
+class KeyStorageFullError(LimitReachedError):
+    code, title = "storage_of_key_full", "This key keeps too many bytes here"
+    reason = "Sources and uploads of this key may take {limit} bytes together: delete jobs, or wait until some expire."
+    retry_after_seconds = 3600
+
+
+class ChecksumMismatchError(ProblemError):
+    """460 is tus' own."""
+
+    status, code, title = 460, "checksum_mismatch", "The bytes arrived damaged"
 
 
 class QueueUnavailableError(ProblemError):
@@ -264,7 +336,7 @@ async def _expected(request: Request, error: Exception) -> Response:
     if isinstance(problem, InternalError):
         raise error
     if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:
-        problem.headers["Allow"] = ", ".join(_allowed_methods(request))
+        problem.headers["Allow"] = ", ".join(allowed_methods(request))
     return render(problem)
 
 
@@ -284,10 +356,10 @@ def _type(code: str) -> str:
     return f"urn:twostep-vsr:problem:{code}"
 
 
-def _allowed_methods(request: Request) -> list[str]:
+def allowed_methods(request: Request) -> list[str]:
     """Of every route on this path: Starlette names only those of the first."""
     return [
         method
-        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        for method in ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
         if any(route.matches({**request.scope, "method": method})[0] == Match.FULL for route in request.app.routes)
     ]

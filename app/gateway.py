@@ -17,12 +17,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
 from app import documentation, health, jobs, models, results, submissions, uploads, webhooks
-from app.acceptance import sweep_remains
 from app.dependencies import Services
 from app.documentation import DocumentedApi
 from app.errors import add_error_handlers
 from app.health import redis_warnings
+from app.janitor import Janitor
 from app.keys import ApiKeys
+from app.limits import UploadSlots
 from app.metrics import GatewayMetrics
 from app.middleware import AccessLogMiddleware, SecurityHeadersMiddleware
 from app.settings import GatewaySettings
@@ -64,12 +65,16 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
         registry=registry,
         queue=TaskQueue(redis),
         metrics=GatewayMetrics(redis, registry, storage),
+        upload_slots=UploadSlots(settings.max_uploads, settings.max_uploads_per_key),
     )
+
+    janitor = Janitor(settings, redis, storage, registry, services.queue, services.metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        await run_in_threadpool(_prepare, services)
-        yield State(services=services)
+        await run_in_threadpool(_prepare, services, janitor)
+        with janitor.at_work():
+            yield State(services=services)
         redis.close()
 
     app = DocumentedApi(
@@ -111,10 +116,9 @@ def open_redis(settings: RedisSettings) -> Redis:
         ) from error
 
 
-def _prepare(services: Services) -> None:
+def _prepare(services: Services, janitor: Janitor) -> None:
     services.storage.prepare()
-    uploads.sweep_uploads(services.storage, services.settings.upload_retention_seconds)
-    sweep_remains(services.storage)
+    janitor.sweep_dead()
     try:
         for warning in redis_warnings(services.redis):
             log.warning(warning)

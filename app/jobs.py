@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Path, Query
 
 from app.dependencies import OwnerDep, Services, ServicesDep, require_api_key
 from app.errors import InvalidRequestError, JobNotFoundError, QueueUnavailableError, UnauthorizedError, responses
+from app.janitor import result_expires_at
 from app.schemas import Job, JobPage, public_job
 from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus
 
@@ -80,4 +81,5 @@ def present_job(services: Services, record: JobRecord) -> Job:
         record,
         services.registry.progress(record.id),
         services.registry.queue_position(record.id) if is_queued else None,
+        result_expires_at(record, services.settings),
     )

@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 # Codes of `app.errors` and of the contract that a submission can be refused with; a test holds that none is missing.
 REJECTION_REASONS = (
+    "checksum_mismatch",
     "empty_file",
     "idempotency_conflict",
     "idempotency_key_reused",
@@ -34,18 +35,33 @@ REJECTION_REASONS = (
     "out_of_disk",
     "queue_unavailable",
     "source_url_disabled",
+    "storage_of_key_full",
     "too_many_jobs",
+    "too_many_jobs_of_key",
+    "too_many_uploads",
+    "too_many_uploads_of_key",
     "unauthorized",
     "unknown_preset",
+    "unsupported_checksum",
     "unsupported_media_type",
+    "unsupported_tus_version",
+    "upload_busy",
     "upload_not_found",
+    "upload_offset",
+    "upload_overrun",
     "upload_stalled",
+    "upload_taken_over",
     "upload_too_large",
     "url_refused",
     "webhook_disabled",
 )
 # Tasks that a crash put back stand at the head of the queue; the oldest is among the first of them.
 _HEAD_TASKS = 16
+
+
+JANITOR_OUTCOMES = ("done", "skipped", "failed")
+# What `app.janitor` counts.
+REMOVED_KINDS = ("partial", "upload", "deleted", "unaccepted", "segments", "media", "job")
 
 
 class GatewayMetrics:
@@ -64,6 +80,22 @@ class GatewayMetrics:
         )
         for reason in REJECTION_REASONS:
             self.jobs_rejected.labels(reason)
+        self.janitor_rounds = Counter(
+            "vsr_janitor_rounds_total",
+            "Rounds for expired and abandoned files; skipped: another gateway was at it.",
+            ["outcome"],
+            registry=self.prometheus,
+        )
+        for outcome in JANITOR_OUTCOMES:
+            self.janitor_rounds.labels(outcome)
+        self.janitor_removed = Counter(
+            "vsr_janitor_removed_total",
+            "What the janitor removed; media: source and result of an expired job.",
+            ["kind"],
+            registry=self.prometheus,
+        )
+        for kind in REMOVED_KINDS:
+            self.janitor_removed.labels(kind)
         self.prometheus.register(QueueCollector(redis, registry, storage))
 
 

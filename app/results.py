@@ -22,7 +22,7 @@ from app.errors import (
 )
 from app.filenames import attachment, result_file_name
 from app.jobs import JobRecordDep
-from worker.contract.job import JobRecord, JobStatus, ResultInfo, now
+from worker.contract.job import JobRecord, JobStatus, ResultInfo
 from worker.contract.report import Report
 
 # A byte-range-set of RFC 9110: 0-499, 500- or -500, several with commas. No file needs more than 19 digits, and Python
@@ -67,7 +67,7 @@ def get_result(
     """Byte ranges resume a download. The ETag is the file's SHA-256: the same for as long as the job lives."""
     result = _result_of(record)
     path = services.storage.folder(record.id).result(result.container)
-    if (result.expires_at and result.expires_at < now()) or not path.exists():
+    if record.media_removed_at or not path.exists():
         raise ResultExpiredError("The result of this job has been removed; submit the video again.")
     headers = {
         "ETag": f'"{result.sha256}"',

@@ -1,5 +1,7 @@
 """What clients see. These classes are the public wire format: they change only by addition within version 1."""
 
+from datetime import datetime
+
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.guarded_http import shown_url
@@ -95,7 +97,7 @@ class JobResult(BaseModel):
     width: int
     height: int
     frames: int
-    expires_at: AwareDatetime | None
+    expires_at: AwareDatetime | None = Field(description="When it may be removed: 410 from then on. Null: never.")
 
 
 class JobProblem(BaseModel):
@@ -154,7 +156,9 @@ class Readiness(BaseModel):
     workers: int | None = Field(description="Live worker processes; null when Redis cannot be asked.")
 
 
-def public_job(record: JobRecord, progress: Progress, queue_position: int | None) -> Job:
+def public_job(
+    record: JobRecord, progress: Progress, queue_position: int | None, result_expires_at: datetime | None = None
+) -> Job:
     """The job as clients see it. `progress`: the live figures; a finished job needs none."""
     path = f"/v1/jobs/{record.id}"
     if record.status == JobStatus.SUCCEEDED and record.result:
@@ -183,7 +187,11 @@ def public_job(record: JobRecord, progress: Progress, queue_position: int | None
             sha256=None if record.awaits_source else record.source_sha256,
             **(record.source.model_dump() if record.source else {}),
         ),
-        result=JobResult(url=f"{path}/result", **record.result.model_dump()) if record.result else None,
+        result=JobResult(
+            url=f"{path}/result", expires_at=result_expires_at, **record.result.model_dump(exclude={"expires_at"})
+        )
+        if record.result
+        else None,
         error=JobProblem(**record.error.model_dump()) if record.error else None,
         links=JobLinks(
             self=path,

@@ -106,6 +106,20 @@ class GatewaySettings(OutboundSettings):
     )
     janitor_seconds: float = Field(300.0, gt=0, description="How often expired and abandoned files are looked for.")
     max_queued_jobs: int = Field(1000, ge=1, description="With so many jobs waiting, new ones are refused for now.")
+    max_active_jobs_per_key: int = Field(
+        100, ge=0, description="Jobs of one API key that may wait or run at a time. 0: any number."
+    )
+    max_uploads: int = Field(
+        256,
+        ge=0,
+        description="Uploads that this gateway receives at a time. 0: any number.",
+    )
+    max_uploads_per_key: int = Field(
+        32, ge=0, description="The same of one API key, so that none keeps the others out. 0: any number."
+    )
+    max_source_bytes_per_key: int = Field(
+        0, ge=0, description="Bytes that sources and uploads of one API key may take together. 0: any number."
+    )
     enable_test_presets: bool = Field(False, description="Accept presets with random weights. For tests only.")
 
     @field_validator("api_keys", "allowed_hosts", mode="before")

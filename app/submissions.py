@@ -25,11 +25,15 @@ from app.errors import (
     IdempotencyConflictError,
     IdempotencyKeyReusedError,
     InvalidRequestError,
+    KeyStorageFullError,
     MalformedBodyError,
     OutOfDiskError,
     QueueUnavailableError,
     SourceUrlsOffError,
     TooManyJobsError,
+    TooManyKeyJobsError,
+    TooManyKeyUploadsError,
+    TooManyUploadsError,
     UnauthorizedError,
     UnknownPresetError,
     UnsupportedMediaTypeError,
@@ -43,6 +47,7 @@ from app.errors import (
 from app.forms import FILE_FIELD, FORM_OVERHEAD_BYTES, read_form
 from app.guarded_http import name_in_url
 from app.jobs import present_job
+from app.limits import upload_slot
 from app.schemas import WEBHOOK_URL_DESCRIPTION, Job, SubmitUpload, SubmitUrl
 from app.uploads import Incoming, body_chunks, content_length, moved_file, moved_upload
 from worker.contract.job import JobOptions, JobRecord
@@ -92,9 +97,14 @@ def _form_schema() -> dict[str, object]:
         WebhooksOffError,
         IdempotencyKeyReusedError,
         TooManyJobsError,
+        TooManyKeyJobsError,
+        TooManyUploadsError,
+        TooManyKeyUploadsError,
+        KeyStorageFullError,
         QueueUnavailableError,
         OutOfDiskError,
     ),
+    dependencies=[Depends(upload_slot)],
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -120,7 +130,7 @@ async def create_job(
     ] = None,
 ) -> Job:
     """The job is durable when this answers. Poll it at `Location`."""
-    await run_in_threadpool(refuse_when_full, services, owner, idempotency_key)
+    await run_in_threadpool(refuse_when_full, services, owner, idempotency_key, content_length(request) or 0)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     submit = {"multipart/form-data": _submit_form, "application/json": _submit_json}.get(media_type)
     if submit is None:

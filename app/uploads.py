@@ -1,44 +1,60 @@
-"""Receiving files: one sink for raw and multipart bodies, and the uploads that are not a job yet.
+"""Receiving files: one sink for raw, multipart and resumable bodies, and the uploads that are not a job yet.
 
-A file grows as `.part` in the uploads folder, on the disk where it will stay. Only when whole is it fsynced and
-renamed; whatever ends an upload early, down to a kill of this process, leaves nothing that is ever taken for a file.
+A file grows as `.part` in the uploads folder (a resumable one as `.tus`, see `app.tus`), on the disk where it will
+stay. Only when whole is it fsynced and renamed; whatever ends an upload early, down to a kill of this process, leaves
+nothing that is ever taken for a file.
 """
 
 import asyncio
 import fcntl
 import hashlib
 import os
+import re
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Self
+from typing import Annotated, Protocol, Self
 
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi import Path as PathParameter
 from starlette.concurrency import run_in_threadpool
 
-from app.dependencies import Services, ServicesDep, count_rejections, require_api_key
+from app.dependencies import OwnerDep, Services, ServicesDep, count_rejections, require_api_key
 from app.errors import (
     EmptyFileError,
     InvalidRequestError,
+    KeyStorageFullError,
     MalformedBodyError,
     OutOfDiskError,
+    QueueUnavailableError,
+    TooManyKeyUploadsError,
+    TooManyUploadsError,
     UnauthorizedError,
     UploadNotFoundError,
     UploadStalledError,
     UploadTooLargeError,
     responses,
 )
+from app.limits import refuse_beyond_key_bytes, upload_slot
 from app.schemas import UPLOAD_ID_PATTERN, Upload
 from worker.contract.storage import PARTIAL_SUFFIX, JobStorage, fsync_folder, out_of_disk_named
 
 log = structlog.get_logger(__name__)
 
+CONTENT_SUFFIX = ".tus"
+DESCRIPTION_SUFFIX = ".tus.json"
+
 _WRITE_BUFFER_BYTES = 1024 * 1024
+# What the kernel takes at once (IOV_MAX).
+_CHUNKS_PER_WRITE = 1024
+_PARTIAL_NAME = re.compile(r"[0-9a-f]{32}" + re.escape(PARTIAL_SUFFIX))
+_UPLOAD_NAME = re.compile(r"([0-9a-f]{12}-)?[0-9a-f]{64}\.([0-9a-f]{64}|tus|tus\.json)")
 
 router = APIRouter(tags=["uploads"], dependencies=[Depends(count_rejections), Depends(require_api_key)])
 
@@ -53,8 +69,13 @@ router = APIRouter(tags=["uploads"], dependencies=[Depends(count_rejections), De
         UploadTooLargeError,
         EmptyFileError,
         InvalidRequestError,
+        TooManyUploadsError,
+        TooManyKeyUploadsError,
+        KeyStorageFullError,
+        QueueUnavailableError,
         OutOfDiskError,
     ),
+    dependencies=[Depends(upload_slot)],
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -67,13 +88,16 @@ async def put_upload(
     request: Request,
     response: Response,
     services: ServicesDep,
+    owner: OwnerDep,
 ) -> Upload:
     """Then `POST /v1/jobs` with `{"upload_id": ...}`. The same id again replaces the file."""
-    with Incoming(services, content_length(request)) as incoming:
+    declared_bytes = content_length(request)
+    await run_in_threadpool(refuse_beyond_key_bytes, services, owner, declared_bytes or 0)
+    with Incoming(services, declared_bytes) as incoming:
         async for chunk in body_chunks(request, services.settings.upload_idle_timeout_seconds):
             await incoming.write(chunk)
         received = await incoming.finish()
-        await run_in_threadpool(keep_upload, services.storage, upload_id, received)
+        await run_in_threadpool(keep_upload, services.storage, owner, upload_id, received)
     return Upload(id=upload_id, size_bytes=received.size_bytes, sha256=received.sha256)
 
 
@@ -86,72 +110,131 @@ class ReceivedFile:
     sha256: str
 
 
+class Hash(Protocol):
+    """What hashlib gives; it has no public name of its own."""
+
+    def update(self, content: bytes, /) -> None: ...
+
+    def digest(self) -> bytes: ...
+
+    def hexdigest(self) -> str: ...
+
+
+class Sink:
+    """The end of a body: an open file. Each byte is counted, hashed and written once, in threads: others go on."""
+
+    def __init__(self, services: Services, file: FileIO, size_bytes: int = 0, hashes: Sequence[Hash] = ()) -> None:
+        """`file` is written at its end; `size_bytes` is where that is. `hashes` are fed with what comes."""
+        self.size_bytes = size_bytes
+        self._services = services
+        self._file = file
+        self._hashes = hashes
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        # A request that is cut off at the server's end leaves the thread that writes for it behind.
+        self._writing = threading.Lock()
+
+    async def write(self, chunk: bytes) -> None:
+        self.size_bytes += len(chunk)
+        if self.size_bytes > self._services.settings.max_upload_bytes:
+            raise UploadTooLargeError(self._services.settings.max_upload_bytes)
+        self._pending.append(chunk)
+        self._pending_bytes += len(chunk)
+        # A client that sends bytes one by one must not fill the memory with what surrounds each piece.
+        if self._pending_bytes >= _WRITE_BUFFER_BYTES or len(self._pending) == _CHUNKS_PER_WRITE:
+            await run_in_threadpool(self._flush)
+
+    async def sync(self) -> None:
+        """What was written is durable when this returns."""
+        await run_in_threadpool(self._sync)
+
+    def wait(self) -> None:
+        """Until no thread is writing any more: then the file may be closed."""
+        with self._writing:
+            pass
+
+    def _sync(self) -> None:
+        self._flush()
+        with self._writing, out_of_disk_named():
+            os.fsync(self._file.fileno())
+
+    def _flush(self) -> None:
+        with self._writing:
+            chunks, self._pending, self._pending_bytes = self._pending, [], 0
+            refuse_full_disk(self._services, sum(map(len, chunks)))
+            for chunk in chunks:
+                for one in self._hashes:
+                    one.update(chunk)
+                self._services.metrics.upload_bytes.inc(len(chunk))
+            with out_of_disk_named():
+                while chunks:
+                    chunks = _without(os.writev(self._file.fileno(), chunks), chunks)
+
+
 class Incoming:
     """A file being received. Leaving the context removes it unless it was renamed away."""
 
     def __init__(self, services: Services, declared_bytes: int | None) -> None:
         """`declared_bytes`: the request's Content-Length. Refused here, before the body, if it cannot be accepted."""
-        self._storage = services.storage
-        self._max_bytes = services.settings.max_upload_bytes
-        self._min_free_bytes = services.min_free_bytes
-        self._metrics = services.metrics
-        self._buffer = bytearray()
-        self._hash = hashlib.sha256()
-        self._size_bytes = 0
-        self._path = self._storage.uploads / f"{os.urandom(16).hex()}{PARTIAL_SUFFIX}"
-        if declared_bytes is not None:
-            self._refuse_too_large(declared_bytes)
-        self._refuse_full_disk(declared_bytes or 0)
+        refuse_upload(services, declared_bytes or 0)
+        self._services = services
 
     def __enter__(self) -> Self:
-        with out_of_disk_named():
-            self._file = self._path.open("xb", buffering=0)
-        # The kernel drops the lock when this process dies: `sweep_uploads` tells the dead from the living by it.
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._path, self._file = _new_partial_file(self._services.storage)
+        self._hash = hashlib.sha256()
+        self._sink = Sink(self._services, self._file, hashes=[self._hash])
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._path.unlink(missing_ok=True)
+        self._sink.wait()
         self._file.close()
 
     async def write(self, chunk: bytes) -> None:
-        self._size_bytes += len(chunk)
-        self._refuse_too_large(self._size_bytes)
-        self._buffer += chunk
-        if len(self._buffer) >= _WRITE_BUFFER_BYTES:
-            await run_in_threadpool(self._flush)
+        await self._sink.write(chunk)
 
     async def finish(self) -> ReceivedFile:
         """The file is durable when this returns."""
-        if not self._size_bytes:
+        if not self._sink.size_bytes:
             raise EmptyFileError("The file has no bytes.")
-        await run_in_threadpool(self._sync)
-        return ReceivedFile(self._path, self._size_bytes, self._hash.hexdigest())
+        await self._sink.sync()
+        return ReceivedFile(self._path, self._sink.size_bytes, self._hash.hexdigest())
 
-    def _sync(self) -> None:
-        self._flush()
+
+def refuse_upload(services: Services, declared_bytes: int) -> None:
+    """Asked at the start of every upload, before a byte of it is read."""
+    if declared_bytes > services.settings.max_upload_bytes:
+        raise UploadTooLargeError(services.settings.max_upload_bytes)
+    refuse_full_disk(services, declared_bytes)
+
+
+def refuse_full_disk(services: Services, more_bytes: int) -> None:
+    if services.storage.free_bytes() - more_bytes < services.min_free_bytes:
+        raise OutOfDiskError("The service's disk is nearly full. Try again later, or tell its operator.")
+
+
+def _new_partial_file(storage: JobStorage) -> tuple[Path, FileIO]:
+    """Locked: the kernel drops the lock when this process dies, and `sweep_dead_uploads` tells the dead by that."""
+    while True:
+        path = storage.uploads / f"{os.urandom(16).hex()}{PARTIAL_SUFFIX}"
         with out_of_disk_named():
-            os.fsync(self._file.fileno())
+            file = path.open("xb", buffering=0)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return path, file
+        # Taken for a dead one in the moment before the lock.
+        file.close()
 
-    def _flush(self) -> None:
-        self._refuse_full_disk(len(self._buffer))
-        content = memoryview(bytes(self._buffer))
-        self._buffer.clear()
-        self._hash.update(content)
-        self._metrics.upload_bytes.inc(len(content))
-        with out_of_disk_named():
-            while content:
-                content = content[self._file.write(content) :]
 
-    def _refuse_too_large(self, size_bytes: int) -> None:
-        if size_bytes > self._max_bytes:
-            raise UploadTooLargeError(self._max_bytes)
-
-    def _refuse_full_disk(self, more_bytes: int) -> None:
-        if self._storage.free_bytes() - more_bytes < self._min_free_bytes:
-            raise OutOfDiskError("The service's disk is nearly full. Try again later, or tell its operator.")
+def _without(written_bytes: int, chunks: list[bytes]) -> list[bytes]:
+    """What a write that stopped early has left over."""
+    for number, chunk in enumerate(chunks):
+        if written_bytes < len(chunk):
+            return [chunk[written_bytes:], *chunks[number + 1 :]]
+        written_bytes -= len(chunk)
+    return []
 
 
 async def body_chunks(request: Request, idle_timeout_seconds: float) -> AsyncIterator[bytes]:
@@ -176,26 +259,26 @@ def content_length(request: Request) -> int | None:
     return None if declared is None else int(declared)
 
 
-# --- uploads that are not a job yet: {sha256 of the id}.{sha256 of the content} ---------------------------------------
+# --- uploads that are not a job yet: [{owner}-]{sha256 of the id}.{sha256 of the content} -----------------------------
 
 
-def keep_upload(storage: JobStorage, upload_id: str, received: ReceivedFile) -> None:
-    """Publish a received file under its id. Of two files of one id the newer counts."""
-    target = storage.uploads / f"{_upload_key(upload_id)}.{received.sha256}"
+def keep_upload(storage: JobStorage, owner: str | None, upload_id: str, received: ReceivedFile) -> None:
+    """Publish a received file under its id. Of two files of one id the newer counts. Durable when this returns."""
+    target = storage.uploads / f"{upload_key(owner, upload_id)}.{received.sha256}"
     # The file system's own clock is too coarse to order two small uploads.
     moment_ns = time.time_ns()
     os.utime(received.path, ns=(moment_ns, moment_ns))
     received.path.rename(target)
     fsync_folder(storage.uploads)
-    versions = _versions(storage, upload_id)
+    versions = finished_uploads(storage, owner, upload_id)
     for older in versions[: versions.index(target)] if target in versions else []:
         older.unlink(missing_ok=True)
 
 
 @contextmanager
-def moved_upload(storage: JobStorage, upload_id: str, target: Path) -> Iterator[ReceivedFile]:
+def moved_upload(storage: JobStorage, owner: str | None, upload_id: str, target: Path) -> Iterator[ReceivedFile]:
     """Move an upload to `target`. If the caller then fails, it is put back, so that the client can try again."""
-    versions = _versions(storage, upload_id)
+    versions = finished_uploads(storage, owner, upload_id)
     if not versions:
         raise UploadNotFoundError(upload_id)
     upload = versions[-1]
@@ -219,25 +302,15 @@ def moved_file(received: ReceivedFile, target: Path) -> Iterator[ReceivedFile]:
     yield received
 
 
-def sweep_uploads(storage: JobStorage, retention_seconds: float) -> None:
-    """Remove what killed processes left half received, and finished uploads that nobody made a job of."""
-    oldest_kept = time.time() - retention_seconds
-    for path in storage.uploads.iterdir():
-        with suppress(FileNotFoundError):  # finished, or swept by another gateway
-            abandoned = path.suffix == PARTIAL_SUFFIX and not _is_locked(path)
-            if abandoned or path.stat().st_mtime < oldest_kept:
-                path.unlink()
-                log.info("removed an abandoned upload", file=path.name)
+def upload_key(owner: str | None, upload_id: str) -> str:
+    """What the names of an upload's files begin with. Every API key has its own space of ids."""
+    return (f"{owner}-" if owner else "") + hashlib.sha256(upload_id.encode()).hexdigest()
 
 
-def _upload_key(upload_id: str) -> str:
-    return hashlib.sha256(upload_id.encode()).hexdigest()
-
-
-def _versions(storage: JobStorage, upload_id: str) -> list[Path]:
+def finished_uploads(storage: JobStorage, owner: str | None, upload_id: str) -> list[Path]:
     """Oldest first; more than one only for the moment in which an upload replaces another."""
     found = []
-    for path in storage.uploads.glob(f"{_upload_key(upload_id)}.*"):
+    for path in storage.uploads.glob(f"{upload_key(owner, upload_id)}.{'[0-9a-f]' * 64}"):
         try:
             found.append((path.stat().st_mtime_ns, path))
         except FileNotFoundError:
@@ -245,10 +318,41 @@ def _versions(storage: JobStorage, upload_id: str) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def _is_locked(path: Path) -> bool:
+def sweep_dead_uploads(storage: JobStorage) -> int:
+    """Remove what killed processes left half received; return how many."""
+    return _sweep(storage, _PARTIAL_NAME, lambda path: True)
+
+
+def sweep_old_uploads(storage: JobStorage, is_old: Callable[[Path], bool]) -> int:
+    """Remove uploads that were never finished, or never made a job of; return how many files."""
+
+    def is_unwanted(path: Path) -> bool:
+        # The description of an unfinished upload lives as long as that, however long ago it was written.
+        is_needed = path.name.endswith(DESCRIPTION_SUFFIX) and path.with_suffix("").exists()
+        return is_old(path) and not is_needed
+
+    return _sweep(storage, _UPLOAD_NAME, is_unwanted)
+
+
+def _sweep(storage: JobStorage, name: re.Pattern[str], is_wanted: Callable[[Path], bool]) -> int:
+    """Only regular files that are named as ours are: nobody knows what others are for."""
+    removed = 0
+    with os.scandir(storage.uploads) as entries:
+        found = [Path(one) for one in entries if one.is_file(follow_symlinks=False) and name.fullmatch(one.name)]
+    for path in found:
+        with suppress(FileNotFoundError):  # finished, or swept by another gateway
+            if is_wanted(path) and _removed_unless_held(path):
+                removed += 1
+                log.info("removed an abandoned upload", file=path.name)
+    return removed
+
+
+def _removed_unless_held(path: Path) -> bool:
+    """Whether it is gone now. Removed under its lock, so that nobody begins to write it meanwhile."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return True
-    return False
+            return False
+        path.unlink()
+    return True

@@ -1,7 +1,6 @@
 """A job is accepted durably or not at all, from a form or from an upload."""
 
 import json
-import os
 from pathlib import Path
 
 import httpx2
@@ -10,7 +9,6 @@ from redis import Redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from app.acceptance import sweep_remains
 from app.embedded_redis import EmbeddedRedis
 from tests.app.conftest import RunningGateway, StartGateway
 from worker.contract.failure import FailureCode
@@ -409,26 +407,6 @@ def test_a_worker_that_starts_the_job_before_it_is_indexed_has_the_last_word(
     record = gateway.storage.read_record(job["id"])
     assert record is not None
     assert record.status == JobStatus.FAILED
-
-
-def test_what_a_killed_gateway_left_is_swept(gateway: RunningGateway) -> None:
-    # Given a job, the remains of a killed acceptance, an acceptance under way, and a half deleted job
-    job = submit(gateway).json()
-    for name, age_seconds in (("0" * 20, 7200), ("1" * 20, 1)):
-        folder = gateway.storage.make_folder(name)
-        folder.source.write_bytes(b"abc")
-        moment = folder.path.stat().st_mtime - age_seconds
-        os.utime(folder.path, (moment, moment))
-
-    (gateway.storage.deleted / "2").mkdir()
-    (gateway.storage.deleted / "2" / "source").write_bytes(b"abc")
-
-    # When
-    sweep_remains(gateway.storage)
-
-    # Then
-    assert list(gateway.storage.deleted.iterdir()) == []
-    assert sorted(path.name for path in gateway.storage.jobs.iterdir()) == sorted(["1" * 20, job["id"]])
 
 
 def test_the_record_on_disk_is_plain_json(gateway: RunningGateway) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.uploads import sweep_uploads
+from app.uploads import sweep_old_uploads
 from tests.app.conftest import RunningGateway, StartGateway, wait_until
 
 MEBIBYTE = 1024 * 1024
@@ -162,7 +162,7 @@ def test_what_a_killed_gateway_half_received_is_swept_and_a_living_upload_is_not
     client = _connection(gateway)
     client.sendall(b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nab")
     wait_until(lambda: len(gateway.files()) == 1)
-    (gateway.storage.uploads / "0123.part").write_bytes(b"half")
+    (gateway.storage.uploads / f"{'0' * 32}.part").write_bytes(b"half")
 
     # When another gateway starts on the same storage
     start_gateway()
@@ -179,9 +179,9 @@ def test_a_finished_upload_that_nobody_made_a_job_of_expires(gateway: RunningGat
     gateway.http.put("/v1/uploads/clip", content=b"abc")
 
     # When it is swept with patience, and then with none
-    sweep_uploads(gateway.storage, retention_seconds=3600)
+    sweep_old_uploads(gateway.storage, lambda path: False)
     kept = gateway.files()
-    sweep_uploads(gateway.storage, retention_seconds=-1)
+    sweep_old_uploads(gateway.storage, lambda path: True)
 
     # Then
     assert len(kept) == 1

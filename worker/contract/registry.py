@@ -7,6 +7,7 @@ vsr:progress:{id}        hash   frames_total, segments_total, frames_done (of fi
 vsr:segments:{id}        set    indexes of the finished segments
 vsr:jobs, vsr:jobs:{status}     sorted sets of ids by time of creation
 vsr:owner:{owner}:jobs, ...     the same of one API key's jobs alone
+vsr:owner:{owner}:source-bytes  hash   bytes of each of its jobs' sources, as far as they are kept
 """
 
 import time
@@ -104,6 +105,8 @@ class JobRegistry:
                 pipe.delete(_job_key(job_id), _progress_key(job_id), _segments_key(job_id))
                 for key in _all_indexes(record.owner if record else None):
                     pipe.zrem(key, job_id)
+                if record and record.owner:
+                    pipe.hdel(_source_bytes_key(record.owner), job_id)
                 forget_errands(pipe, job_id)
                 pipe.execute()
 
@@ -165,6 +168,10 @@ class JobRegistry:
     def count(self, status: JobStatus, owner: str | None = None) -> int:
         """`owner`: only jobs of this API key."""
         return int(self._redis.zcard(_index_key(status, owner)))
+
+    def source_bytes(self, owner: str) -> int:
+        """What the sources of this API key's jobs take on the disk."""
+        return sum(int(size) for size in cast(list[bytes], self._redis.hvals(_source_bytes_key(owner))))
 
     def unfinished_ids(self) -> list[str]:
         return [
@@ -242,6 +249,10 @@ class JobRegistry:
     def _index_in(self, pipe: Pipeline, record: JobRecord, *, has_just_ended: bool = False) -> None:
         pipe.hset(_job_key(record.id), "record", record.model_dump_json())
         expect_errands(pipe, record, has_just_ended=has_just_ended)
+        if record.owner and record.media_removed_at is None:
+            pipe.hset(_source_bytes_key(record.owner), record.id, record.source_size_bytes)
+        elif record.owner:
+            pipe.hdel(_source_bytes_key(record.owner), record.id)
         holding = _indexes_holding(record)
         for key in _all_indexes(record.owner):
             if key in holding:
@@ -276,6 +287,10 @@ def _segments_key(job_id: str) -> str:
 def _index_key(status: JobStatus | None, owner: str | None = None) -> str:
     jobs = f"vsr:owner:{owner}:jobs" if owner else "vsr:jobs"
     return f"{jobs}:{status}" if status else jobs
+
+
+def _source_bytes_key(owner: str) -> str:
+    return f"vsr:owner:{owner}:source-bytes"
 
 
 def _all_indexes(owner: str | None) -> list[str]:
