@@ -60,6 +60,9 @@ class CourierSettings(OutboundSettings):
     courier_fetches: int = Field(2, ge=1, le=64, description="Sources that are fetched at a time.")
     courier_deliveries: int = Field(4, ge=1, le=64, description="Webhooks that are delivered at a time.")
     courier_claim_seconds: float = Field(15.0, gt=0, description="A courier silent for longer is taken for lost.")
+    courier_reconcile_seconds: float = Field(
+        10.0, gt=0, description="How often the courier looks whether Redis has lost its memory."
+    )
     source_idle_timeout_seconds: float = Field(
         30.0, gt=0, description="A source's host that sends nothing for so long is given up for now."
     )

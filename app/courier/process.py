@@ -42,7 +42,6 @@ log = structlog.get_logger(__name__)
 _POLL_SECONDS = 0.25
 _REDIS_AWAY_SECONDS = 1.0
 _LOOK_FOR_END_SECONDS = 0.5
-_INDEX_SECONDS = 10.0
 # After a bug: nobody knows what would help, and it must not be met in a circle.
 _AFTER_CRASH_SECONDS = 60.0
 # A delivery takes 15 s at most; a download stops at once.
@@ -264,7 +263,7 @@ class Courier:
             time.sleep(_POLL_SECONDS)
             if time.monotonic() < look_at:
                 continue
-            look_at = time.monotonic() + _INDEX_SECONDS
+            look_at = time.monotonic() + self._settings.courier_reconcile_seconds
             try:
                 if not (is_indexed and self._redis.exists(_INDEXED_KEY)):
                     self._index()
