@@ -16,7 +16,7 @@ from redis.retry import Retry
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
-from app import documentation, health, jobs, models, results, submissions, uploads, webhooks
+from app import documentation, health, jobs, models, results, submissions, tus, uploads, webhooks
 from app.dependencies import Services
 from app.documentation import DocumentedApi
 from app.errors import add_error_handlers
@@ -26,6 +26,7 @@ from app.keys import ApiKeys
 from app.limits import UploadSlots
 from app.metrics import GatewayMetrics
 from app.middleware import AccessLogMiddleware, SecurityHeadersMiddleware
+from app.resumable import Turns
 from app.settings import GatewaySettings
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
@@ -46,6 +47,7 @@ class RedisAddressError(Exception):
 
 class State(TypedDict):
     services: Services
+    upload_turns: Turns
 
 
 def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage_settings: StorageSettings) -> FastAPI:
@@ -74,7 +76,7 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         await run_in_threadpool(_prepare, services, janitor)
         with janitor.at_work():
-            yield State(services=services)
+            yield State(services=services, upload_turns=Turns())
         redis.close()
 
     app = DocumentedApi(
@@ -90,10 +92,12 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
             Middleware(CorrelationIdMiddleware),
             Middleware(AccessLogMiddleware),
             Middleware(SecurityHeadersMiddleware),
+            Middleware(tus.TusMiddleware),
         ],
     )
-    for module in (uploads, submissions, jobs, results, webhooks, models, health, documentation):
+    for module in (uploads, tus, submissions, jobs, results, webhooks, models, health, documentation):
         app.include_router(module.router)
+    app.include_router(tus.options_router)
     add_error_handlers(app)
     Instrumentator(registry=services.metrics.prometheus).instrument(app)
     return app

@@ -36,7 +36,7 @@ def test_an_unknown_path_is_a_problem(gateway: RunningGateway) -> None:
         ("PATCH", "/v1/jobs", "GET, POST"),
         ("PUT", f"/v1/jobs/{'0' * 20}", "DELETE, GET"),
         ("POST", f"/v1/jobs/{'0' * 20}/result", "GET, HEAD"),
-        ("GET", "/v1/uploads/a", "PUT"),
+        ("GET", "/v1/uploads/a", "DELETE, HEAD, PATCH, PUT"),
         ("DELETE", "/healthz", "GET"),
     ],
 )
