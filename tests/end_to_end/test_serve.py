@@ -29,6 +29,7 @@ def serving(storage: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
         "PYTHONPATH": str(REPOSITORY),
         "VSR_STORAGE_DIR": str(storage),
         "VSR_METRICS_PORT": "0",
+        "VSR_COURIER_METRICS_PORT": "0",
         "VSR_ENABLE_TEST_PRESETS": "true",
     }
     environment.pop("VSR_REDIS_URL", None)
