@@ -1,11 +1,13 @@
 """One worker process: loads its model once, then takes tasks from the queue until it is told to stop.
 
-Started by the supervisor as `python -m worker.process NAME`, with its settings in the environment. It ends with one of
-`worker.exit_codes.ExitCode`.
+Started by the supervisor as `python -m worker.process`, with its settings in the environment. With everything imported,
+which takes most of the time of a start, it waits for its name on standard input: until then it is nobody's, and may be
+kept as a spare. It ends with one of `worker.exit_codes.ExitCode`.
 """
 
-import argparse
+import json
 import logging
+import os
 import sys
 from types import FrameType
 
@@ -40,8 +42,12 @@ _WORKER_TTL_SECONDS = 35
 _BEATS_BEFORE_FORGOTTEN = 4
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = _parse(arguments)
+def main() -> int:
+    place = sys.stdin.readline()
+    if not place:  # the supervisor has no use for it
+        return ExitCode.OK
+    name, environment = json.loads(place)
+    os.environ.update(environment)
     settings, redis_settings, storage_settings = WorkerSettings(), RedisSettings(), StorageSettings()
     log_settings = LogSettings()
     configure_logging(log_settings.log_format, log_settings.log_level)
@@ -61,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("worker_cannot_start", code=failure.code, reason=failure.message)
         return EXIT_CODE_OF_FAILURE.get(failure.code, ExitCode.BUG)
 
-    worker = VideoWorker(options.name, queue, settings.lease_seconds)
+    worker = VideoWorker(name, queue, settings.lease_seconds)
     announcement_ttl_seconds = round(settings.lease_seconds / 3 * _BEATS_BEFORE_FORGOTTEN)
     watch = TaskWatch(
         worker,
@@ -143,12 +149,6 @@ class VideoWorker(SimpleWorker):
 
     def handle_exception(self, job: Job, *exc_info: object) -> None:
         """`worker.tasks` has logged it with the job's context."""
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m worker.process", description=__doc__)
-    parser.add_argument("name", help="of this worker in Redis; its supervisor must know it")
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

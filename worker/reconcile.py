@@ -45,6 +45,7 @@ class Reconciler:
             self._recovery.forget_expired()
             self._rebuild_index()
             for job_id in self._registry.unfinished_ids():
+                lock.reacquire()
                 with _unreadable_files_logged(job_id):
                     if record := self._storage.read_record(job_id):
                         self._reconcile(record)

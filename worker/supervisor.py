@@ -2,12 +2,14 @@
 
 It never imports torch, so that it stays small and cannot crash with the GPU. What it does, again and again:
 
-- a process died: give its task back to the queue at once, start another;
+- a process died: give its task back to the queue at once, and put the spare in its place, which is kept ready for that;
 - a process lost its task to another worker, or hangs so hard that even its own watch cannot run: kill it;
+- every second: take back the tasks of hosts that fell silent for longer than the lease;
 - every ten seconds: reconcile the queue with storage;
 - asked to stop: ask the processes, which give their tasks back, and kill those that take too long.
 """
 
+import json
 import os
 import signal
 import socket
@@ -15,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -47,6 +51,7 @@ _POLL_SECONDS = 0.05
 # A process that dies before it ever took a task waits before it is started again; one that did work does not.
 _RESPAWN_DELAYS_SECONDS = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0)
 _LOOK_SECONDS = 1.0
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def run_worker(
@@ -104,8 +109,8 @@ def run_worker(
             PROMETHEUS_MULTIPROC_DIR=metrics_folder,
         )
         # What the user has set for the allocator and OpenMP stays, as in `vsr upscale`.
-        slots = [Slot(CPU_ENVIRONMENT | environment | extra) for extra in _shares(settings, workers)]
-        supervisor = Supervisor(redis, storage, metrics, slots, settings)
+        slots = [Slot(extra) for extra in _shares(settings, workers)]
+        supervisor = Supervisor(redis, storage, metrics, slots, settings, CPU_ENVIRONMENT | environment)
         try:
             return supervisor.run()
         finally:
@@ -118,7 +123,7 @@ def _shares(settings: WorkerSettings, workers: int) -> list[dict[str, str]]:
     count = workers or max(1, len(gpus))
     # The same fixed number for all: left alone, each process would start one thread per core and wait for the others'.
     threads = str(settings.cpu_threads or max(1, _cores() // count))
-    shares = [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(count)]
+    shares = [dict.fromkeys(_THREADS, threads) for _ in range(count)]
     if len(gpus) > 1:
         for number, share in enumerate(shares):
             share["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
@@ -141,9 +146,9 @@ class Slot:
     """A place for one worker process; processes come and go in it."""
 
     environment: dict[str, str]
+    """What its processes get beside the environment of all: their GPU, their part of the cores."""
     process: subprocess.Popen[bytes] | None = None
     name: str = ""
-    started_at: float = 0.0
     start_at: float = 0.0
     early_deaths: int = 0
 
@@ -166,9 +171,12 @@ class Supervisor:
         metrics: SupervisorMetrics,
         slots: list[Slot],
         settings: WorkerSettings,
+        environment: dict[str, str],
     ) -> None:
         self._metrics = metrics
         self._slots = slots
+        self._environment = environment
+        self._spare: subprocess.Popen[bytes] | None = None
         self._settings = settings
         self._storage = storage
         queue = TaskQueue(redis)
@@ -220,17 +228,34 @@ class Supervisor:
     def _start(self, slot: Slot) -> None:
         # A name of its own for every process: what is told about one can never be taken for another.
         slot.name = f"{socket.gethostname()}.{uuid4().hex[:12]}"
-        slot.started_at = time.monotonic()
-        slot.process = subprocess.Popen(
-            [sys.executable, "-m", "worker.process", slot.name],
-            env=slot.environment,
-            stdin=subprocess.DEVNULL,
+        slot.process, self._spare = self._living_spare() or self._new_process(slot.environment), None
+        log.info("worker_process_started", worker=slot.name, pid=slot.process.pid)
+        assert slot.process.stdin is not None
+        with suppress(BrokenPipeError), slot.process.stdin as place:  # broken: it died just now, and is buried next
+            place.write(json.dumps([slot.name, slot.environment]).encode() + b"\n")
+
+    def _new_process(self, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "worker.process"],
+            env=self._environment | dict(environment),
+            stdin=subprocess.PIPE,
             # Ctrl-C in a terminal is for the supervisor, which stops its processes in order.
             start_new_session=True,
             # A process without its supervisor would have nobody to give its task back, and a twin with the next one.
             preexec_fn=ending_with_parent(signal.SIGKILL),
         )
-        log.info("worker_process_started", worker=slot.name, pid=slot.process.pid)
+
+    def _living_spare(self) -> "subprocess.Popen[bytes] | None":
+        return self._spare if self._spare and self._spare.poll() is None else None
+
+    def _keep_a_spare(self) -> None:
+        """Made while all are at work: so it takes nothing from a process that starts."""
+        if not self._settings.spare_process or self._living_spare():
+            return
+        if all(slot.process and self._recovery.is_registered(slot.name) for slot in self._slots):
+            # All slots have the same number of threads; the GPU is named when the spare gets its place.
+            threads = {name: value for name, value in self._slots[0].environment.items() if name in _THREADS}
+            self._spare = self._new_process(threads)
 
     def _bury(self, slot: Slot, pid: int, returncode: int) -> None:
         reason = _reason_of(returncode)
@@ -284,6 +309,10 @@ class Supervisor:
             if time.monotonic() >= self._reconcile_at:
                 self._reconcile_at = time.monotonic() + self._settings.reconcile_seconds
                 self._reconciler.run(reap_expired_leases=self._redis_was_there_all_along())
+            elif self._redis_was_there_all_along() and self._recovery.has_expired_leases():
+                with self._recovery.lock():
+                    self._recovery.reap_expired_leases()
+            self._keep_a_spare()
         except RedisError as error:
             _raise_unless_it_passes(error)
             if not self._redis_is_away:
@@ -306,6 +335,9 @@ class Supervisor:
 
     def _drain(self) -> None:
         """Ask all, then wait together, then kill the rest: their tasks lose no attempt by it."""
+        if spare := self._living_spare():
+            spare.kill()  # it holds nothing
+            spare.wait()
         running = [slot for slot in self._slots if slot.process]
         for slot in running:
             if slot.process:
