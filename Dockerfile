@@ -55,9 +55,13 @@ RUN --mount=type=cache,target=/var/cache/pip \
     chmod -R a+rX . \
  && pip install --no-deps --editable .
 
+# The metrics have a port of their own, for Prometheus on the inner network: with the API they would need a key.
 ENV VSR_HOST=0.0.0.0 \
-    VSR_PORT=8000
+    VSR_PORT=8000 \
+    VSR_GATEWAY_METRICS_HOST=0.0.0.0 \
+    VSR_GATEWAY_METRICS_PORT=9102
 EXPOSE 8000
+EXPOSE 9102
 # Of `vsr courier`, its metrics.
 EXPOSE 9101
 USER 10001:10001

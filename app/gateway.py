@@ -98,6 +98,9 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
     for module in (uploads, tus, submissions, jobs, results, webhooks, models, health, documentation):
         app.include_router(module.router)
     app.include_router(tus.options_router)
+    if settings.gateway_metrics_port is None:
+        app.include_router(health.metrics_router)
+    app.state.prometheus = services.metrics.prometheus
     add_error_handlers(app)
     Instrumentator(registry=services.metrics.prometheus).instrument(app)
     return app

@@ -1,20 +1,26 @@
-"""Alive, ready, and the metrics. Open without a key: they tell what is missing and how much, nothing about a job."""
+"""Alive and ready, open without a key: they tell what is missing, nothing about a job. And the metrics, which are not.
+
+How busy the service is, and what its users do wrong, is the operator's business: /metrics is behind a key, or on a port
+of its own (`gateway_metrics_port`), which only Prometheus reaches.
+"""
 
 import os
 from typing import cast
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from app.dependencies import Services, ServicesDep
+from app.dependencies import Services, ServicesDep, require_api_key
+from app.errors import UnauthorizedError, responses
 from app.metrics import worker_states
 from app.schemas import Health, Readiness
 
 router = APIRouter(tags=["health"])
+metrics_router = APIRouter(tags=["health"], dependencies=[Depends(require_api_key)])
 
 
 @router.get("/healthz", summary="Is the process alive?")
@@ -44,7 +50,12 @@ def get_readiness(services: ServicesDep, response: Response) -> Readiness:
     return Readiness(status="not_ready" if missing else "ready", missing=missing, warnings=warnings, workers=workers)
 
 
-@router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
+@metrics_router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=PlainTextResponse,
+    responses=responses(UnauthorizedError),
+)
 def get_metrics(services: ServicesDep) -> Response:
     return Response(generate_latest(services.metrics.prometheus), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 

@@ -9,6 +9,7 @@ from types import FrameType
 
 import structlog
 import uvicorn
+from prometheus_client import CollectorRegistry, start_http_server
 
 from app.gateway import RedisAddressError, create_app
 from app.keys import KeysError
@@ -46,7 +47,7 @@ def serve_gateway(
     except (RedisAddressError, KeysError) as error:
         raise GatewayStartError(str(error)) from error
     prepare_storage(storage_settings)
-    with _listening(settings.host, settings.port) as listener:
+    with _metrics_served(settings, app.state.prometheus), _listening(settings.host, settings.port) as listener:
         config = uvicorn.Config(
             app,
             timeout_graceful_shutdown=_GRACEFUL_SHUTDOWN_SECONDS,
@@ -72,6 +73,28 @@ def prepare_storage(settings: StorageSettings) -> None:
         raise GatewayStartError(
             f"the storage folder {settings.storage_dir} cannot be used ({error.strerror}): set VSR_STORAGE_DIR"
         ) from error
+
+
+@contextmanager
+def _metrics_served(settings: GatewaySettings, registry: CollectorRegistry) -> Iterator[None]:
+    """On a port of their own, where that is asked for."""
+    if settings.gateway_metrics_port is None:
+        yield
+        return
+    host, port = settings.gateway_metrics_host, settings.gateway_metrics_port
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise GatewayStartError(
+            f"cannot serve metrics on {host} port {port} ({error.strerror}): choose another by VSR_GATEWAY_METRICS_PORT"
+        ) from error
+    log.info("metrics are served on a port of their own", host=host, port=server.server_port)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 class _Server(uvicorn.Server):

@@ -107,6 +107,16 @@ class GatewaySettings(OutboundSettings):
         ge=0,
         description="After that a job is remembered for so long, with its report: 410 and not 404. 0: for ever.",
     )
+    gateway_metrics_host: str = Field(
+        "127.0.0.1", description="Address of the gateway's own /metrics; 0.0.0.0 in a container."
+    )
+    gateway_metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of the gateway's own /metrics, open to whoever reaches it; 0: any free one. None: it is "
+        "served with the API, behind a key.",
+    )
     janitor_seconds: float = Field(300.0, gt=0, description="How often expired and abandoned files are looked for.")
     max_queued_jobs: int = Field(1000, ge=1, description="With so many jobs waiting, new ones are refused for now.")
     max_active_jobs_per_key: int = Field(

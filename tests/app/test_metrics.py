@@ -12,9 +12,9 @@ from tests.app.test_health import register_worker
 from worker.contract.queue import TaskQueue
 
 
-def scrape(gateway: RunningGateway) -> dict[str, float]:
+def scrape(gateway: RunningGateway, **headers: str) -> dict[str, float]:
     """Samples by name and labels, as Prometheus writes them: `vsr_jobs{status="queued"}`."""
-    answer = gateway.http.get("/metrics")
+    answer = gateway.http.get("/metrics", headers=headers)
     assert answer.status_code == 200
     assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     samples = {}
@@ -78,7 +78,7 @@ def test_refusals_are_counted_by_reason(start_gateway: StartGateway) -> None:
     gateway.http.put("/v1/uploads/a.b", content=b"x", headers=key)
     gateway.http.post("/v1/jobs", files={"file": ("a", b"")}, headers=key)
     gateway.http.get("/v1/jobs")
-    samples = scrape(gateway)
+    samples = scrape(gateway, **key)
 
     # Then those that did not submit anything are not among them
     counted = {name: value for name, value in samples.items() if name.startswith("vsr_jobs_rejected_total") and value}

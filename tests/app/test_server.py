@@ -31,9 +31,12 @@ sys.exit(7)
 
 
 @contextmanager
-def gateway_process(redis_url: str, storage_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def gateway_process(
+    redis_url: str, storage_dir: Path, extra: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A gateway in a process of its own, and its address. Exits with 7 when `serve_gateway` returns."""
     environment = {"VSR_REDIS_URL": redis_url, "VSR_STORAGE_DIR": str(storage_dir), "VSR_MIN_FREE_BYTES": "0"}
+    environment |= extra or {}
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -123,3 +126,32 @@ def begin_upload(url: str, storage_dir: Path) -> socket.socket:
     client.sendall(b"PUT /v1/uploads/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nabc")
     wait_until(lambda: list((storage_dir / "uploads").glob("*.part")))
     return client
+
+
+def test_metrics_have_a_port_of_their_own_where_that_is_asked_for(redis_url: str, tmp_path: Path) -> None:
+    # Given a gateway with keys that serves its metrics elsewhere
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    extra = {"VSR_GATEWAY_METRICS_PORT": str(port), "VSR_API_KEYS": "key"}
+    with gateway_process(redis_url, tmp_path, extra) as (_, url):
+        # When
+        own = httpx2.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
+        with_the_api = httpx2.get(f"{url}/metrics", headers={"X-API-Key": "key"}, trust_env=False)
+
+    # Then
+    assert own.status_code == 200
+    assert "vsr_jobs_submitted_total 0.0" in own.text
+    assert with_the_api.status_code == 404
+
+
+def test_a_port_for_metrics_that_is_in_use_is_one_clear_line(redis_url: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        settings = GatewaySettings(port=0, gateway_metrics_port=other.getsockname()[1])
+        with pytest.raises(GatewayStartError, match=r"cannot serve metrics on .*VSR_GATEWAY_METRICS_PORT"):
+            serve_gateway(settings, *settings_for(redis_url, tmp_path))
+
+
+def test_a_keys_file_that_is_not_there_stops_the_start(redis_url: str, tmp_path: Path) -> None:
+    settings = GatewaySettings(host="0.0.0.0", port=0, api_keys_file=tmp_path / "missing")
+    with pytest.raises(GatewayStartError, match=r"the keys file .* cannot be read: No such file"):
+        serve_gateway(settings, *settings_for(redis_url, tmp_path))

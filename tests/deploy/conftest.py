@@ -28,7 +28,7 @@ def served_series(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> s
         RedisSettings(redis_url=SecretStr(redis_url)),
         StorageSettings(storage_dir=tmp_path_factory.mktemp("storage")),
     )
-    with TestClient(gateway) as client:
+    with TestClient(gateway, base_url="http://127.0.0.1:8000", client=("127.0.0.1", 1234)) as client:
         client.get("/healthz")
         pages = [client.get("/metrics").text]
 

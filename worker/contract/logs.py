@@ -7,17 +7,18 @@ libraries that log through the standard library.
 import logging
 import re
 import sys
-from typing import Literal
+import traceback
+from typing import Literal, TextIO
 
 import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
 LogFormat = Literal["json", "console"]
 
 _MASK = "***"
 _SECRET_NAME = re.compile(r"api[-_]?keys?$|authorization|password|secret|token", re.IGNORECASE)
-# The user and password of an address such as redis://:password@host.
-_USER_INFO = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+# The user and password of an address such as redis://:password@host, and what is named so in its query.
+_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+(?=@)|(?<=password=)[^&\s\"']+")
 
 
 def configure_logging(log_format: LogFormat = "json", level: str = "INFO") -> None:
@@ -32,7 +33,7 @@ def configure_logging(log_format: LogFormat = "json", level: str = "INFO") -> No
     renderer: list[Processor] = (
         [structlog.processors.format_exc_info, mask_secrets, structlog.processors.JSONRenderer()]
         if log_format == "json"
-        else [mask_secrets, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [mask_secrets, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback)]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -54,11 +55,16 @@ def configure_logging(log_format: LogFormat = "json", level: str = "INFO") -> No
     )
 
 
+def _traceback(stream: TextIO, exc_info: ExcInfo) -> None:
+    """Structlog's own shows every local variable, and so whatever is secret among them."""
+    stream.write("\n" + _IN_ADDRESS.sub(_MASK, "".join(traceback.format_exception(*exc_info))))
+
+
 def mask_secrets(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """Hide values whose name says that they are secret, and passwords inside addresses."""
     for name, value in event.items():
         if _SECRET_NAME.search(name):
             event[name] = _MASK
         elif isinstance(value, str):
-            event[name] = _USER_INFO.sub(_MASK, value)
+            event[name] = _IN_ADDRESS.sub(_MASK, value)
     return event
