@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).parents[2]
 BASE_IMAGE = "debian-python:debootstrap"
-SERVICES = ("redis", "gateway", "worker", "prometheus")
+SERVICES = ("redis", "gateway", "courier", "worker", "prometheus")
 
 Value = TypeVar("Value")
 
@@ -185,7 +185,7 @@ def house(docker: Docker, base_image: str, workshop: Path) -> Iterator[House]:
     )
     try:
         compose("up", "--detach", "--no-build", *SERVICES)
-        for service in ("redis", "gateway", "worker"):
+        for service in ("redis", "gateway", "courier", "worker"):
             read_health = partial(_health, started, service)
             health = poll(read_health, until=lambda health: health != "starting", timeout_seconds=90)
             assert health == "healthy", f"{service} is {health}\n{compose('logs', '--no-color', '--tail=60')}"

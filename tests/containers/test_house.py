@@ -98,7 +98,7 @@ def test_prometheus_accepts_the_alert_rules_and_none_fires(house: House) -> None
     assert [alert for alert in alerts if alert["state"] == "firing"] == []
 
 
-@pytest.mark.parametrize("service", ["gateway", "worker"])
+@pytest.mark.parametrize("service", ["gateway", "courier", "worker"])
 def test_our_containers_run_unprivileged_on_a_read_only_system(house: House, service: str) -> None:
     status = house.compose("exec", "-T", service, "cat", "/proc/1/status")
     assert re.search(r"^Uid:\s+10001\s+10001\s+10001\s+10001$", status, re.MULTILINE)
@@ -115,10 +115,10 @@ def test_the_gateway_image_has_no_torch_and_no_av(house: House) -> None:
     assert found.strip() == "[]"
 
 
-def test_a_stop_ends_gateway_and_worker_of_their_own_accord(house: House) -> None:
+def test_a_stop_ends_gateway_courier_and_worker_of_their_own_accord(house: House) -> None:
     """Last in this file: it ends the house."""
-    house.compose("stop", "gateway", "worker")
-    for service in ("gateway", "worker"):
+    house.compose("stop", "gateway", "courier", "worker")
+    for service in ("gateway", "courier", "worker"):
         # 137 would be the engine's SIGKILL at the end of the grace period.
         assert house.inspect(service)["State"]["ExitCode"] in (0, 143)
 

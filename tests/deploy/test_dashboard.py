@@ -60,7 +60,7 @@ def test_panels_have_ids_of_their_own_and_stand_side_by_side(dashboard: dict[str
 
 def test_the_rows_tell_the_story_from_the_outside_in(dashboard: dict[str, Any]) -> None:
     rows = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
-    assert rows == ["Overview", "Queue", "Jobs", "Pipeline by stage", "Workers", "GPU", "HTTP"]
+    assert rows == ["Overview", "Queue", "Jobs", "Pipeline by stage", "Workers", "GPU", "HTTP", "Other hosts"]
 
 
 def overlap(one: dict[str, int], other: dict[str, int]) -> bool:

@@ -35,3 +35,8 @@ def test_the_keys_to_the_service_are_not_handed_on(monkeypatch: pytest.MonkeyPat
 def test_what_is_not_set_is_not_handed_on() -> None:
     assert "VSR_TILE_PX" not in as_environment(WorkerSettings(tile_px=None))
     assert as_environment(OMP_NUM_THREADS="3")["OMP_NUM_THREADS"] == "3"
+
+
+def test_the_secret_that_signs_webhooks_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VSR_WEBHOOK_SECRET", "hunter2")
+    assert "hunter2" not in as_environment(WorkerSettings()).values()
