@@ -1,0 +1,142 @@
+"""What can go wrong, each as a function that does it, mends what only an operator could, and times the recovery."""
+
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from os import kill
+
+from tests.chaos.cluster import Cluster, Host, task_of, wait_for
+
+MOST_HITS = 2
+"""A task that loses its worker for the third time rightly fails its job: nothing is hit more often than this."""
+
+
+@dataclass
+class Chaos:
+    """The cluster, the dice, and what was hit so far."""
+
+    cluster: Cluster
+    chance: random.Random
+    lease_seconds: float
+    hits: Counter[str] = field(default_factory=Counter)
+
+    def victims(self, host: Host | None = None) -> dict[str, tuple[str, int]]:
+        """Executions under way that may be hit: of segments, on any host or on one."""
+        pids = host.pids() if host else None
+        under_way = self.cluster.under_way()
+        here = {execution: at for execution, at in under_way.items() if pids is None or at[1] in pids}
+        spared = any(self.hits[task_of(execution)] >= MOST_HITS for execution in here)
+        if host and spared:  # all on a host are hit together
+            return {}
+        return {
+            execution: at
+            for execution, at in here.items()
+            if "-segment-" in execution and self.hits[task_of(execution)] < MOST_HITS
+        }
+
+    def recovery(self, executions: list[str], since: float) -> float:
+        """Hit these; return the seconds until every one of their tasks was begun anew."""
+        for execution in executions:
+            self.hits[task_of(execution)] += 1
+        for execution in executions:
+            task = task_of(execution)
+            wait_for(f"{task} to be begun again", lambda task=task: self.cluster.watched.begun_since(task, since))  # type: ignore[misc]
+        return time.monotonic() - since
+
+    def progress(self) -> float:
+        """Return the seconds until a task is begun that nobody was at before."""
+        before = {execution for executions in self.cluster.watched.begun.values() for execution in list(executions)}
+
+        def something_new() -> bool:
+            return any(set(executions) - before for executions in list(self.cluster.watched.begun.values()))
+
+        return wait_for("anything to go on", something_new)
+
+
+def kill_a_worker(chaos: Chaos) -> float:
+    """SIGKILL of one worker process, as the kernel does when memory is short."""
+    wait_for("a segment under way", chaos.victims)
+    time.sleep(chaos.chance.uniform(0, 0.5))
+    wait_for("a segment under way", chaos.victims)
+    execution, (_, pid) = chaos.chance.choice(sorted(chaos.victims().items()))
+    killed_at = time.monotonic()
+    kill(pid, signal.SIGKILL)
+    return chaos.recovery([execution], killed_at)
+
+
+def kill_a_host(chaos: Chaos) -> float:
+    """SIGKILL of a supervisor and all its processes at once; the machine comes back later."""
+    host = chaos.chance.choice(chaos.cluster.hosts)
+    wait_for("a segment under way on this host", lambda: chaos.victims(host))
+    executions = list(chaos.victims(host))
+    killed_at = time.monotonic()
+    host.signal(signal.SIGKILL)
+    assert host.process is not None
+    host.process.wait()
+    seconds = chaos.recovery(executions, killed_at)
+    host.start()
+    wait_for("the host's workers", lambda: chaos.cluster.workers_on(host))
+    return seconds
+
+
+def freeze_a_host(chaos: Chaos) -> float:
+    """SIGSTOP of a whole machine for longer than the lease: when it wakes, its work belongs to another."""
+    host = chaos.chance.choice(chaos.cluster.hosts)
+    wait_for("a segment under way on this host", lambda: chaos.victims(host))
+    executions = list(chaos.victims(host))
+    frozen_at = time.monotonic()
+    host.signal(signal.SIGSTOP)
+    seconds = chaos.recovery(executions, frozen_at)
+    host.signal(signal.SIGCONT)
+    wait_for("the host's workers", lambda: chaos.cluster.workers_on(host))
+    return seconds
+
+
+def kill_redis(chaos: Chaos) -> float:
+    """SIGKILL of Redis; it comes back on its append-only file after a moment."""
+    wait_for("a segment under way", chaos.victims)
+    chaos.cluster.kill_redis()
+    time.sleep(chaos.chance.uniform(0.5, 4))
+    chaos.cluster.start_redis()
+    return chaos.progress()
+
+
+def freeze_redis(chaos: Chaos) -> float:
+    """SIGSTOP of Redis for twice the lease: connections stay open and nothing answers."""
+    wait_for("a segment under way", chaos.victims)
+    pid = chaos.cluster.redis_server.pid
+    assert pid is not None
+    kill(pid, signal.SIGSTOP)
+    time.sleep(2 * chaos.lease_seconds)
+    kill(pid, signal.SIGCONT)
+    return chaos.progress()
+
+
+def wipe_redis(chaos: Chaos) -> float:
+    """FLUSHALL in the middle of everything."""
+    wait_for("a segment under way", chaos.victims)
+    chaos.cluster.redis.flushall()
+    return chaos.progress()
+
+
+def kill_the_gateway(chaos: Chaos) -> float:
+    """SIGKILL of the gateway, most of the time in the middle of an upload; started again at once."""
+    wait_for("an upload under way", lambda: list(chaos.cluster.storage.uploads.iterdir()))
+    chaos.cluster.kill_gateway()
+    killed_at = time.monotonic()
+    chaos.cluster.start_gateway()
+    return time.monotonic() - killed_at
+
+
+FAULTS: dict[str, Callable[[Chaos], float]] = {
+    "worker killed": kill_a_worker,
+    "host killed": kill_a_host,
+    "host frozen beyond its lease": freeze_a_host,
+    "Redis killed": kill_redis,
+    "Redis frozen": freeze_redis,
+    "Redis wiped": wipe_redis,
+    "gateway killed in uploads": kill_the_gateway,
+}

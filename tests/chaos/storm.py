@@ -1,0 +1,197 @@
+"""Jobs come in all the time while faults fall on the cluster, one after the other; then everything is counted.
+
+In the words of Jepsen's total-queue checker, where a job is what is queued:
+
+attempted     submissions that were begun            acknowledged  those that were answered with 202
+ok            acknowledged, and succeeded with the bytes of an undisturbed run
+recovered     never acknowledged (the gateway died first), and yet succeeded with the right bytes
+lost          acknowledged, and never ended          failed        ended without a result
+duplicated    ended more than once, or a segment that was published more than once
+"""
+
+import random
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from redis.exceptions import RedisError
+
+from app.client import Client, ServiceUnreachableError, TryLaterResponseError
+from tests.chaos.cluster import Cluster, NeverHappenedError, wait_for
+from tests.chaos.faults import FAULTS, Chaos
+from worker.contract.job import JobOptions, JobStatus, ResultInfo
+
+OPTIONS = JobOptions(preset="tiny-random", encoder_preset="ultrafast")
+_JOBS_AT_A_TIME = 4
+_END_SECONDS = 180.0
+
+
+@dataclass
+class FaultCount:
+    tries: int = 0
+    recovery_seconds: list[float] = field(default_factory=list)
+    segments_redone: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Outcome:
+    """See above."""
+
+    attempted: int = 0
+    acknowledged: int = 0
+    ok: int = 0
+    recovered: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    duplicated: list[str] = field(default_factory=list)
+    wrong_bytes: list[str] = field(default_factory=list)
+    left_behind: list[str] = field(default_factory=list)
+    """Partial files that nobody removed."""
+    faults: dict[str, FaultCount] = field(default_factory=dict)
+
+    def table(self) -> str:
+        lines = [
+            f"attempted {self.attempted}, acknowledged {self.acknowledged}, ok {self.ok}, recovered {self.recovered}, "
+            f"lost {len(self.lost)}, failed {len(self.failed)}, duplicated {len(self.duplicated)}, "
+            f"wrong bytes {len(self.wrong_bytes)}, left behind {len(self.left_behind)}",
+            "",
+            "| fault | tries | recovery median s | max s | segments redone, most per fault |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for name, count in self.faults.items():
+            seconds = count.recovery_seconds
+            lines.append(
+                f"| {name} | {count.tries} | {statistics.median(seconds):.2f} | {max(seconds):.2f} "
+                f"| {max(count.segments_redone, default=0)} |"
+            )
+        return "\n".join(lines)
+
+
+class Traffic:
+    """Clients that send videos, a few jobs at a time, and note what they were told."""
+
+    def __init__(self, cluster: Cluster, videos: list[Path], seed: int) -> None:
+        self._cluster = cluster
+        self._videos = videos
+        self._chance = random.Random(seed)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.attempted = 0
+        self.acknowledged: dict[str, Path] = {}
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(0.05):
+            if self._unfinished() < _JOBS_AT_A_TIME:
+                video = self._chance.choice(self._videos)
+                self.attempted += 1
+                with (
+                    suppress(ServiceUnreachableError, TryLaterResponseError),
+                    Client(self._cluster.url, timeout_seconds=10) as client,
+                ):
+                    options = OPTIONS.model_dump(include={"preset", "encoder_preset"})
+                    job = client.submit(video, options, on_progress=self._slowly)
+                    self.acknowledged[job.id] = video
+
+    def _client(self) -> Client:
+        return Client(self._cluster.url, timeout_seconds=10)
+
+    def _slowly(self, sent: int, total: int) -> None:
+        """An upload over a network: long enough for a gateway to be killed in it."""
+        time.sleep(0.1)
+
+    def _unfinished(self) -> int:
+        record = self._cluster.storage.read_record
+        return sum(not (job := record(job_id)) or not job.status.is_final for job_id in list(self.acknowledged))
+
+
+def storm(
+    cluster: Cluster,
+    videos: dict[Path, bytes],
+    faults: Iterable[str],
+    *,
+    seed: int,
+    lease_seconds: float,
+    pause_seconds: float = 1.0,
+) -> Outcome:
+    """Let `faults` fall, by their names in `FAULTS`; `videos` with the bytes that each must come to."""
+    outcome = Outcome()
+    chaos = Chaos(cluster, random.Random(seed), lease_seconds)
+    traffic = Traffic(cluster, list(videos), seed)
+    traffic.start()
+    began: list[tuple[str, float]] = []
+    for name in faults:
+        began.append((name, time.monotonic()))
+        count = outcome.faults.setdefault(name, FaultCount())
+        count.tries += 1
+        count.recovery_seconds.append(FAULTS[name](chaos))
+        time.sleep(chaos.chance.uniform(0, pause_seconds))
+    traffic.stop()
+    _wait_for_the_end(cluster, traffic)
+    began.append(("", time.monotonic()))
+    for (name, since), (_, until) in pairwise(began):
+        outcome.faults[name].segments_redone.append(cluster.watched.repetitions(since, until))
+    _count(outcome, cluster, traffic, videos)
+    return outcome
+
+
+def _wait_for_the_end(cluster: Cluster, traffic: Traffic) -> None:
+    read = cluster.storage.read_record
+
+    def all_ended() -> bool:
+        with suppress(RedisError):
+            return all((job := read(job_id)) and job.status.is_final for job_id in cluster.storage.job_ids())
+        return False
+
+    with suppress(NeverHappenedError):  # those that did not end are counted as lost
+        wait_for("the end of all jobs", all_ended, _END_SECONDS)
+
+
+def _count(outcome: Outcome, cluster: Cluster, traffic: Traffic, videos: dict[Path, bytes]) -> None:
+    outcome.attempted, outcome.acknowledged = traffic.attempted, len(traffic.acknowledged)
+    by_size = {video.stat().st_size: expected for video, expected in videos.items()}
+    stored = set(cluster.storage.job_ids())
+    outcome.lost = sorted(set(traffic.acknowledged) - stored)
+    for job_id in stored:
+        record = cluster.storage.read_record(job_id)
+        assert record is not None
+        if not record.status.is_final:
+            outcome.lost.append(job_id)
+        elif record.status is not JobStatus.SUCCEEDED or record.result is None:
+            outcome.failed[job_id] = f"{record.error.code}: {record.error.message}" if record.error else record.status
+        elif _result(cluster, job_id, record.result) != by_size[record.source_size_bytes]:
+            outcome.wrong_bytes.append(job_id)
+        elif job_id in traffic.acknowledged:
+            outcome.ok += 1
+        else:
+            outcome.recovered += 1
+    ended: Counter[str] = Counter()
+    for event in cluster.events():
+        if event["event"] == "job_succeeded":
+            ended[f"{event['job_id']}"] += 1
+        elif event["event"] == "segment_finished":
+            ended[f"{event['job_id']} segment {event['index']}"] += 1
+    outcome.duplicated = [name for name, times in ended.items() if times > 1]
+    with suppress(NeverHappenedError):
+        wait_for("tidiness", lambda: not _partial_files(cluster), 10)
+    outcome.left_behind = _partial_files(cluster)
+
+
+def _result(cluster: Cluster, job_id: str, result: ResultInfo) -> bytes:
+    return cluster.storage.folder(job_id).result(result.container).read_bytes()
+
+
+def _partial_files(cluster: Cluster) -> list[str]:
+    return [str(path.relative_to(cluster.storage.root)) for path in cluster.storage.root.rglob("*.part")]
