@@ -104,13 +104,19 @@ class Client:
     ) -> Job:
         """Upload a file and make it a job.
 
-        `options`: fields of `worker.contract.job.JobOptions`; those that are None are left to the service.
+        `options`: fields of `worker.contract.job.JobOptions`, and `webhook_url`; those that are None are left to the
+        service.
         `on_progress` is called with the bytes sent and the bytes in all.
         """
         upload = self._upload(path, on_progress or (lambda sent, total: None))
         body = {name: value for name, value in (options or {}).items() if value is not None}
         body |= {"upload_id": upload.id, "filename": path.name}
         return self._ask(Job, "POST", "/v1/jobs", json=body, headers={"Idempotency-Key": upload.id})
+
+    def submit_url(self, source_url: str, options: Mapping[str, object] | None = None) -> Job:
+        """Let the service fetch the source itself. `options` as for `submit`, and `filename`."""
+        body = {name: value for name, value in (options or {}).items() if value is not None}
+        return self._ask(Job, "POST", "/v1/jobs", json=body | {"source_url": source_url})
 
     def get(self, job_id: str) -> Job:
         return self._ask(Job, "GET", f"/v1/jobs/{job_id}")

@@ -196,6 +196,10 @@ def shown_url(url: str) -> str:
     return str(target.copy_with(query=None, fragment=None))
 
 
+def host_in_url(url: str) -> str:
+    return httpx2.URL(url).host
+
+
 def name_in_url(url: str) -> str:
     """The last part of its path, as a person would write it; it may be empty."""
     return httpx2.URL(url).path.rpartition("/")[2]

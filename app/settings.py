@@ -57,8 +57,12 @@ class CourierSettings(OutboundSettings):
     courier_metrics_port: int = Field(
         9101, ge=0, le=65535, description="Port of the courier's own /metrics. 0: any free one."
     )
-    courier_fetches: int = Field(2, ge=1, le=64, description="Sources that are fetched at a time.")
-    courier_deliveries: int = Field(4, ge=1, le=64, description="Webhooks that are delivered at a time.")
+    courier_fetches: int = Field(
+        4, ge=1, le=64, description="Sources that are fetched at a time; half of them at most for one user."
+    )
+    courier_deliveries: int = Field(
+        8, ge=1, le=64, description="Webhooks that are delivered at a time; half of them at most for one user."
+    )
     courier_claim_seconds: float = Field(15.0, gt=0, description="A courier silent for longer is taken for lost.")
     courier_reconcile_seconds: float = Field(
         10.0, gt=0, description="How often the courier looks whether Redis has lost its memory."

@@ -79,8 +79,8 @@ class WebhookLog(_Frozen):
         """None: nothing is to be told any more."""
         return min((event.next_attempt_at for event in self.events if event.next_attempt_at), default=None)
 
-    def with_end_of(self, record: JobRecord, moment: datetime) -> "WebhookLog":
-        """With the event of this job's end, if it is not there yet."""
+    def with_end_of(self, record: JobRecord, moment: datetime, progress: Progress | None = None) -> "WebhookLog":
+        """With the event of this job's end, if it is not there yet. `progress`: how far it had come."""
         if not record.status.is_final or record.finished_at is None:
             return self
         # Made of what is durable: after a crash the same end gets the same id.
@@ -92,12 +92,15 @@ class WebhookLog(_Frozen):
             JobStatus.FAILED: EventType.FAILED,
             JobStatus.CANCELED: EventType.CANCELED,
         }[record.status]
-        body = EventBody(type=event_type, timestamp=record.finished_at, data=public_job(record, Progress(), None))
+        body = EventBody(
+            type=event_type, timestamp=record.finished_at, data=public_job(record, progress or Progress(), None)
+        )
         event = WebhookEvent(
             id=event_id,
             type=event_type,
             created_at=record.finished_at,
-            body=body.model_dump_json(),
+            # When the result goes is the gateway's to say, and may change until then.
+            body=body.model_dump_json(exclude={"data": {"result": {"expires_at"}}}),
             started_at=moment,
             next_attempt_at=moment,
         )

@@ -64,7 +64,10 @@ def replay_webhook(record: JobRecordDep, services: ServicesDep) -> Webhook:
     if not record.status.is_final:
         raise NotFinishedError("The job has not ended, so there is nothing to deliver yet.")
     moment = now()
-    events = change_log(services.storage, record.id, lambda before: before.with_end_of(record, moment).replayed(moment))
+    progress = services.registry.progress(record.id)
+    events = change_log(
+        services.storage, record.id, lambda before: before.with_end_of(record, moment, progress).replayed(moment)
+    )
     if events is None:
         raise JobNotFoundError(record.id)
     Errands(services.redis).put(ErrandKind.WEBHOOK, record.id)

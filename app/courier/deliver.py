@@ -57,7 +57,8 @@ class WebhookDeliverer:
         if job is None or job.webhook_url is None:
             self._errands.finish(errand)
             return
-        events = change_log(self._storage, job.id, lambda before: before.with_end_of(job, self._clock()))
+        progress = self._registry.progress(job.id)
+        events = change_log(self._storage, job.id, lambda before: before.with_end_of(job, self._clock(), progress))
         for event in events.events if events else ():
             if event.next_attempt_at and event.next_attempt_at <= self._clock():
                 events = self._attempt(job.id, job.webhook_url, event)

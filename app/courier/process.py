@@ -2,8 +2,9 @@
 
     claim ──▶ do ──▶ finished, or postponed
 
-A few threads per kind of errand do this, so that a long download keeps no webhook waiting; one more renews all claims;
-and the first looks every ten seconds whether the index is whole.
+A few threads per kind of errand do this, so that a long download keeps no webhook waiting, and half of them at most for
+one user, so that nobody's hanging receiver keeps everybody's waiting. One more thread renews all claims; and the first
+looks every ten seconds whether the index is whole.
 
 It has no supervisor, and needs none: what it holds in memory is worth nothing. Killed at any point, its claims run out
 (`worker.contract.errands`), and it, or another, begins again from storage. Whoever started it starts it anew. It never
@@ -28,9 +29,10 @@ from structlog.contextvars import bound_contextvars
 from app.courier.deliver import WebhookDeliverer
 from app.courier.fetch import FetchLimits, JobEndedError, SourceFetcher
 from app.courier.metrics import CourierMetrics, MetricsServer
-from app.guarded_http import GuardedHttp
+from app.guarded_http import GuardedHttp, host_in_url
 from app.settings import CourierSettings
 from worker.contract.errands import Errand, ErrandKind, Errands
+from worker.contract.job import JobRecord
 from worker.contract.queue import TaskQueue
 from worker.contract.redis_faults import is_unavailable
 from worker.contract.registry import JobRegistry
@@ -41,6 +43,8 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.25
 _REDIS_AWAY_SECONDS = 1.0
+# For an errand of somebody who has enough of them under way.
+_WAIT_FOR_TURN_SECONDS = 1.0
 _LOOK_FOR_END_SECONDS = 0.5
 # After a bug: nobody knows what would help, and it must not be met in a circle.
 _AFTER_CRASH_SECONDS = 60.0
@@ -176,6 +180,9 @@ class Courier:
 
     def _try(self, in_hand: "_InHand", do: Callable[["_InHand"], None]) -> None:
         job = self._registry.get(in_hand.errand.job_id)
+        if job and not self._is_ones_turn(in_hand, job):
+            self._errands.give_back(in_hand.errand, _WAIT_FOR_TURN_SECONDS)
+            return
         with bound_contextvars(job_id=in_hand.errand.job_id, request_id=job.request_id if job else None):
             try:
                 do(in_hand)
@@ -189,6 +196,18 @@ class Courier:
             except Exception:
                 log.exception("errand_crashed", errand=in_hand.errand.kind)
                 self._errands.postpone(in_hand.errand, _AFTER_CRASH_SECONDS)
+
+    def _is_ones_turn(self, in_hand: "_InHand", job: JobRecord) -> bool:
+        kind = in_hand.errand.kind
+        url = job.source_url if kind is ErrandKind.FETCH else job.webhook_url
+        user = job.owner or host_in_url(url or "")  # without keys the host must stand for its user
+        places = self._settings.courier_fetches if kind is ErrandKind.FETCH else self._settings.courier_deliveries
+        with self._in_hand_lock:
+            under_way = sum(other.user == user and other.errand.kind is kind for other in self._in_hand.values())
+            if under_way >= max(1, places // 2):
+                return False
+            in_hand.user = user
+            return True
 
     def _fetch(self, in_hand: "_InHand") -> None:
         self._fetcher.do(in_hand.errand, lambda: self._check(in_hand))
@@ -292,6 +311,8 @@ class _InHand:
         self.errand = errand
         self.is_lost = False
         self.looked_at = 0.0
+        self.user: str | None = None
+        """Set when it is being done."""
 
 
 class _StoppingError(Exception):

@@ -91,9 +91,9 @@ class Errands:
         """Let go of it: due again then. Nothing happens if it is not ours any more."""
         self._moved(errand, str(round(seconds * 1_000_000)))
 
-    def give_back(self, errand: Errand) -> None:
-        """Let go of it as if it had never been claimed: due at once, for somebody else."""
-        self._moved(errand, "0", claims_taken_back=1)
+    def give_back(self, errand: Errand, seconds: float = 0.0) -> None:
+        """The same, as if it had never been claimed: this was no attempt."""
+        self._moved(errand, str(round(seconds * 1_000_000)), claims_taken_back=1)
 
     def finish(self, errand: Errand) -> None:
         """It is done. Nothing happens if it was put up again meanwhile."""

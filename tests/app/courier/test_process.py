@@ -268,3 +268,24 @@ def test_a_courier_that_cannot_start_says_why_in_one_line(start_courier: StartCo
     assert courier.process.wait(20) == 5
     assert courier.log.count("\n") == 1
     assert "VSR_COURIER_METRICS_PORT" in courier.log
+
+
+def test_a_receiver_that_hangs_keeps_no_other_waiting(
+    desk: Desk, start_host: StartHost, start_courier: StartCourier
+) -> None:
+    # Given more events for a receiver that never answers than can be delivered at a time
+    never = threading.Event()
+    hanging = start_host(lambda connection, request: never.wait(30) and None)
+    for _ in range(6):
+        desk.registry.cancel(desk.accept(webhook_url=hanging.url.replace("127.0.0.1", "localhost")))
+    start_courier(courier_deliveries="4")
+    wait_until(lambda: len(hanging.requests) == 2)
+
+    # When an event for another comes
+    host = start_host(answer())
+    desk.registry.cancel(desk.accept(webhook_url=host.url))
+
+    # Then it is delivered at once, and no more than half of the places are with the first
+    wait_until(lambda: host.requests)
+    assert len(hanging.requests) == 2
+    never.set()
