@@ -2,10 +2,11 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 from pydantic import ValidationError
 
 from worker.assemble import assemble, result_tag
@@ -16,12 +17,15 @@ from worker.contract.storage import JobFolder, fsync_folder, write_atomically
 from worker.loaded_models import LoadedModels, usable_device
 from worker.pipeline import render_segment
 from worker.plan import SCALE, Plan, make_plan, sha256_of_file
+from worker.rendering import Rendering, agreed_rendering, read_rendering, step_down, with_rendering
 from worker.settings import VideoLimits, WorkerSettings
 from worker.upscaler import Upscaler
 from worker.video.mux import segment_maker
 from worker.video.png_sequence import files_of_others, read_folder_tag, unpack
 from worker.video.png_source import sha256_of_folder, take_in
 from worker.video.tag import read_tag
+
+log = structlog.get_logger(__name__)
 
 WORKSPACE_SUFFIX = ".vsr-work"
 _OTHER_VERSION = "the earlier run was of another version of this program"
@@ -97,11 +101,20 @@ def upscale_file(
         )
     there = _tag_of_output(shown, output, source, unpacked=unpacked, overwrite=overwrite)
     models = LoadedModels(usable_device(settings.device), settings.weights_dir, settings.tile_px, settings.batch_frames)
-    upscaler = (load_upscaler or models.get)(options.preset)
+
+    # A network that the caller brings is taken as it is.
+    def upscaler_for(way: Rendering) -> Upscaler:
+        return load_upscaler(options.preset) if load_upscaler else models.get(options.preset, way)
+
+    usual = models.usual_rendering
+    fingerprints = {way: upscaler_for(way).fingerprint for way in usual.and_smaller()}
     source_sha256 = sha256_of_folder(source) if source.is_dir() else sha256_of_file(source)
     if there is not None and not overwrite:
-        made_of = result_tag(source_sha256, options, container, upscaler.fingerprint, settings.segment_frames)
-        if there == made_of:
+        made_of = {
+            result_tag(source_sha256, options, container, made_by, settings.segment_frames)
+            for made_by in fingerprints.values()
+        }
+        if there in made_of:
             return Outcome(shown, already_done=True, report=None)
         raise OutputExistsError(
             f"{shown} exists and was made from another source, or with other options or weights or on another device: "
@@ -110,27 +123,27 @@ def upscale_file(
 
     workspace = JobFolder(output.with_name(output.name + WORKSPACE_SUFFIX))
     plan, started_over = _plan(
-        workspace, source, source_sha256, options, limits, upscaler.fingerprint, settings.segment_frames
+        workspace, source, source_sha256, options, limits, usual, fingerprints, settings.segment_frames
     )
     opened = take_in(source, workspace.pictures, options, limits)
     workspace.make_segments()
-    progress = _Progress(plan, workspace, on_progress)
-    for segment in plan.segments:
-        if plan.segment_file(workspace, segment.index).exists():
-            continue
-        render_segment(
-            plan,
-            segment.index,
-            opened,
-            plan.segment_file(workspace, segment.index),
-            upscaler,
-            batch_frames=models.batch_frames,
-            figures=plan.figures_file(workspace, segment.index),
-            on_frames_done=progress.frames_done,
-        )
-        progress.segment_done(segment.frames)
+    while True:
+        rendering = agreed_rendering(workspace, usual)
+        progress = _Progress(plan, workspace, on_progress, rendering)
+        try:
+            _render_missing(plan, workspace, opened, upscaler_for(rendering), rendering, progress)
+            break
+        except MemoryError:
+            pass
+        except JobFailureError as failure:
+            if failure.code is not FailureCode.OUT_OF_MEMORY or load_upscaler:
+                raise
+        # Here, where the error and with it all that its frames held is gone.
+        smaller = step_down(workspace, plan, rendering)
+        log.warning("memory_short", rendered=str(rendering), now_rendered=str(smaller))
+        models.release_memory()
     result = workspace.result(container)
-    report = assemble(plan, opened, plan.segment_files(workspace), result)
+    report = with_rendering(assemble(plan, opened, plan.segment_files(workspace), result), rendering)
     if unpacked:
         _deliver_unpacked(result, output, workspace)
     else:
@@ -146,13 +159,33 @@ def upscale_file(
     )
 
 
+def _render_missing(
+    plan: Plan, workspace: JobFolder, source: Path, upscaler: Upscaler, rendering: Rendering, progress: "_Progress"
+) -> None:
+    for segment in plan.segments:
+        if plan.segment_file(workspace, segment.index).exists():
+            continue
+        render_segment(
+            plan,
+            segment.index,
+            source,
+            plan.segment_file(workspace, segment.index),
+            upscaler,
+            batch_frames=rendering.batch_frames,
+            figures=plan.figures_file(workspace, segment.index),
+            on_frames_done=progress.frames_done,
+        )
+        progress.segment_done(segment.frames)
+
+
 def _plan(
     workspace: JobFolder,
     source: Path,
     source_sha256: str,
     options: JobOptions,
     limits: VideoLimits,
-    network: str,
+    usual: Rendering,
+    fingerprints: Mapping[Rendering, str],
     segment_frames: int | None,
 ) -> tuple[Plan, str | None]:
     """Return the plan of an earlier run if its work can be used; else clear the folder and plan anew, saying why."""
@@ -164,6 +197,10 @@ def _plan(
         except ValidationError:
             why = _OTHER_VERSION
     if earlier is not None:
+        noted = read_rendering(workspace)
+        if noted not in fingerprints:  # the user has chosen other batches or tiles since
+            workspace.rendering.unlink(missing_ok=True)
+        expected = fingerprints.get(noted or usual, fingerprints[usual])
         makers = {segment_maker(path) for path in earlier.segment_files(workspace) if path.exists()}
         if not earlier.is_current:
             why = _OTHER_VERSION
@@ -171,7 +208,7 @@ def _plan(
             why = "the source has changed since the earlier run"
         elif (earlier.options, earlier.segment_frames) != (options, segment_frames):
             why = "the earlier run had other options"
-        elif makers - {network}:
+        elif makers - {expected}:
             why = "the earlier run had other weights, or another device or batch"
         else:
             return earlier, None
@@ -232,7 +269,9 @@ def _deliver_unpacked(result: Path, output: Path, workspace: JobFolder) -> None:
 class _Progress:
     """Adds up what is done and tells it on."""
 
-    def __init__(self, plan: Plan, workspace: JobFolder, tell: Callable[[Progress], None]) -> None:
+    def __init__(
+        self, plan: Plan, workspace: JobFolder, tell: Callable[[Progress], None], rendering: Rendering
+    ) -> None:
         finished = [segment for segment in plan.segments if plan.segment_file(workspace, segment.index).exists()]
         self.resumed_segments = len(finished)
         self._resumed_frames = sum(segment.frames for segment in finished)
@@ -241,6 +280,8 @@ class _Progress:
             frames_total=plan.frames,
             segments_done=len(finished),
             segments_total=len(plan.segments),
+            batch_frames=rendering.batch_frames,
+            tile_px=rendering.tile_px,
         )
         self._began = time.monotonic()
         self._tell = tell

@@ -36,6 +36,7 @@ STAGE_DURATION_SECONDS = Histogram(
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120),
 )
 BATCH_FRAMES = Histogram("vsr_batch_frames", "Frames in one call of the networks.", buckets=(1, 2, 4, 8, 16, 32, 64))
+BATCH_BACKOFFS = Counter("vsr_batch_backoffs_total", "Times that memory was short and smaller batches were tried.")
 TILE_BACKOFFS = Counter("vsr_tile_backoffs_total", "Times that memory was short and smaller tiles were tried.")
 SEGMENTS = Counter("vsr_segments_total", "Segment tasks by how they ended.", ["outcome"])
 MODEL_LOAD_SECONDS = Gauge(

@@ -1,5 +1,7 @@
 """The networks of `model` as the pipeline's `Upscaler`: arrays of whole numbers in and out, tensors in between."""
 
+from copy import copy
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,24 +22,33 @@ class NetworkUpscaler:
         """`batch_frames`: how many frames every call will bring; other numbers work, and may give other bits."""
         self._networks = networks
         self._batch_frames = batch_frames
+        self._tile_px = networks.tile_px
         self._weights = sha256_of({name: tensor.cpu() for name, tensor in networks.state_dict().items()})[:32]
+
+    def adjusted(self, batch_frames: int, tile_px: int | None) -> "NetworkUpscaler":
+        """The same networks, in memory once, for other batches and tiles."""
+        other = copy(self)
+        other._batch_frames, other._tile_px = batch_frames, tile_px
+        return other
 
     @property
     def fingerprint(self) -> str:
         """The weights, and what else changes bits: tiles, the kind of device with its precision, the batch."""
-        tiles = f"-tiles{self._networks.tile_px}" if self._networks.tile_px else ""
+        tiles = f"-tiles{self._tile_px}" if self._tile_px else ""
         kind = self._networks.device.type
         return f"{self._weights}{tiles}-{kind}-{_PRECISIONS.get(kind, 'f32')}-b{self._batch_frames}"
 
     @property
     def tile_px(self) -> int | None:
         """See `worker.upscaler.Tiled`."""
-        return self._networks.tile_px
+        return self._tile_px
 
     @torch.inference_mode()
     def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
         """(B, H, W, 3) to (B, 2H, 2W, 3), uint8 or uint16 as given."""
         white = np.iinfo(center_lr.dtype).max
+        if self._networks.tile_px != self._tile_px:
+            self._networks.use_tiles(self._tile_px)
         try:
             upscaled: Tensor = self._networks(
                 *(self._to_tensor(batch, white) for batch in (previous_lr, center_lr, next_lr))

@@ -11,6 +11,7 @@ counts through scripts and unique ids that do not mind a repetition.
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,16 @@ from worker.job_files import finished_segments, read_plan
 from worker.loaded_models import LoadedModels
 from worker.pipeline import StageTimes, render_segment
 from worker.plan import Plan, make_plan
+from worker.rendering import (
+    Rendering,
+    RenderingChangedError,
+    agreed_rendering,
+    read_rendering,
+    start_over,
+    step_down,
+    unchanged,
+    with_rendering,
+)
 from worker.settings import VideoLimits, WorkerSettings
 from worker.task_watch import JobCanceledError, TaskGivenBackError, TaskWatch
 from worker.video.png_source import take_in
@@ -88,6 +99,7 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
     if made is None:
         # Segments without a plan are of another version of this program.
         shutil.rmtree(folder.segments, ignore_errors=True)
+        folder.rendering.unlink(missing_ok=True)
         with metrics.STAGE_DURATION_SECONDS.labels("plan").time():
             made = make_plan(
                 folder.source,
@@ -127,18 +139,46 @@ def _segment(bench: Workbench, job: JobRecord, index: int) -> None:
 
 
 def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
+    """In the job's own way; one step down, again and again, while memory is too small for it."""
+    folder = bench.storage.folder(job.id)
+    while True:
+        rendering = agreed_rendering(folder, bench.models.usual_rendering)
+        bench.registry.note_rendering(job.id, rendering.batch_frames, rendering.tile_px)
+        try:
+            _render_so(bench, job, made, index, rendering)
+        except RenderingChangedError:
+            continue
+        except MemoryError:
+            reason = "the processor's memory"
+        except JobFailureError as failure:
+            if failure.code is not FailureCode.OUT_OF_MEMORY:
+                raise
+            reason = failure.message
+        else:
+            return
+        # Here, where the error and with it all that its frames held is gone.
+        bench.watch.demand_lease()
+        smaller = step_down(folder, made, rendering)
+        counter = metrics.TILE_BACKOFFS if smaller.tile_px != rendering.tile_px else metrics.BATCH_BACKOFFS
+        counter.inc()
+        log.warning("memory_short", index=index, reason=reason, rendered=str(rendering), now_rendered=str(smaller))
+        start_over(bench.registry, bench.queue, made, job.id)
+        bench.models.release_memory()
+
+
+def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, rendering: Rendering) -> None:
     folder = bench.storage.folder(job.id)
     progress = _SegmentProgress(bench, job.id, index, made.picture.width * made.picture.height)
     times = StageTimes()
     folder.make_segments()
-    with publishing(made.segment_file(folder, index)) as partial:
+    with ExitStack() as until_published, publishing(made.segment_file(folder, index)) as partial:
         render_segment(
             made,
             index,
             _opened_source(bench, job),
             partial,
-            bench.models.get(job.options.preset),
-            batch_frames=bench.models.batch_frames,
+            bench.models.get(job.options.preset, rendering),
+            batch_frames=rendering.batch_frames,
             figures=made.figures_file(folder, index),
             on_frames_done=progress.note,
             on_batch=metrics.BATCH_FRAMES.observe,
@@ -147,6 +187,7 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
             times=times,
         )
         bench.watch.demand_lease()
+        until_published.enter_context(unchanged(folder, rendering))
     for stage, seconds in times.seconds.items():
         metrics.STAGE_DURATION_SECONDS.labels(stage).observe(seconds)
     log.info(
@@ -157,12 +198,15 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
 def _assemble(bench: Workbench, job: JobRecord) -> None:
     folder = bench.storage.folder(job.id)
     made = _plan_of(folder)
+    if len(finished_segments(made, folder)) < len(made.segments):
+        raise _IncompleteError
     result = folder.result(made.container)
     with metrics.STAGE_DURATION_SECONDS.labels("assemble").time(), publishing(result) as partial:
         report = assemble_video(
             made, _opened_source(bench, job), made.segment_files(folder), partial, bench.on_progress
         )
         bench.watch.demand_lease()
+    report = with_rendering(report, read_rendering(folder))
     write_atomically(folder.report, report.model_dump_json(indent=2).encode())
 
     ended = bench.registry.succeed(
@@ -215,6 +259,9 @@ def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord],
             log.info("task_given_back")
             _count_segment(kind, "given_back")
             return _GIVE_BACK
+        except _IncompleteError:
+            # Segments were removed after they had been counted. The reconciler hands them out again, and then this.
+            log.warning("task_stopped", reason="segments are missing")
         except _NotPlannedError:
             # An update of the program came in between. The reconciler sees it and has the job planned anew.
             log.warning("task_stopped", reason="there is no plan of this version")
@@ -274,6 +321,7 @@ def _remove_what_the_result_replaces(folder: JobFolder) -> None:
     """
     shutil.rmtree(folder.segments, ignore_errors=True)
     folder.pictures.unlink(missing_ok=True)
+    folder.rendering.unlink(missing_ok=True)
     for partial in folder.path.glob(f"*{PARTIAL_SUFFIX}"):
         partial.unlink(missing_ok=True)
 
@@ -287,6 +335,10 @@ def _plan_of(folder: JobFolder) -> Plan:
 
 class _NotPlannedError(Exception):
     """The job's plan is gone, or of another version of this program."""
+
+
+class _IncompleteError(Exception):
+    """Not all segments are there."""
 
 
 class _SegmentProgress:

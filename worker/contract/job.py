@@ -159,6 +159,8 @@ class Progress(_Frozen):
     segments_done: int = 0
     segments_total: int = 0
     fps: float | None = Field(None, description="Frames finished per second since the first segment began.")
+    batch_frames: int | None = Field(None, description="Frames that go through the networks at a time.")
+    tile_px: int | None = Field(None, description="Side of the tiles, in pixels of the source. None: whole frames.")
 
     @property
     def fraction(self) -> float:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from redis import Redis
 from rq import Queue, Retry
 from rq.exceptions import DuplicateJobError
-from rq.job import Job
+from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 QUEUE_NAME = "vsr"
@@ -57,6 +57,12 @@ class TaskQueue:
             remains.delete()
         self._enqueue(kind, job_id, index)
 
+    def forget_ended_tasks(self, job_id: str, segments_total: int) -> None:
+        """Remove what RQ remembers of the job's tasks that nobody waits for or is at, so that they can be enqueued."""
+        for task in self._tasks_of(job_id, segments_total):
+            if task.get_status(refresh=False) not in (JobStatus.QUEUED, JobStatus.STARTED):
+                task.delete()
+
     def waiting(self) -> int:
         return self.rq.count
 
@@ -78,11 +84,14 @@ class TaskQueue:
 
     def forget_tasks(self, job_id: str, segments_total: int) -> None:
         """Remove the job's tasks, so that none of a deleted job is left."""
+        for task in self._tasks_of(job_id, segments_total):
+            task.delete()
+
+    def _tasks_of(self, job_id: str, segments_total: int) -> list[Job]:
         identifiers = [task_id(TaskKind.PLAN, job_id), task_id(TaskKind.ASSEMBLE, job_id)]
         identifiers += [task_id(TaskKind.SEGMENT, job_id, index) for index in range(segments_total)]
-        for task in Job.fetch_many(identifiers, self.rq.connection, serializer=JSONSerializer):
-            if task:
-                task.delete()
+        known = Job.fetch_many(identifiers, self.rq.connection, serializer=JSONSerializer)
+        return [task for task in known if task]
 
 
 def task_id(kind: TaskKind, job_id: str, index: int | None = None) -> str:

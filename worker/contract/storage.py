@@ -5,6 +5,7 @@
                  source         the user's file, untouched
                  pictures.mov   the source's pictures as one video, where it is a zip of them
                  plan.json      what will be done, segment by segment
+                 rendering.json how all segments are rendered: batch and tiles
                  segments/      00000.mp4 ...: finished segments, each published atomically (the codec says the suffix),
                                 and 00000.json ...: what is known of them for the report
                  result.mp4     the finished file (the suffix is the container's)
@@ -52,6 +53,10 @@ class JobFolder:
     @property
     def plan(self) -> Path:
         return self.path / "plan.json"
+
+    @property
+    def rendering(self) -> Path:
+        return self.path / "rendering.json"
 
     @property
     def segments(self) -> Path:
@@ -153,7 +158,13 @@ class JobStorage:
         Only what has the name of a job's file: anything else was put there by somebody else.
         """
         folder = self.folder(job_id)
-        media = [folder.source, folder.pictures, folder.plan, *(folder.result(container) for container in Container)]
+        media = [
+            folder.source,
+            folder.pictures,
+            folder.plan,
+            folder.rendering,
+            *(folder.result(container) for container in Container),
+        ]
         found = [path for path in (*media, *folder.path.glob(f"*{PARTIAL_SUFFIX}")) if path.is_file()]
         for path in found:
             path.unlink(missing_ok=True)

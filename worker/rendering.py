@@ -1,0 +1,139 @@
+"""How a job's frames go through the networks: how many at a time, whole or in tiles. Of the job, never of one worker.
+
+Both change bits, so all segments of a video must be made alike, by whoever makes them. The first worker to render
+writes down how (`rendering.json` beside the plan); all others do the same. Where memory turns out to be too small,
+the job goes one step down, for good: what was rendered before is removed, and everything is rendered the smaller way.
+
+    read and write, remove, publish: all under one lock per job, so no segment made the old way appears after a step
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.queue import TaskQueue
+from worker.contract.registry import JobRegistry
+from worker.contract.report import RenderingReport, Report
+from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, write_atomically
+from worker.plan import SCALE, Plan
+
+_TILES_PX = (512, 256, 128, 64)
+
+
+class RenderingChangedError(Exception):
+    """The job went a step down while this segment was made: it has to be made again, the smaller way."""
+
+
+class Rendering(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_frames: int = Field(ge=1, description="Frames per network call.")
+    tile_px: int | None = Field(None, description="Side of a tile in pixels of the source. None: whole frames.")
+    backoffs: int = Field(0, description="How many steps down from what the worker is set to.")
+
+    def smaller(self, longer_side_px: int | None = None) -> "Rendering | None":
+        """The next step down: half the batch, else the next smaller tile. None: there is none.
+
+        `longer_side_px`: of the source's frames; tiles larger than that are left out, as they save nothing.
+        """
+        if self.batch_frames > 1:
+            change: dict[str, int] = {"batch_frames": self.batch_frames // 2}
+        else:
+            bound = min(px for px in (self.tile_px, longer_side_px, 2 * _TILES_PX[0]) if px is not None)
+            tiles = [tile_px for tile_px in _TILES_PX if tile_px < bound]
+            if not tiles:
+                return None
+            change = {"tile_px": tiles[0]}
+        return self.model_copy(update={**change, "backoffs": self.backoffs + 1})
+
+    def and_smaller(self) -> Iterator["Rendering"]:
+        """Yield this one, and every step below."""
+        step: Rendering | None = self
+        while step:
+            yield step
+            step = step.smaller()
+
+    def __str__(self) -> str:
+        tiles = f"tiles of {self.tile_px} px" if self.tile_px else "whole frames"
+        return f"{tiles}, {self.batch_frames} at a time"
+
+
+def read_rendering(folder: JobFolder) -> Rendering | None:
+    """None: nothing has been rendered yet."""
+    try:
+        return Rendering.model_validate_json(folder.rendering.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def agreed_rendering(folder: JobFolder, usual: Rendering) -> Rendering:
+    """How this job is rendered: as written down, or from now on the `usual` way."""
+    with _locked(folder.path):
+        agreed = read_rendering(folder)
+        if agreed is None:
+            write_atomically(folder.rendering, usual.model_dump_json().encode())
+        return agreed or usual
+
+
+@contextmanager
+def unchanged(folder: JobFolder, rendering: Rendering) -> Iterator[None]:
+    """To publish a segment in. Raises `RenderingChangedError` if the job is no longer rendered like this."""
+    with _locked(folder.path):
+        if read_rendering(folder) != rendering:
+            raise RenderingChangedError
+        yield
+
+
+def step_down(folder: JobFolder, plan: Plan, seen: Rendering) -> Rendering:
+    """Make the job be rendered a step below `seen`, unless it is by now; return how.
+
+    Removes all segments made the old way. Raises `JobFailureError(OUT_OF_MEMORY)` where there is no smaller way.
+    """
+    with _locked(folder.path):
+        agreed = read_rendering(folder)
+        if agreed not in (None, seen):
+            return agreed
+        picture = plan.picture
+        smaller = seen.smaller(max(picture.width, picture.height) // SCALE)
+        if smaller is None:
+            raise JobFailureError(
+                FailureCode.OUT_OF_MEMORY,
+                f"the memory is too small even for {seen}: use a machine with more, or a smaller preset",
+            )
+        # In this order: dying in between leaves a job with nothing rendered, never one with both.
+        for made in folder.segments.iterdir() if folder.segments.exists() else ():
+            if made.suffix != PARTIAL_SUFFIX:  # somebody is still at it, and will learn of the step when it is done
+                made.unlink(missing_ok=True)
+        write_atomically(folder.rendering, smaller.model_dump_json().encode())
+        return smaller
+
+
+def start_over(registry: JobRegistry, queue: TaskQueue, plan: Plan, job_id: str) -> None:
+    """After `step_down` in the service: count from zero, and let the removed segments be handed out again.
+
+    The reconciler does so, as with every segment that is missing and that nobody has.
+    """
+    registry.start_rendering(job_id, plan.frames, len(plan.segments), {})
+    queue.forget_ended_tasks(job_id, len(plan.segments))
+
+
+def with_rendering(report: Report, rendering: Rendering | None) -> Report:
+    """The report, with how its result was rendered."""
+    said = RenderingReport(**rendering.model_dump()) if rendering else None
+    return report.model_copy(update={"rendering": said})
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The lock that also guards the record (`JobStorage.locked`): never change a job's record while holding it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
