@@ -15,11 +15,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
 import structlog
+from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import LockNotOwnedError
 
@@ -38,7 +39,8 @@ from app.limits import one_at_a_time, refuse_beyond_key_limits, refuse_full_queu
 from app.settings import GatewaySettings
 from app.uploads import ReceivedFile
 from worker.contract.job import JobOptions, JobRecord, new_job_id, now
-from worker.contract.presets import PRESETS, TEST_PRESETS
+from worker.contract.presets import PRESETS, TEST_PRESETS, loaded_models
+from worker.contract.report import Report
 
 log = structlog.get_logger(__name__)
 
@@ -67,20 +69,35 @@ class Submission:
     source_url: str | None = None
     """From where the courier is to fetch the source; then there is none to be moved."""
     webhook_url: str | None = None
+    reuse_result: bool = False
+    """A job of the same owner that has the result already will do."""
 
     @property
     def fingerprint(self) -> str:
         content = [self.source_identity, self.source_name, self.options.model_dump(mode="json")]
         content += [self.webhook_url] if self.webhook_url else []
+        content += ["reuse_result"] if self.reuse_result else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def accept(services: Services, submission: Submission) -> JobRecord:
+@dataclass(frozen=True)
+class Accepted:
+    record: JobRecord
+    result_is_reused: bool = False
+    """It is an earlier job, which has the result already."""
+
+
+def accept(services: Services, submission: Submission) -> Accepted:
     """The accepted job, durable; or the job of an earlier request with the same Idempotency-Key."""
     if submission.idempotency_key is None:
         return _accept_as(services, submission, new_job_id())
-    with _reserved_job_id(services.redis, submission) as job_id:
-        return services.registry.get(job_id) or _accept_as(services, submission, job_id)
+    with _reserved(services.redis, submission) as reservation:
+        if record := services.registry.get(reservation.job_id):
+            return Accepted(record, reservation.result_is_reused)
+        accepted = _accept_as(services, submission, reservation.job_id)
+        if accepted.result_is_reused:
+            _keep(services.redis, submission, Reservation(accepted.record.id, submission.fingerprint, True))
+        return accepted
 
 
 def refuse_when_full(services: Services, owner: str | None, idempotency_key: str | None, declared_bytes: int) -> None:
@@ -125,13 +142,17 @@ def source_to_be_fetched(target: Path) -> Iterator[ReceivedFile]:
     yield ReceivedFile(target, 0, "")
 
 
-def _accept_as(services: Services, submission: Submission, job_id: str) -> JobRecord:
+def _accept_as(services: Services, submission: Submission, job_id: str) -> Accepted:
     folder = services.storage.make_folder(job_id)
     try:
         with (
             one_at_a_time(services.redis, submission.owner),
             submission.move_source(folder.source) as source,
         ):
+            if submission.reuse_result and (twin := finished_twin(services, submission, source)):
+                services.storage.delete_job(job_id)
+                log.info("result reused", job_id=twin.id)
+                return Accepted(twin, result_is_reused=True)
             refuse_beyond_key_limits(services, submission.owner, source.size_bytes)
             record = JobRecord(
                 id=job_id,
@@ -154,12 +175,47 @@ def _accept_as(services: Services, submission: Submission, job_id: str) -> JobRe
         raise
     services.metrics.jobs_submitted.inc()
     log.info("job accepted", job_id=job_id, size_bytes=record.source_size_bytes, preset=record.options.preset)
-    return record
+    return Accepted(record)
+
+
+def finished_twin(services: Services, submission: Submission, source: ReceivedFile) -> JobRecord | None:
+    """A job of the same owner with the result that this one would have: of the same bytes, options and networks.
+
+    Without a live worker that has the networks loaded nobody knows whether they are still the same: then there is none.
+    """
+    loaded = loaded_models(services.redis).get(submission.options.preset)
+    if loaded is None or loaded.network is None:
+        return None
+    for record in services.registry.with_result_of(source.sha256, submission.owner):
+        folder = services.storage.folder(record.id)
+        if record.options != submission.options or record.result is None or record.owner != submission.owner:
+            continue
+        if not folder.result(record.result.container).exists():
+            continue
+        with suppress(FileNotFoundError, ValidationError):  # a report that is gone, or of another version
+            if Report.model_validate_json(folder.report.read_bytes()).network == loaded.network:
+                return record
+    return None
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """What is kept for 24 hours under an Idempotency-Key."""
+
+    job_id: str
+    fingerprint: str
+    result_is_reused: bool = False
+
+
+def _keep(redis: Redis, submission: Submission, reservation: Reservation) -> None:
+    assert submission.idempotency_key is not None
+    key = _reservation_key(submission.owner, submission.idempotency_key)
+    redis.set(key, json.dumps(asdict(reservation)), ex=_IDEMPOTENCY_TTL_SECONDS)
 
 
 @contextmanager
-def _reserved_job_id(redis: Redis, submission: Submission) -> Iterator[str]:
-    """The id of the job that this key stands for: the same for 24 hours, for one request at a time.
+def _reserved(redis: Redis, submission: Submission) -> Iterator[Reservation]:
+    """The job that this key stands for: the same for 24 hours, for one request at a time.
 
     If an earlier attempt was cut short, the next one carries on under the same id.
     """
@@ -171,12 +227,12 @@ def _reserved_job_id(redis: Redis, submission: Submission) -> Iterator[str]:
             "Another request with this Idempotency-Key is being worked on.", {"Retry-After": "1"}
         )
     try:
-        reservation = json.dumps({"job_id": new_job_id(), "fingerprint": submission.fingerprint})
-        redis.set(key, reservation, nx=True, ex=_IDEMPOTENCY_TTL_SECONDS)
-        reserved = json.loads(cast(bytes, redis.get(key)))
-        if reserved["fingerprint"] != submission.fingerprint:
+        fresh = json.dumps(asdict(Reservation(new_job_id(), submission.fingerprint)))
+        redis.set(key, fresh, nx=True, ex=_IDEMPOTENCY_TTL_SECONDS)
+        reserved = Reservation(**json.loads(cast(bytes, redis.get(key))))
+        if reserved.fingerprint != submission.fingerprint:
             raise IdempotencyKeyReusedError("The first request with this Idempotency-Key asked for something else.")
-        yield reserved["job_id"]
+        yield reserved
     finally:
         with suppress(LockNotOwnedError):  # it took longer than the lock lasts
             lock.release()

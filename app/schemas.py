@@ -15,6 +15,12 @@ WEBHOOK_URL_DESCRIPTION = (
 )
 
 
+REUSE_RESULT_DESCRIPTION = (
+    "If a job of yours already has the result of the same bytes with the same options and networks, answer with that "
+    "job (200 instead of 202, `result_is_reused`) instead of making it again. No webhook is sent for it."
+)
+
+
 class Problem(BaseModel):
     """RFC 9457. Switch on `code`, which never changes; show `detail` to people; quote `request_id` to the operator."""
 
@@ -36,10 +42,13 @@ class SubmitUpload(JobOptions):
     )
     filename: str = Field("video", description="The user's name for the file, for the result's name.")
     webhook_url: str | None = Field(None, description=WEBHOOK_URL_DESCRIPTION)
+    reuse_result: bool = Field(False, description=REUSE_RESULT_DESCRIPTION)
 
     @property
     def options(self) -> JobOptions:
-        return JobOptions.model_validate(self.model_dump(exclude={"upload_id", "filename", "webhook_url"}))
+        return JobOptions.model_validate(
+            self.model_dump(exclude={"upload_id", "filename", "webhook_url", "reuse_result"})
+        )
 
 
 class SubmitUrl(JobOptions):
@@ -126,6 +135,9 @@ class Job(BaseModel):
     result: JobResult | None
     error: JobProblem | None
     links: JobLinks
+    result_is_reused: bool = Field(
+        False, description="In the answer to a submission with `reuse_result`: this is an earlier job."
+    )
 
 
 class JobPage(BaseModel):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from app.acceptance import (
+    Accepted,
     Submission,
     accept,
     refuse_source_url,
@@ -48,9 +49,9 @@ from app.forms import FILE_FIELD, FORM_OVERHEAD_BYTES, read_form
 from app.guarded_http import name_in_url
 from app.jobs import present_job
 from app.limits import upload_slot
-from app.schemas import WEBHOOK_URL_DESCRIPTION, Job, SubmitUpload, SubmitUrl
+from app.schemas import REUSE_RESULT_DESCRIPTION, WEBHOOK_URL_DESCRIPTION, Job, SubmitUpload, SubmitUrl
 from app.uploads import Incoming, body_chunks, content_length, moved_file, moved_upload
-from worker.contract.job import JobOptions, JobRecord
+from worker.contract.job import JobOptions
 
 _MAX_JSON_BYTES = 64 * 1024
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -73,6 +74,7 @@ def _form_schema() -> dict[str, object]:
         if kinds:
             option.pop("default")
         properties[name] = option | (kinds[0] if kinds else {})
+    properties["reuse_result"] = {"type": "boolean", "default": False, "description": REUSE_RESULT_DESCRIPTION}
     properties["webhook_url"] = {"type": "string", "format": "uri", "description": WEBHOOK_URL_DESCRIPTION}
     return {"type": "object", "properties": properties, "required": [FILE_FIELD]}
 
@@ -103,7 +105,8 @@ def _form_schema() -> dict[str, object]:
         KeyStorageFullError,
         QueueUnavailableError,
         OutOfDiskError,
-    ),
+    )
+    | {200: {"model": Job, "description": "With `reuse_result`: an earlier job that has the result already."}},
     dependencies=[Depends(upload_slot)],
     openapi_extra={
         "requestBody": {
@@ -137,15 +140,18 @@ async def create_job(
         raise UnsupportedMediaTypeError(
             "Send multipart/form-data with a file, or application/json with an upload_id or a source_url."
         )
-    record = await submit(request, services, owner, idempotency_key)
-    job = await run_in_threadpool(present_job, services, record)
+    accepted = await submit(request, services, owner, idempotency_key)
+    job = await run_in_threadpool(present_job, services, accepted.record)
+    if accepted.result_is_reused:
+        response.status_code = 200
+        job = job.model_copy(update={"result_is_reused": True})
     response.headers["Location"] = job.links.self
     return job
 
 
 async def _submit_form(
     request: Request, services: Services, owner: str | None, idempotency_key: str | None
-) -> JobRecord:
+) -> Accepted:
     length = content_length(request)
     with Incoming(services, None if length is None else max(0, length - FORM_OVERHEAD_BYTES)) as incoming:
         form = await read_form(
@@ -155,24 +161,25 @@ async def _submit_form(
             partial(_asked_in_form, services),
             incoming.write,
         )
-        options, webhook_url = _asked_in_form(services, form.fields)
+        asked = _asked_in_form(services, form.fields)
         received = await incoming.finish()
         submission = Submission(
-            options=options,
+            options=asked.options,
             source_name=form.filename,
             move_source=partial(moved_file, received),
             source_identity=received.sha256,
             idempotency_key=idempotency_key,
             owner=owner,
             request_id=correlation_id.get(),
-            webhook_url=webhook_url,
+            webhook_url=asked.webhook_url,
+            reuse_result=asked.reuse_result,
         )
         return await run_in_threadpool(accept, services, submission)
 
 
 async def _submit_json(
     request: Request, services: Services, owner: str | None, idempotency_key: str | None
-) -> JobRecord:
+) -> Accepted:
     body = bytearray()
     async for chunk in body_chunks(request, services.settings.upload_idle_timeout_seconds):
         body += chunk
@@ -200,18 +207,28 @@ async def _submit_json(
             move_source=partial(moved_upload, services.storage, owner, asked.upload_id),
             source_identity=asked.upload_id,
             webhook_url=asked.webhook_url,
+            reuse_result=asked.reuse_result,
         )
     return await run_in_threadpool(accept, services, submission)
 
 
-def _asked_in_form(services: Services, fields: dict[str, str]) -> tuple[JobOptions, str | None]:
-    """The options, and the URL that is to be told of the end."""
+class _AskedInForm(JobOptions):
+    """The form's fields beside the file."""
+
+    webhook_url: str | None = None
+    reuse_result: bool = False
+
+    @property
+    def options(self) -> JobOptions:
+        return JobOptions.model_validate(self.model_dump(exclude={"webhook_url", "reuse_result"}))
+
+
+def _asked_in_form(services: Services, fields: dict[str, str]) -> _AskedInForm:
     # A browser sends a field that was left empty as an empty string.
     given = {name: text for name, text in fields.items() if text}
-    webhook_url = given.pop("webhook_url", None)
-    options = _validated(partial(JobOptions.model_validate, given))
-    _refuse(services, options, webhook_url)
-    return options, webhook_url
+    asked = _validated(partial(_AskedInForm.model_validate, given))
+    _refuse(services, asked.options, asked.webhook_url)
+    return asked
 
 
 def _refuse(services: Services, options: JobOptions, webhook_url: str | None) -> None:

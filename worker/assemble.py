@@ -60,7 +60,13 @@ def assemble(
                 check = check_result(partial, plan.container, opened, replaced, upscaled, copies, decoded, on_progress)
         seconds = {"plan": plan.survey_seconds, "assemble": time.perf_counter() - began}
         figures = [read_figures(segment.with_suffix(".json")) for segment in segments]
-        return make_report(plan, facts, partial, check, copies, figures, tag, seconds)
+        made_by = network_name(order.made_by)
+        return make_report(plan, facts, partial, check, copies, figures, made_by, tag, seconds)
+
+
+def network_name(fingerprint: str) -> str:
+    """Name what decides a result beside its source and options. `fingerprint`: of the weights."""
+    return f"{PIPELINE_VERSION}:{fingerprint}"
 
 
 def result_tag(

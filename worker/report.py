@@ -127,6 +127,7 @@ def make_report(
     check: Check,
     copies: Mapping[int, StreamContents],
     figures: Sequence[SegmentFigures | None],
+    network: str,
     tag: str,
     seconds_so_far: Mapping[str, float],
 ) -> Report:
@@ -150,6 +151,7 @@ def make_report(
         quality=gather(figures, [segment.first for segment in plan.segments], frozenset(plan.survey.cuts), table),
         stage_seconds=seconds,
         frames_per_second=round(len(table) / total, 3) if total else None,
+        network=network,
         tag=tag,
     )
 

@@ -13,6 +13,8 @@ PROMISED = {
     ("post", "/v1/jobs/{job_id}/cancel"),
     ("get", "/v1/jobs/{job_id}/result"),
     ("get", "/v1/jobs/{job_id}/report"),
+    ("get", "/v1/jobs/{job_id}/webhook"),
+    ("post", "/v1/jobs/{job_id}/webhook/replay"),
     ("put", "/v1/uploads/{upload_id}"),
     ("options", "/v1/uploads"),
     ("post", "/v1/uploads"),
@@ -69,5 +71,5 @@ def test_the_form_offers_every_option_and_no_null(gateway: RunningGateway) -> No
 
     form = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
 
-    assert set(form["properties"]) == {"file", *JobOptions.model_fields}
+    assert set(form["properties"]) == {"file", "reuse_result", "webhook_url", *JobOptions.model_fields}
     assert "null" not in str(form)

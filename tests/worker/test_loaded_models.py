@@ -11,6 +11,7 @@ from model.checkpoints import save_checkpoint
 from model.hat import HAT
 from model.presets import PRESETS
 from model.unet import ConditionalUNet
+from worker.assemble import network_name
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.presets import loaded_models
 from worker.loaded_models import LoadedModels, usable_device
@@ -30,6 +31,7 @@ def test_a_preset_is_loaded_once_and_told_to_those_who_ask(redis: Redis, tmp_pat
     assert first is second
     [told] = loaded_models(redis).values()
     assert (told.preset, told.scale, told.device) == ("tiny-random", 2, "cpu")
+    assert told.network == network_name(first.fingerprint)
 
 
 def test_the_stand_in_repeats_pixels_and_is_told_like_networks(redis: Redis, tmp_path: Path) -> None:

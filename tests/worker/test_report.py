@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import worker.assemble
-from worker.assemble import assemble
+from worker.assemble import assemble, network_name
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions
 from worker.contract.report import PropertyReport, Report, StreamReport
 from worker.plan import Plan, sha256_of_file
+from worker.upscaler import PixelRepeater
 from worker.video.check_picture import check_picture
 from worker.video.frames import RgbFrame
 from worker.video.values import Colour, ContentLight, Crop, MasteringDisplay, Picture
@@ -143,6 +144,7 @@ def test_both_sides_are_told_of_a_file_that_is_kept_whole(make_video: MakeVideo,
     assert (report.frames.source, report.frames.result, report.timestamps.exact) == (30, 30, True)
     assert set(report.stage_seconds) == {"plan", "decode", "infer", "encode", "check", "assemble"}
     assert report.quality.frames_compared == 2 * len(plan.segments)
+    assert report.network == network_name(PixelRepeater().fingerprint)
     assert report.quality.segments_without_figures == 0
 
 

@@ -34,6 +34,8 @@ class LoadedModel(BaseModel):
     description: str
     device: str
     loaded_at: AwareDatetime
+    network: str | None = None
+    """As in the reports of the jobs that it renders now: equal networks give equal results."""
 
 
 def announce_loaded(redis: Redis, model: LoadedModel, ttl_seconds: int) -> None:

@@ -3,16 +3,16 @@
 vsr:job:{id}             hash   record (JSON), as in job.json
 vsr:progress:{id}        hash   frames_total, segments_total, frames_done (of finished segments),
                                 frames_before, rendering_since, rendered_until (for the rate),
-                                batch_frames, tile_px (0: whole frames),
                                 segment:{index} (frames done of a segment under way)
 vsr:segments:{id}        set    indexes of the finished segments
 vsr:jobs, vsr:jobs:{status}     sorted sets of ids by time of creation
 vsr:owner:{owner}:jobs, ...     the same of one API key's jobs alone
+vsr:results:{owner}:{sha256}    set    ids of the jobs with a result of this source; `-` for jobs without an owner
 vsr:owner:{owner}:source-bytes  hash   bytes of each of its jobs' sources, as far as they are kept
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 from redis import Redis
@@ -106,6 +106,8 @@ class JobRegistry:
                 pipe.delete(_job_key(job_id), _progress_key(job_id), _segments_key(job_id))
                 for key in _all_indexes(record.owner if record else None):
                     pipe.zrem(key, job_id)
+                if record:
+                    pipe.srem(_results_key(record.owner, record.source_sha256), job_id)
                 if record and record.owner:
                     pipe.hdel(_source_bytes_key(record.owner), job_id)
                 forget_errands(pipe, job_id)
@@ -174,6 +176,11 @@ class JobRegistry:
         """What the sources of this API key's jobs take on the disk."""
         return sum(int(size) for size in cast(list[bytes], self._redis.hvals(_source_bytes_key(owner))))
 
+    def with_result_of(self, source_sha256: str, owner: str | None) -> list[JobRecord]:
+        """Jobs of this owner that have a result of this source, newest first."""
+        found = sorted(_texts(self._redis.smembers(_results_key(owner, source_sha256))), reverse=True)
+        return [record for job_id in found if (record := self.get(job_id))]
+
     def unfinished_ids(self) -> list[str]:
         return [
             job_id
@@ -220,11 +227,6 @@ class JobRegistry:
         """Live figures of a segment under way; nothing for a job that is not being rendered (any more)."""
         self._note_progress(keys=[_progress_key(job_id)], args=[f"segment:{index}", frames_done])
 
-    def note_rendering(self, job_id: str, batch_frames: int, tile_px: int | None) -> None:
-        """How the job's frames go through the networks; nothing for a job that is not being rendered (any more)."""
-        for name, value in (("batch_frames", batch_frames), ("tile_px", tile_px or 0)):
-            self._note_progress(keys=[_progress_key(job_id)], args=[name, value])
-
     def finish_segment(self, job_id: str, index: int, frames: int, segments_total: int) -> bool:
         """Count a segment as done, once. True when all are: the caller then enqueues `assemble`, whose id is unique."""
         keys = [_progress_key(job_id), _segments_key(job_id)]
@@ -248,8 +250,6 @@ class JobRegistry:
             segments_done=int(segments_done),
             segments_total=int(figures["segments_total"]),
             fps=frames_since / seconds if frames_since > 0 and seconds > 0 else None,
-            batch_frames=int(figures["batch_frames"]) if "batch_frames" in figures else None,
-            tile_px=int(figures.get("tile_px", 0)) or None,
         )
 
     # --- inside -------------------------------------------------------------------------------------------------
@@ -261,6 +261,11 @@ class JobRegistry:
             pipe.hset(_source_bytes_key(record.owner), record.id, record.source_size_bytes)
         elif record.owner:
             pipe.hdel(_source_bytes_key(record.owner), record.id)
+        results = _results_key(record.owner, record.source_sha256)
+        if record.status is JobStatus.SUCCEEDED and record.media_removed_at is None:
+            pipe.sadd(results, record.id)
+        else:
+            pipe.srem(results, record.id)
         holding = _indexes_holding(record)
         for key in _all_indexes(record.owner):
             if key in holding:
@@ -277,7 +282,7 @@ class JobRegistry:
 
 
 def _texts(reply: object) -> list[str]:
-    return [item.decode() for item in cast(list[bytes], reply)]
+    return [item.decode() for item in cast(Iterable[bytes], reply)]
 
 
 def _job_key(job_id: str) -> str:
@@ -299,6 +304,10 @@ def _index_key(status: JobStatus | None, owner: str | None = None) -> str:
 
 def _source_bytes_key(owner: str) -> str:
     return f"vsr:owner:{owner}:source-bytes"
+
+
+def _results_key(owner: str | None, source_sha256: str) -> str:
+    return f"vsr:results:{owner or '-'}:{source_sha256}"
 
 
 def _all_indexes(owner: str | None) -> list[str]:
