@@ -1,11 +1,12 @@
 """What the routes ask for by name. The lifespan in `app.gateway` makes the services, one set per process."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, cast
 from urllib.parse import urlsplit
 
 import structlog
+from anyio import CapacityLimiter
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from redis import Redis
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class UploadThreads:
+    """Threads for the bytes of uploads alone, so that a request for a job never waits for one behind two hundred files.
+
+    Few write, which keeps processors busy; more sync, which waits for the disk.
+    """
+
+    writing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    syncing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
+
+
+@dataclass(frozen=True)
 class Services:
     settings: GatewaySettings
     api_keys: ApiKeys
@@ -34,6 +46,7 @@ class Services:
     queue: TaskQueue
     metrics: GatewayMetrics
     upload_slots: "UploadSlots"
+    upload_threads: UploadThreads = field(default_factory=UploadThreads)
 
 
 def services(request: Request) -> Services:

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Annotated, Protocol, Self
 
 import structlog
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi import Path as PathParameter
 from starlette.concurrency import run_in_threadpool
@@ -50,7 +51,9 @@ log = structlog.get_logger(__name__)
 CONTENT_SUFFIX = ".tus"
 DESCRIPTION_SUFFIX = ".tus.json"
 
-_WRITE_BUFFER_BYTES = 1024 * 1024
+_MAX_BUFFER_BYTES = 1024 * 1024
+_MIN_BUFFER_BYTES = 64 * 1024
+_ALL_BUFFERS_BYTES = 16 * 1024 * 1024
 # What the kernel takes at once (IOV_MAX).
 _CHUNKS_PER_WRITE = 1024
 _PARTIAL_NAME = re.compile(r"[0-9a-f]{32}" + re.escape(PARTIAL_SUFFIX))
@@ -121,7 +124,11 @@ class Hash(Protocol):
 
 
 class Sink:
-    """The end of a body: an open file. Each byte is counted, hashed and written once, in threads: others go on."""
+    """The end of a body: an open file. Each byte is counted, hashed and written once, in threads: others go on.
+
+    While one buffer is written the next one fills. What all uploads together have in memory is bounded: the more there
+    are, the smaller are their buffers.
+    """
 
     def __init__(self, services: Services, file: FileIO, size_bytes: int = 0, hashes: Sequence[Hash] = ()) -> None:
         """`file` is written at its end; `size_bytes` is where that is. `hashes` are fed with what comes."""
@@ -131,6 +138,7 @@ class Sink:
         self._hashes = hashes
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self._flushing: asyncio.Task[None] | None = None
         # A request that is cut off at the server's end leaves the thread that writes for it behind.
         self._writing = threading.Lock()
 
@@ -141,34 +149,53 @@ class Sink:
         self._pending.append(chunk)
         self._pending_bytes += len(chunk)
         # A client that sends bytes one by one must not fill the memory with what surrounds each piece.
-        if self._pending_bytes >= _WRITE_BUFFER_BYTES or len(self._pending) == _CHUNKS_PER_WRITE:
-            await run_in_threadpool(self._flush)
+        if self._pending_bytes >= self._buffer_bytes() or len(self._pending) == _CHUNKS_PER_WRITE:
+            await self._flushed()
+            self._flushing = asyncio.create_task(
+                to_thread.run_sync(self._write, self._taken(), limiter=self._services.upload_threads.writing)
+            )
 
     async def sync(self) -> None:
         """What was written is durable when this returns."""
-        await run_in_threadpool(self._sync)
+        await self._flushed()
+        await to_thread.run_sync(self._write, self._taken(), limiter=self._services.upload_threads.writing)
+        await to_thread.run_sync(self._sync, limiter=self._services.upload_threads.syncing)
 
     def wait(self) -> None:
-        """Until no thread is writing any more: then the file may be closed."""
+        """Until no thread is writing any more: then the file may be closed. What is pending is dropped."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing.add_done_callback(lambda task: task.cancelled() or task.exception())
         with self._writing:
             pass
 
-    def _sync(self) -> None:
-        self._flush()
-        with self._writing, out_of_disk_named():
-            os.fsync(self._file.fileno())
+    async def _flushed(self) -> None:
+        if self._flushing is not None:
+            flushing, self._flushing = self._flushing, None
+            await flushing
 
-    def _flush(self) -> None:
+    def _taken(self) -> list[bytes]:
+        taken, self._pending, self._pending_bytes = self._pending, [], 0
+        return taken
+
+    def _buffer_bytes(self) -> int:
+        share = _ALL_BUFFERS_BYTES // max(1, self._services.upload_slots.taken)
+        return min(max(share, _MIN_BUFFER_BYTES), _MAX_BUFFER_BYTES)
+
+    def _write(self, chunks: list[bytes]) -> None:
         with self._writing:
-            chunks, self._pending, self._pending_bytes = self._pending, [], 0
             refuse_full_disk(self._services, sum(map(len, chunks)))
             for chunk in chunks:
                 for one in self._hashes:
                     one.update(chunk)
-                self._services.metrics.upload_bytes.inc(len(chunk))
+            self._services.metrics.upload_bytes.inc(sum(map(len, chunks)))
             with out_of_disk_named():
                 while chunks:
                     chunks = _without(os.writev(self._file.fileno(), chunks), chunks)
+
+    def _sync(self) -> None:
+        with self._writing, out_of_disk_named():
+            os.fsync(self._file.fileno())
 
 
 class Incoming:

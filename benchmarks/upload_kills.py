@@ -30,7 +30,7 @@ KINDS = ("raw PUT", "form", "tus")
 PIECE_BYTES = 64 * 1024
 # Long enough that kills fall into uploads, not between them.
 UPLOAD_SECONDS = 1.5
-GIVE_UP_SECONDS = 300.0
+GIVE_UP_SECONDS = 180.0
 TUS = {"Tus-Resumable": "1.0.0"}
 
 
@@ -47,6 +47,9 @@ class Outcome:
 @dataclass
 class Count:
     """What is there in the end, beside what was promised."""
+
+    begun_unheard: int = 0
+    """Resumable uploads that were begun when the answer was cut off: nobody knows of them, and they expire."""
 
     kills: int = 0
     uploads: list[Outcome] = field(default_factory=list)
@@ -76,6 +79,7 @@ def main() -> None:
     print(f"files left behind            {len(count.left_behind)}")
     for name in count.left_behind:
         print(f"  {name}")
+    print(f"begun, the answer cut off    {count.begun_unheard} (they expire)")
     for kind in KINDS:
         of_kind = [upload for upload in count.uploads if upload.kind == kind]
         attempts = sum(upload.attempts for upload in of_kind)
@@ -119,8 +123,9 @@ def drill(folder: Path, uploads: int, kills: int, seed: int) -> Count:
             str(path.relative_to(gateway.storage.root))
             for path in gateway.storage.root.rglob("*")
             # The description of a finished resumable upload stays until it expires, so that HEAD can tell it.
-            if path.is_file() and path not in kept and path.suffix != ".json"
+            if path.is_file() and path not in kept and path.suffix not in (".json", ".tus")
         ]
+        count.begun_unheard = len(list(gateway.storage.uploads.glob("*.tus")))
     return count
 
 
@@ -146,7 +151,7 @@ class _Client:
                 with httpx2.Client(base_url=self._url, timeout=30) as http:
                     self._outcome.job_id = send(http)
                 return self._outcome
-            except httpx2.TransportError:  # the gateway was killed
+            except (httpx2.TransportError, _TryLaterError):  # the gateway was killed
                 time.sleep(0.5)
         raise SystemExit(f"a {self._outcome.kind} upload had no 202 within {GIVE_UP_SECONDS:.0f} s")
 
@@ -197,7 +202,13 @@ class _Client:
             yield piece
 
 
+class _TryLaterError(Exception):
+    """The service asks for patience: what a killed gateway held is held until it runs out."""
+
+
 def _expect(status: int, answer: httpx2.Response) -> httpx2.Response:
+    if "Retry-After" in answer.headers:
+        raise _TryLaterError
     if answer.status_code != status:
         raise SystemExit(f"{answer.request.method} {answer.request.url}: {answer.status_code} {answer.text}")
     return answer
