@@ -16,6 +16,7 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import now
 from worker.contract.presets import REPEAT_PIXELS, TEST_PRESETS, LoadedModel, announce_loaded
 from worker.network import NetworkUpscaler
+from worker.rendering import Rendering
 from worker.upscaler import PixelRepeater, Upscaler
 
 log = structlog.get_logger(__name__)
@@ -46,14 +47,23 @@ class LoadedModels:
     ) -> None:
         """`batch_frames`: per network call, as its results depend on it; None: as usual for the device."""
         self.device = device
-        self.batch_frames = batch_frames or usual_batch_frames(device)
+        self.usual_rendering = Rendering(batch_frames=batch_frames or usual_batch_frames(device), tile_px=tile_px)
         self._weights_dir = weights_dir.expanduser()
         self._tile_px = tile_px
         self._upscalers: dict[str, Upscaler] = {}
         self._descriptions: list[LoadedModel] = []
 
-    def get(self, preset: str) -> Upscaler:
-        """The preset's networks; the first call takes seconds. Raises `JobFailureError` where it cannot be loaded."""
+    def get(self, preset: str, rendering: Rendering | None = None) -> Upscaler:
+        """The preset's networks, for `rendering` or as usual; the first call takes seconds.
+
+        Raises `JobFailureError` where they cannot be loaded.
+        """
+        upscaler = self._loaded(preset)
+        if rendering and isinstance(upscaler, NetworkUpscaler):
+            return upscaler.adjusted(rendering.batch_frames, rendering.tile_px)
+        return upscaler
+
+    def _loaded(self, preset: str) -> Upscaler:
         if preset not in self._upscalers:
             began = time.perf_counter()
             upscaler = self._load(preset)
@@ -74,6 +84,11 @@ class LoadedModels:
             metrics.MODEL_INFO.labels(preset=preset, device=str(self.device)).set(1)
             log.info("model_loaded", preset=preset, device=str(self.device), seconds=round(seconds, 2))
         return self._upscalers[preset]
+
+    def release_memory(self) -> None:
+        """Give back what torch keeps of the GPU's memory after a batch that did not fit."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def announce(self, redis: Redis, ttl_seconds: int) -> None:
         """Say what is loaded; forgotten after `ttl_seconds` unless said again."""
@@ -103,4 +118,4 @@ class LoadedModels:
             networks.use_tiles(self._tile_px)
         except ValueError as error:
             raise JobFailureError(FailureCode.INVALID_OPTION, f"{error} (--tile, VSR_TILE_PX)") from error
-        return NetworkUpscaler(networks, self.batch_frames)
+        return NetworkUpscaler(networks, self.usual_rendering.batch_frames)

@@ -3,6 +3,7 @@
 vsr:job:{id}             hash   record (JSON), as in job.json
 vsr:progress:{id}        hash   frames_total, segments_total, frames_done (of finished segments),
                                 frames_before, rendering_since, rendered_until (for the rate),
+                                batch_frames, tile_px (0: whole frames),
                                 segment:{index} (frames done of a segment under way)
 vsr:segments:{id}        set    indexes of the finished segments
 vsr:jobs, vsr:jobs:{status}     sorted sets of ids by time of creation
@@ -227,6 +228,11 @@ class JobRegistry:
         """Live figures of a segment under way; nothing for a job that is not being rendered (any more)."""
         self._note_progress(keys=[_progress_key(job_id)], args=[f"segment:{index}", frames_done])
 
+    def note_rendering(self, job_id: str, batch_frames: int, tile_px: int | None) -> None:
+        """How the job's frames go through the networks; nothing for a job that is not being rendered (any more)."""
+        for name, value in (("batch_frames", batch_frames), ("tile_px", tile_px or 0)):
+            self._note_progress(keys=[_progress_key(job_id)], args=[name, value])
+
     def finish_segment(self, job_id: str, index: int, frames: int, segments_total: int) -> bool:
         """Count a segment as done, once. True when all are: the caller then enqueues `assemble`, whose id is unique."""
         keys = [_progress_key(job_id), _segments_key(job_id)]
@@ -250,6 +256,8 @@ class JobRegistry:
             segments_done=int(segments_done),
             segments_total=int(figures["segments_total"]),
             fps=frames_since / seconds if frames_since > 0 and seconds > 0 else None,
+            batch_frames=int(figures["batch_frames"]) if "batch_frames" in figures else None,
+            tile_px=int(figures.get("tile_px", 0)) or None,
         )
 
     # --- inside -------------------------------------------------------------------------------------------------

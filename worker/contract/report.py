@@ -144,6 +144,14 @@ class QualityReport(_Frozen):
     segments_without_figures: int = Field(0, description="Segments of which nothing is known.")
 
 
+class RenderingReport(_Frozen):
+    """How the frames went through the networks."""
+
+    batch_frames: int = Field(description="At a time.")
+    tile_px: int | None = Field(description="Side of the tiles, in pixels of the source; null: whole frames.")
+    backoffs: int = Field(description="How often memory was too small, and smaller batches or tiles were taken.")
+
+
 class Report(_Frozen):
     """What was kept, what was changed and why, and what the checks of the finished file found."""
 
@@ -162,6 +170,7 @@ class Report(_Frozen):
     )
     notes: tuple[str, ...] = Field(description="What else a reader should know.")
     quality: QualityReport
+    rendering: RenderingReport | None = None
     stage_seconds: dict[str, float] = Field(
         description="Spent in plan, decode, infer, encode, check (the quality) and assemble, over all segments."
     )
