@@ -70,6 +70,7 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
         upload_slots=UploadSlots(settings.max_uploads, settings.max_uploads_per_key),
     )
 
+    services.metrics.uploads_under_way.set_function(lambda: services.upload_slots.taken)
     janitor = Janitor(settings, redis, storage, registry, services.queue, services.metrics)
 
     @asynccontextmanager

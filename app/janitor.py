@@ -32,6 +32,7 @@ from app.expiry_clock import ExpiryClock
 from app.metrics import GatewayMetrics
 from app.settings import GatewaySettings
 from app.uploads import sweep_dead_uploads, sweep_old_uploads
+from worker.contract.failure import JobFailureError
 from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus, now
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
@@ -172,18 +173,28 @@ class Janitor:
 
     def _expire(self, record: JobRecord) -> None:
         """First the record, which decides against whoever wants the media again; then the media."""
-        expired = self._registry.change(
-            record.id,
-            lambda job: (
-                job.model_copy(update={"media_removed_at": now()})
-                if job.status.is_final and job.finished_at == record.finished_at and job.media_removed_at is None
-                else None
-            ),
-        )
+        try:
+            expired = self._note_expired(record)
+        except JobFailureError as failure:
+            # Redis has decided; what cannot be written for want of space can be when the media are gone.
+            log.warning("a full disk is made room on", job_id=record.id, reason=failure.message)
+            self._storage.remove_media(record.id)
+            expired = self._note_expired(record)
         if expired:
             self._storage.remove_media(record.id)
             self._count("media")
             log.info("source and result of a job expired", job_id=record.id, status=record.status)
+
+    def _note_expired(self, seen: JobRecord) -> JobRecord | None:
+        """None: the job is another than was seen. Where it is noted already, the note is written again."""
+        return self._registry.change(
+            seen.id,
+            lambda job: (
+                job.model_copy(update={"media_removed_at": job.media_removed_at or now()})
+                if job.status.is_final and job.finished_at == seen.finished_at
+                else None
+            ),
+        )
 
     def _remove_partial_files(self, folder: Path, *, of_the_dead_only: bool) -> None:
         for path in (*folder.glob(f"*{PARTIAL_SUFFIX}"), *folder.glob(f"segments/*{PARTIAL_SUFFIX}")):

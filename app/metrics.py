@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import cast
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from redis import Redis
@@ -80,6 +80,9 @@ class GatewayMetrics:
         )
         for reason in REJECTION_REASONS:
             self.jobs_rejected.labels(reason)
+        self.uploads_under_way = Gauge(
+            "vsr_uploads", "Uploads that this gateway receives now.", registry=self.prometheus
+        )
         self.janitor_rounds = Counter(
             "vsr_janitor_rounds_total",
             "Rounds for expired and abandoned files; skipped: another gateway was at it.",

@@ -23,6 +23,7 @@ from app.janitor import Janitor
 from app.metrics import REMOVED_KINDS, GatewayMetrics
 from app.settings import GatewaySettings
 from tests.app.conftest import SOURCE_INFO, RunningGateway, StartGateway, wait_until
+from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, JobRecord, JobStatus, ResultInfo, new_job_id
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
@@ -350,6 +351,44 @@ def test_a_job_lives_and_is_forgotten_as_the_settings_say(house: House, redis: R
     assert not folder.path.exists()
     assert not [key for key in redis.scan_iter() if job in key.decode()]
     assert house.removed() == {"segments": 1, "media": 1, "job": 1}
+
+
+def test_a_disk_that_is_full_to_the_last_byte_is_made_room_on(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a disk on which not even a record can be written while the media of an expired job are there
+    job = house.add_job(JobStatus.SUCCEEDED, RESULTS + 1, RESULTS + 1)
+    folder = house.storage.folder(job)
+    write_record = house.storage.write_record
+
+    def write_if_there_is_room(record: JobRecord) -> None:
+        if folder.source.exists():
+            raise JobFailureError(FailureCode.OUT_OF_DISK, "the disk is full")
+        write_record(record)
+
+    monkeypatch.setattr(house.storage, "write_record", write_if_there_is_room)
+
+    # When
+    house.janitor.clean()
+
+    # Then
+    assert house.files() == {f"jobs/{job}/job.json", f"jobs/{job}/report.json"}
+    record = house.storage.read_record(job)
+    assert record is not None
+    assert record.media_removed_at is not None
+
+
+def test_a_kill_between_the_note_and_the_files_is_made_good_in_the_next_round(house: House) -> None:
+    # Given a job whose expiry was decided in Redis, and not yet written or done
+    job = house.add_job(JobStatus.FAILED, FAILED + 1, FAILED + 1)
+    record = house.storage.read_record(job)
+    assert record is not None
+    house.registry.index(record.model_copy(update={"media_removed_at": datetime.now(UTC)}))
+
+    # When
+    house.janitor.clean()
+
+    # Then
+    assert house.files() == {f"jobs/{job}/job.json", f"jobs/{job}/report.json"}
+    assert house.storage.read_record(job) == house.registry.get(job)
 
 
 def test_with_zero_everything_is_kept_for_ever(redis: Redis, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from app.embedded_redis import EmbeddedRedis
-from app.metrics import REJECTION_REASONS
+from app.metrics import JANITOR_OUTCOMES, REJECTION_REASONS, REMOVED_KINDS
 from tests.app.conftest import SOURCE_INFO, RunningGateway, StartGateway
 from tests.app.test_health import register_worker
 from worker.contract.queue import TaskQueue
@@ -34,6 +34,9 @@ def test_every_known_label_is_there_at_zero_from_the_start(gateway: RunningGatew
         f'vsr_jobs{{status="{status}"}}' for status in ("queued", "running", "succeeded", "failed", "canceled")
     ]
     expected += [f'vsr_queue_tasks{{kind="{kind}"}}' for kind in ("plan", "segment", "assemble")]
+    expected += ["vsr_uploads"]
+    expected += [f'vsr_janitor_rounds_total{{outcome="{outcome}"}}' for outcome in JANITOR_OUTCOMES]
+    expected += [f'vsr_janitor_removed_total{{kind="{kind}"}}' for kind in REMOVED_KINDS]
     expected += [f'vsr_workers{{state="{state}"}}' for state in ("idle", "busy")]
     assert {name: samples[name] for name in expected} == dict.fromkeys(expected, 0.0)
     assert samples["vsr_redis_up"] == 1
