@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-import httpx2
+from urllib.request import urlopen
 
 from app.embedded_redis import EmbeddedRedis
 from worker.contract.storage import JobStorage
@@ -67,6 +66,7 @@ class GatewayProcess:
 
     def _answers(self) -> bool:
         try:
-            return httpx2.get(f"{self.url}/healthz").status_code == 200
-        except httpx2.TransportError:
+            with urlopen(f"{self.url}/healthz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
             return False

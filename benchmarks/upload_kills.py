@@ -30,7 +30,7 @@ KINDS = ("raw PUT", "form", "tus")
 PIECE_BYTES = 64 * 1024
 # Long enough that kills fall into uploads, not between them.
 UPLOAD_SECONDS = 1.5
-GIVE_UP_SECONDS = 180.0
+GIVE_UP_SECONDS = 900.0
 TUS = {"Tus-Resumable": "1.0.0"}
 
 
@@ -145,14 +145,14 @@ class _Client:
             self._outcome.kind
         ]
         deadline = time.monotonic() + GIVE_UP_SECONDS
-        while time.monotonic() < deadline:
-            self._outcome.attempts += 1
-            try:
-                with httpx2.Client(base_url=self._url, timeout=30) as http:
+        with httpx2.Client(base_url=self._url, timeout=30) as http:
+            while time.monotonic() < deadline:
+                self._outcome.attempts += 1
+                try:
                     self._outcome.job_id = send(http)
-                return self._outcome
-            except (httpx2.TransportError, _TryLaterError):  # the gateway was killed
-                time.sleep(0.5)
+                    return self._outcome
+                except (httpx2.TransportError, _TryLaterError):  # the gateway was killed
+                    time.sleep(0.5)
         raise SystemExit(f"a {self._outcome.kind} upload had no 202 within {GIVE_UP_SECONDS:.0f} s")
 
     def _put(self, http: httpx2.Client) -> str:

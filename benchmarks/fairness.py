@@ -1,0 +1,176 @@
+"""Twenty short jobs beside one long one: how long until each is begun, in segments of the long one.
+
+    .venv/bin/python benchmarks/fairness.py --jobs 20
+
+Brings its own service (`vsr serve`, one worker process) and videos. First all twenty at once, then one after another,
+at seeded random moments. The wait is the service's own: from `created_at` to `started_at`, when the video was looked
+through and its first segment is in the queue.
+"""
+
+import argparse
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx2
+import numpy as np
+
+REPOSITORY = Path(__file__).parents[1]
+# At 6 frames per second a segment is 24 frames, 4 seconds.
+FRAMES_PER_SECOND = 6
+PRESET = "tiny-random"
+GIVE_UP_SECONDS = 540.0
+FINAL = ("succeeded", "failed", "canceled")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=20)
+    parser.add_argument("--seconds", type=int, default=10, help="Of each short video.")
+    parser.add_argument("--long-seconds", type=int, default=2400, help="Of the long one: it must outlast the others.")
+    parser.add_argument("--size", default="192x108")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        short = write_video(folder / "short.mp4", options.seconds * FRAMES_PER_SECOND, options.size)
+        long = write_video(folder / "long.mp4", options.long_seconds * FRAMES_PER_SECOND, options.size)
+        with serving(folder / "data") as service:
+            alone = until_end(service, submit(service, short))
+            long_id = submit(service, long)
+            segment_seconds = seconds_per_segment(service, long_id)
+            together = [submit(service, short) for _ in range(options.jobs)]
+            at_once = [until_end(service, job_id) for job_id in together]
+            in_turn = []
+            for _ in range(options.jobs):
+                time.sleep(chance.uniform(0, 2 * segment_seconds))
+                in_turn.append(until_end(service, submit(service, short)))
+            long_job = service.get(f"/v1/jobs/{long_id}").json()
+
+    print(f"a segment of the long job      {segment_seconds:.2f} s (median, alone)")
+    print(f"a short job alone              waits {wait(alone):.2f} s, takes {took(alone):.2f} s")
+    for name, jobs in ((f"{options.jobs} at once", at_once), (f"{options.jobs} in turn", in_turn)):
+        waits = [wait(job) for job in jobs]
+        print(
+            f"{name:<30} wait median {statistics.median(waits):.2f} s, max {max(waits):.2f} s"
+            f" = {max(waits) / segment_seconds:.2f} segments; took median {statistics.median(map(took, jobs)):.2f} s"
+        )
+    print(f"the long job then              {long_job['status']}, {100 * long_job['progress']['fraction']:.0f} % done")
+    if long_job["status"] != "running" or any(job["status"] != "succeeded" for job in (*at_once, *in_turn)):
+        raise SystemExit("the long job must run beside all the others, and they must succeed")
+
+
+def wait(job: dict[str, Any]) -> float:
+    return moment(job["started_at"]) - moment(job["created_at"])
+
+
+def took(job: dict[str, Any]) -> float:
+    return moment(job["finished_at"]) - moment(job["created_at"])
+
+
+def moment(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+def submit(service: httpx2.Client, video: Path) -> str:
+    with video.open("rb") as file:
+        options = {"preset": PRESET, "encoder_preset": "ultrafast"}
+        answer = service.post("/v1/jobs", files={"file": (video.name, file)}, data=options)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def until_end(service: httpx2.Client, job_id: str) -> dict[str, Any]:
+    job: dict[str, Any] = {}
+
+    def is_final() -> bool:
+        job.update(service.get(f"/v1/jobs/{job_id}").json())
+        return job["status"] in FINAL
+
+    wait_for(is_final, "the end of a job")
+    return job
+
+
+def seconds_per_segment(service: httpx2.Client, job_id: str) -> float:
+    """Of a job that is alone in the service."""
+
+    def done() -> int:
+        return int(service.get(f"/v1/jobs/{job_id}").json()["progress"]["segments_done"])
+
+    seconds = []
+    for number in range(1, 7):
+        wait_for(lambda number=number: done() >= number, "a segment")
+        seconds.append(time.monotonic())
+    return statistics.median(after - before for before, after in pairwise(seconds))
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + GIVE_UP_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{what}: not within {GIVE_UP_SECONDS:.0f} s")
+        time.sleep(0.05)
+
+
+@contextmanager
+def serving(storage: Path) -> Iterator[httpx2.Client]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "VSR_STORAGE_DIR": str(storage),
+        "VSR_METRICS_PORT": "0",
+        "VSR_ENABLE_TEST_PRESETS": "true",
+        "VSR_CPU_THREADS": "1",
+        "VSR_LOG_LEVEL": "ERROR",
+    }
+    environment.pop("VSR_REDIS_URL", None)
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--preset", PRESET, "--device", "cpu"]
+    process = subprocess.Popen(command, env=environment)
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as service:
+            wait_for(lambda: has_a_worker(service), "a worker")
+            yield service
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def has_a_worker(service: httpx2.Client) -> bool:
+    try:
+        return bool(service.get("/readyz").json()["workers"])
+    except httpx2.TransportError:
+        return False
+
+
+def write_video(path: Path, frames: int, size: str) -> Path:
+    """A gradient that moves."""
+    width, height = map(int, size.split("x"))
+    rows, columns = np.mgrid[0:height, 0:width]
+    with av.open(str(path), "w") as container:
+        options = {"preset": "ultrafast"}
+        stream = container.add_stream("libx264", rate=Fraction(FRAMES_PER_SECOND), options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(frames):
+            picture = np.stack([rows * 2, columns, rows + columns + number], axis=-1).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+if __name__ == "__main__":
+    main()
