@@ -412,6 +412,13 @@ def cancel(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = Fal
         _print_job(client.cancel(job_id), as_json=as_json)
 
 
+@cli.command()
+def retry(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Try a failed or canceled job again. What it had finished is kept."""
+    with _client(url) as client:
+        _print_job(client.retry(job_id), as_json=as_json)
+
+
 @cli.command(name="list")
 def list_jobs(
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.")] = None,

@@ -128,6 +128,9 @@ class Client:
     def cancel(self, job_id: str) -> Job:
         return self._ask(Job, "POST", f"/v1/jobs/{job_id}/cancel")
 
+    def retry(self, job_id: str) -> Job:
+        return self._ask(Job, "POST", f"/v1/jobs/{job_id}/retry")
+
     def delete(self, job_id: str) -> None:
         self._request("DELETE", f"/v1/jobs/{job_id}")
 

@@ -91,6 +91,10 @@ class JobCanceledError(ProblemError):
     status, code, title = 409, "job_canceled", "The job was canceled and has no result"
 
 
+class JobSucceededError(ProblemError):
+    status, code, title = 409, "job_succeeded", "The job has succeeded and has its result"
+
+
 class UploadOffsetError(ProblemError):
     status, code, title = 409, "upload_offset", "The upload is at another offset"
 

@@ -35,8 +35,8 @@ _NOT_POSSIBLE = {
     FailureCode.WEIGHTS_DAMAGED,
     FailureCode.DEVICE_UNAVAILABLE,
 }
-_SYSTEM = {FailureCode.OUT_OF_DISK, FailureCode.OUT_OF_MEMORY}
-_OURS = {FailureCode.VERIFICATION_FAILED, FailureCode.WORKER_LOST, FailureCode.INTERNAL}
+_SYSTEM = {FailureCode.OUT_OF_DISK, FailureCode.OUT_OF_MEMORY, FailureCode.WORKER_LOST}
+_OURS = {FailureCode.VERIFICATION_FAILED, FailureCode.INTERNAL}
 
 
 def exit_code_of(failure: FailureCode) -> ExitCode:

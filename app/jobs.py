@@ -5,7 +5,15 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query
 
 from app.dependencies import OwnerDep, Services, ServicesDep, require_api_key
-from app.errors import InvalidRequestError, JobNotFoundError, QueueUnavailableError, UnauthorizedError, responses
+from app.errors import (
+    InvalidRequestError,
+    JobNotFoundError,
+    JobSucceededError,
+    QueueUnavailableError,
+    ResultExpiredError,
+    UnauthorizedError,
+    responses,
+)
 from app.janitor import result_expires_at
 from app.schemas import Job, JobPage, public_job
 from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus
@@ -63,6 +71,32 @@ def cancel_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> 
     if canceled:
         services.metrics.jobs_canceled.inc()
     return present_job(services, canceled or existing_job(record.id, services, owner))
+
+
+@router.post(
+    "/{job_id}/retry",
+    summary="Try a failed or canceled job again",
+    responses=responses(
+        UnauthorizedError,
+        JobNotFoundError,
+        JobSucceededError,
+        ResultExpiredError,
+        InvalidRequestError,
+        QueueUnavailableError,
+    ),
+)
+def retry_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> Job:
+    """Puts it at the end of the queue; segments that are done are kept. Idempotent: one that waits or runs does so."""
+    if record.status == JobStatus.SUCCEEDED:
+        raise JobSucceededError("There is nothing to try again.", job_status=record.status)
+    if record.media_removed_at:
+        raise ResultExpiredError("The source of this job has been removed; submit the video again.")
+    # What RQ remembers of the tasks would keep them from being enqueued.
+    services.queue.forget_ended_tasks(record.id, services.registry.progress(record.id).segments_total)
+    retried = services.registry.retry(record.id)
+    if retried and not retried.awaits_source:
+        services.queue.enqueue_plan(record.id)
+    return present_job(services, retried or existing_job(record.id, services, owner))
 
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a job and all its media", responses=_job_problems)

@@ -79,6 +79,10 @@ class JobProgress(BaseModel):
     eta_seconds: float | None
     segments_done: int
     segments_total: int
+    batch_frames: int | None = Field(None, description="Frames that go through the networks at a time.")
+    tile_px: int | None = Field(
+        None, description="Side of the tiles that frames are cut into, in pixels of the source. Null: whole frames."
+    )
 
 
 class JobSource(BaseModel):
@@ -117,6 +121,7 @@ class JobProblem(BaseModel):
 class JobLinks(BaseModel):
     self: str
     cancel: str
+    retry: str
     result: str
     report: str
     webhook: str | None = Field(None, description="What became of the webhook; null where there is none.")
@@ -208,6 +213,7 @@ def public_job(
         links=JobLinks(
             self=path,
             cancel=f"{path}/cancel",
+            retry=f"{path}/retry",
             result=f"{path}/result",
             report=f"{path}/report",
             webhook=f"{path}/webhook" if record.webhook_url else None,

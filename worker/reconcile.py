@@ -4,7 +4,7 @@ Not by an emptied Redis, not by a process that died between two steps, not by a 
 at any time: it enqueues only what storage shows to be missing and nobody has, under ids that Redis holds once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
@@ -24,7 +24,16 @@ _GIVEN_UP = "every worker process that tried it was lost"
 
 
 class Reconciler:
-    def __init__(self, registry: JobRegistry, queue: TaskQueue, storage: JobStorage, recovery: TaskRecovery) -> None:
+    def __init__(
+        self,
+        registry: JobRegistry,
+        queue: TaskQueue,
+        storage: JobStorage,
+        recovery: TaskRecovery,
+        on_failed: Callable[[FailureCode], None] = lambda code: None,
+    ) -> None:
+        """`on_failed` hears of every job that is ended here, and why."""
+        self._on_failed = on_failed
         self._registry = registry
         self._queue = queue
         self._storage = storage
@@ -83,7 +92,8 @@ class Reconciler:
                 continue
             if self._recovery.has_failed(task):
                 # Cannot happen while worker.tasks can talk to Redis: it fails the job itself, before RQ gives up.
-                self._registry.fail(record.id, JobError(code=FailureCode.WORKER_LOST, message=_GIVEN_UP))
+                if self._registry.fail(record.id, JobError(code=FailureCode.WORKER_LOST, message=_GIVEN_UP)):
+                    self._on_failed(FailureCode.WORKER_LOST)
                 return
             log.warning("task_enqueued_again", job_id=record.id, request_id=record.request_id, task=task)
             self._queue.enqueue_again(kind, record.id, index)

@@ -28,9 +28,11 @@ import structlog
 from redis import Redis
 from redis.exceptions import LockError, RedisError
 
+from worker.contract.failure import JobFailureError
+from worker.contract.job import JobError
 from worker.contract.logs import configure_logging
 from worker.contract.processes import ending_with_parent
-from worker.contract.queue import TaskQueue
+from worker.contract.queue import TaskKind, TaskQueue, job_id_of
 from worker.contract.redis_faults import is_unavailable
 from worker.contract.registry import JobRegistry
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
@@ -38,9 +40,11 @@ from worker.contract.storage import JobStorage
 from worker.cpu_environment import CPU_ENVIRONMENT
 from worker.exit_codes import CANNOT_START, ExitCode
 from worker.gpus import gpu_uuids
-from worker.job_files import remove_partial_files
+from worker.job_files import read_plan, remove_partial_files
+from worker.oom_kills import oom_kills
 from worker.reconcile import Reconciler
 from worker.redis_clients import brief_redis
+from worker.rendering import read_rendering, start_over, step_down
 from worker.settings import VideoLimits, WorkerSettings, as_environment
 from worker.supervisor_metrics import SupervisorMetrics
 from worker.task_recovery import TaskRecovery
@@ -161,6 +165,8 @@ class Dead:
     pid: int
     died_at: float
     count_attempt: bool
+    out_of_memory: bool = False
+    """Ended by the kernel because memory was short."""
 
 
 class Supervisor:
@@ -181,7 +187,9 @@ class Supervisor:
         self._storage = storage
         queue = TaskQueue(redis)
         self._recovery = TaskRecovery(redis, queue)
-        self._reconciler = Reconciler(JobRegistry(redis, storage), queue, storage, self._recovery)
+        self._registry, self._queue = JobRegistry(redis, storage), queue
+        self._reconciler = Reconciler(self._registry, queue, storage, self._recovery, metrics.note_failed_job)
+        self._oom_kills = oom_kills()
         self._dead: list[Dead] = []
         self._stop_asked = False
         self._look_at = 0.0
@@ -259,6 +267,9 @@ class Supervisor:
 
     def _bury(self, slot: Slot, pid: int, returncode: int) -> None:
         reason = _reason_of(returncode)
+        if returncode == -signal.SIGKILL and oom_kills() > self._oom_kills:
+            self._oom_kills += 1
+            reason = "out_of_memory"
         log.warning("worker_process_died", worker=slot.name, pid=pid, reason=reason)
         self._metrics.note_death(pid, reason)
         slot.early_deaths = 0 if self._took_up_work(slot.name) else slot.early_deaths + 1
@@ -266,7 +277,9 @@ class Supervisor:
             time.monotonic() + _RESPAWN_DELAYS_SECONDS[min(slot.early_deaths, len(_RESPAWN_DELAYS_SECONDS) - 1)]
         )
         slot.process = None
-        self._dead.append(Dead(slot.name, pid, time.monotonic(), count_attempt=True))
+        self._dead.append(
+            Dead(slot.name, pid, time.monotonic(), count_attempt=True, out_of_memory=reason == "out_of_memory")
+        )
 
     def _took_up_work(self, worker_name: str) -> bool:
         try:
@@ -283,7 +296,10 @@ class Supervisor:
             dead = self._dead[0]
             try:
                 with self._recovery.lock():
-                    tasks = self._recovery.reap(dead.name, count_attempt=dead.count_attempt)
+                    stepped_down = dead.out_of_memory and self._step_down(self._recovery.tasks_of(dead.name))
+                    # The next attempt is at something smaller, so the last does not count.
+                    count_attempt = dead.count_attempt and not stepped_down
+                    tasks = self._recovery.reap(dead.name, count_attempt=count_attempt)
             except RedisError as error:
                 _raise_unless_it_passes(error)
                 return
@@ -294,6 +310,27 @@ class Supervisor:
                     self._metrics.requeued.inc()
                     self._metrics.recovery_seconds.observe(time.monotonic() - dead.died_at)
             self._dead.pop(0)
+
+    def _step_down(self, tasks: list[str]) -> bool:
+        """Have the jobs rendered in smaller batches or tiles whose segments needed too much memory; whether any is."""
+        stepped_down = False
+        for task in tasks:
+            job_id = job_id_of(task)
+            folder = self._storage.folder(job_id)
+            plan, rendering = read_plan(folder), read_rendering(folder)
+            if not task.startswith(f"{job_id}-{TaskKind.SEGMENT}-") or plan is None or rendering is None:
+                continue
+            try:
+                smaller = step_down(folder, plan, rendering)
+            except JobFailureError as failure:
+                if self._registry.fail(job_id, JobError(code=failure.code, message=failure.message)):
+                    log.warning("job_failed", job_id=job_id, code=failure.code, reason=failure.message)
+                    self._metrics.note_failed_job(failure.code)
+                continue
+            log.warning("memory_short", job_id=job_id, task=task, rendered=str(rendering), now_rendered=str(smaller))
+            start_over(self._registry, self._queue, plan, job_id)
+            stepped_down = True
+        return stepped_down
 
     def _look_after_tasks(self) -> None:
         """Ask every second whether a living process lost its task, every ten whether the queue lost a task."""

@@ -2,19 +2,22 @@
 
 import platform
 import threading
-from collections.abc import Iterator
+from collections import Counter as Counter_
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from worker.contract.failure import FailureCode
+from worker.contract.job import JobStatus
 from worker.gpus import gpu_figures
 
-DEATH_REASONS = ("signal", "canceled", "lease_lost", "stalled", "redis_lost", "bug")
+DEATH_REASONS = ("signal", "out_of_memory", "canceled", "lease_lost", "stalled", "redis_lost", "bug")
 
 
 class SupervisorMetrics:
@@ -24,7 +27,8 @@ class SupervisorMetrics:
         """Raises OSError if the port is taken."""
         self._folder = folder
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
+        self._failed_here: Counter_[str] = Counter_()
+        registry.register(_WorkersCollector(folder, self._failed_here))
         registry.register(_GpuCollector())
         self.deaths = Counter(
             "vsr_worker_deaths_total", "Worker processes that ended unasked.", ["reason"], registry=registry
@@ -50,6 +54,10 @@ class SupervisorMetrics:
     def port(self) -> int:
         return self._server.server_port
 
+    def note_failed_job(self, code: FailureCode) -> None:
+        """A job that the supervisor itself had to end counts among those that the processes ended."""
+        self._failed_here[code] += 1
+
     def note_death(self, pid: int, reason: str) -> None:
         self.deaths.labels(reason).inc()
         self.forget(pid)
@@ -62,6 +70,25 @@ class SupervisorMetrics:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _WorkersCollector(Collector):
+    """The sum of what the processes wrote, and of the jobs that were ended for them."""
+
+    def __init__(self, folder: Path, failed_here: Mapping[str, int]) -> None:
+        self._processes = MultiProcessCollector(None, path=str(folder))  # type: ignore[no-untyped-call]
+        self._failed_here = failed_here
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._processes.collect():  # type: ignore[no-untyped-call]
+            if family.name == "vsr_jobs_finished":
+                family.samples = [
+                    sample._replace(value=sample.value + self._failed_here.get(sample.labels["reason"], 0))
+                    if sample.labels["status"] == JobStatus.FAILED
+                    else sample
+                    for sample in family.samples
+                ]
+            yield family
 
 
 class _GpuCollector(Collector):

@@ -44,6 +44,10 @@ class TaskRecovery:
         """Whether this worker ever got as far as waiting for tasks."""
         return bool(self._redis.exists(_worker_key(worker_name)))
 
+    def tasks_of(self, worker_name: str) -> list[str]:
+        """The ids of the tasks that this worker is, or was, at."""
+        return [_task_of(execution) for execution in self._executions_of(worker_name)]
+
     def reap(self, worker_name: str, *, count_attempt: bool = True) -> dict[str, bool]:
         """Give the dead worker's task back to the front of the queue.
 

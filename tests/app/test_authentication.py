@@ -19,6 +19,7 @@ PROTECTED = [
     ("GET", "/v1/jobs/zzz"),
     ("DELETE", f"/v1/jobs/{'0' * 20}"),
     ("POST", f"/v1/jobs/{'0' * 20}/cancel"),
+    ("POST", f"/v1/jobs/{'0' * 20}/retry"),
     ("GET", f"/v1/jobs/{'0' * 20}/result"),
     ("GET", f"/v1/jobs/{'0' * 20}/report"),
     ("GET", "/v1/models"),

@@ -11,6 +11,7 @@ PROMISED = {
     ("get", "/v1/jobs/{job_id}"),
     ("delete", "/v1/jobs/{job_id}"),
     ("post", "/v1/jobs/{job_id}/cancel"),
+    ("post", "/v1/jobs/{job_id}/retry"),
     ("get", "/v1/jobs/{job_id}/result"),
     ("get", "/v1/jobs/{job_id}/report"),
     ("get", "/v1/jobs/{job_id}/webhook"),

@@ -141,6 +141,7 @@ def test_codes_are_unique_and_every_reason_for_a_refusal_is_counted_from_zero() 
         "job_canceled",
         "job_failed",
         "job_not_found",
+        "job_succeeded",
         "not_finished",
         "range_not_satisfiable",
         "result_expired",

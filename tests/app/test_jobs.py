@@ -137,7 +137,7 @@ def test_deleting_a_running_job_ends_it_and_removes_all_its_media(gateway: Runni
     assert gateway.http.get(f"/v1/jobs/{job.id}").status_code == 404
 
 
-CALLS = [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/result"), ("GET", "/report")]
+CALLS = [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", "/retry"), ("GET", "/result"), ("GET", "/report")]
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
@@ -152,3 +152,34 @@ def test_what_is_no_job_id_is_refused(gateway: RunningGateway, method: str, path
     answer = gateway.http.request(method, f"/v1/jobs/..%00{path}")
 
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+@pytest.mark.parametrize("ended", ["failed", "canceled"])
+def test_a_job_that_ended_without_a_result_can_be_tried_again(gateway: RunningGateway, ended: str) -> None:
+    # Given a job that has ended so, and what RQ remembers of its tasks
+    job = gateway.add_job()
+    queue = TaskQueue(gateway.redis)
+    queue.enqueue_plan(job.id)
+    queue.rq.empty()
+    if ended == "failed":
+        gateway.registry.fail(job.id, JobError(code=FailureCode.OUT_OF_DISK, message="the disk is full"))
+    else:
+        gateway.registry.cancel(job.id)
+
+    # When it is tried again, twice
+    answers = [gateway.http.post(f"/v1/jobs/{job.id}/retry") for _ in range(2)]
+
+    # Then it waits once, and nothing tells of its end
+    for answer in answers:
+        seen = answer.json()
+        assert (answer.status_code, seen["status"], seen["error"], seen["finished_at"]) == (200, "queued", None, None)
+    assert queue.rq.job_ids == [f"{job.id}-plan"]
+
+
+def test_a_job_with_its_result_is_not_tried_again(gateway: RunningGateway) -> None:
+    job = gateway.add_job()
+    gateway.finish_job(job.id, b"result")
+
+    answer = gateway.http.post(f"/v1/jobs/{job.id}/retry")
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "job_succeeded")

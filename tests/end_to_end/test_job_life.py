@@ -111,6 +111,32 @@ def test_a_canceled_job_leaves_the_worker_within_two_seconds(
     assert workers.names() == [name]
 
 
+def test_a_canceled_job_that_is_tried_again_keeps_what_was_done(
+    running_house: RunningHouse, video: Path, undisturbed: bytes
+) -> None:
+    # Given a job that was canceled in its middle
+    house, workers = running_house
+    job_id = house.submit(video)
+    house.wait_for_middle(job_id)
+    house.registry.cancel(job_id)
+    [name] = workers.names()
+    wait_for("the worker to leave the job", lambda: workers.state(name) != "busy")
+    finished = house.finished_segments(job_id)
+
+    # When it is tried again, as the gateway does it
+    house.queue.forget_ended_tasks(job_id, house.registry.progress(job_id).segments_total)
+    house.registry.retry(job_id)
+    house.queue.enqueue_plan(job_id)
+    house.wait_for_middle(job_id, segments_done=len(finished))
+    kept = house.finished_segments(job_id)
+
+    # Then it goes on behind what was done, and ends as if nothing had been
+    assert finished
+    assert finished.items() <= kept.items()
+    assert house.wait_for_end(job_id).status is JobStatus.SUCCEEDED
+    assert house.result(job_id) == undisturbed
+
+
 def test_a_killed_worker_process_costs_one_segment_and_not_a_byte(
     running_house: RunningHouse, video: Path, undisturbed: bytes
 ) -> None:

@@ -138,6 +138,21 @@ class JobRegistry:
     def cancel(self, job_id: str) -> JobRecord | None:
         return self._finish(job_id, JobStatus.CANCELED)
 
+    def retry(self, job_id: str) -> JobRecord | None:
+        """Failed or canceled to queued, as if new but for what storage has of it. None: it is not in such a state.
+
+        Nor where its source has been removed.
+        """
+        fresh = {"status": JobStatus.QUEUED, "started_at": None, "finished_at": None, "error": None}
+        return self.change(
+            job_id,
+            lambda job: (
+                job.model_copy(update=fresh)
+                if job.status in (JobStatus.FAILED, JobStatus.CANCELED) and job.media_removed_at is None
+                else None
+            ),
+        )
+
     def is_final(self, job_id: str) -> bool:
         """True also for a job that is gone. Workers ask between batches: one small read."""
         record = self.get(job_id)
