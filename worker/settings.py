@@ -20,6 +20,10 @@ class VideoLimits(BaseSettings):
     max_pixels: int = Field(4096 * 2304, ge=256, description="Most pixels in one source frame (width times height).")
     max_frames: int = Field(1_000_000, ge=1, description="Most frames in one source.")
     max_duration_seconds: float = Field(6 * 3600, gt=0, description="Longest source, first frame to last.")
+    max_total_pixels: int = Field(
+        2_000_000_000_000, ge=256, description="Most pixels of all frames together; six hours of 1080p30 fit."
+    )
+    max_gap_seconds: float = Field(3600.0, gt=0, description="Longest time from one frame to the next.")
     max_unpacked_bytes: int = Field(
         64 * 1024**3, ge=1, description="Most bytes of a sequence of pictures, unpacked where it is a zip."
     )

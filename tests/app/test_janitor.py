@@ -204,8 +204,8 @@ def a_job_under_way(house: House, name: str, age: float, other_age: float) -> Fa
     folder = house.storage.folder(house.add_job(status, age, age))
     fate = {path: True for path in folder.path.rglob("*") if path.is_file()}
     for parent in (folder.path, folder.segments):
-        for mark, lives in ((process_mark(os.getpid()), True), ("another-host.1", True), (f"x{os.getpid()}", True)):
-            fate[parent / f"00001.mp4.{mark}.{'0' * 8}.part"] = lives
+        for mark in (process_mark(os.getpid()), f"another-host.{DEAD_PID}", f"x{os.getpid()}"):
+            fate[parent / f"00001.mp4.{mark}.{'0' * 8}.part"] = True
         fate[parent / f"00002.mp4.{process_mark(DEAD_PID)}.{'0' * 8}.part"] = age <= ABANDONED
     for path in fate:
         if path.suffix == ".part":

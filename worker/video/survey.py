@@ -172,7 +172,7 @@ class _Seen:
         self.stamps.append(stamp)
         self.crc32.append(frame_crc32(frame))
         self.last_duration = frame.duration
-        _check_length(self.stamps, time_base, limits)
+        _check_length(self.stamps, frame.width * frame.height, time_base, limits)
 
     def _check_colours(self, frame: VideoFrame, number: int, seconds: float) -> None:
         """Let tags appear later than in the first frame as long as nothing is shown otherwise than it was."""
@@ -319,7 +319,7 @@ def _check_unchanged(frame: VideoFrame, first: VideoFrame, number: int, seconds:
         )
 
 
-def _check_length(stamps: list[int], time_base: Fraction, limits: VideoLimits) -> None:
+def _check_length(stamps: list[int], frame_pixels: int, time_base: Fraction, limits: VideoLimits) -> None:
     if len(stamps) > limits.max_frames:
         raise JobFailureError(
             FailureCode.LIMIT_EXCEEDED, f"the video has more than {limits.max_frames} frames, the limit"
@@ -327,6 +327,16 @@ def _check_length(stamps: list[int], time_base: Fraction, limits: VideoLimits) -
     if (stamps[-1] - stamps[0]) * time_base > limits.max_duration_seconds:
         raise JobFailureError(
             FailureCode.LIMIT_EXCEEDED, f"the video is longer than {limits.max_duration_seconds:.0f} s, the limit"
+        )
+    if len(stamps) * frame_pixels > limits.max_total_pixels:
+        raise JobFailureError(
+            FailureCode.LIMIT_EXCEEDED,
+            f"the video has more than {limits.max_total_pixels} pixels in all its frames, the limit",
+        )
+    if abs(stamps[-1] - stamps[max(0, len(stamps) - 2)]) * time_base > limits.max_gap_seconds:
+        raise JobFailureError(
+            FailureCode.LIMIT_EXCEEDED,
+            f"frame {len(stamps) - 1} comes more than {limits.max_gap_seconds:g} s after the one before it, the limit",
         )
 
 

@@ -189,6 +189,8 @@ def test_a_damaged_frame_is_refused_with_its_position(make_video: MakeVideo) -> 
         ({"max_pixels": 3000}, "3000 pixels"),
         ({"max_frames": 10}, "10 frames"),
         ({"max_duration_seconds": 0.3}, "longer than"),
+        ({"max_total_pixels": 64 * 48 * 10}, "30720 pixels in all"),
+        ({"max_gap_seconds": 0.03}, "frame 1 comes more than 0.03 s after"),
     ],
 )
 def test_what_exceeds_a_limit_is_refused(make_video: MakeVideo, limits: dict[str, float], named: str) -> None:
