@@ -120,7 +120,8 @@ def gateway(start_gateway: StartGateway) -> RunningGateway:
 @contextmanager
 def running(config: uvicorn.Config) -> Iterator[str]:
     """A real server in a thread; gives its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 
-from app.server import GatewayStartError, serve_gateway
+from app.server import GatewayStartError, _listening, serve_gateway
 from app.settings import GatewaySettings
 from tests.app.conftest import wait_until
 from worker.contract.settings import RedisSettings, StorageSettings
@@ -155,3 +155,9 @@ def test_a_keys_file_that_is_not_there_stops_the_start(redis_url: str, tmp_path:
     settings = GatewaySettings(host="0.0.0.0", port=0, api_keys_file=tmp_path / "missing")
     with pytest.raises(GatewayStartError, match=r"the keys file .* cannot be read: No such file"):
         serve_gateway(settings, *settings_for(redis_url, tmp_path))
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    # Without the protocol's name asyncio leaves Nagle's algorithm on, and every second answer is 40 ms late
+    with _listening("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
