@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from app.guarded_http import Fault
 from app.schemas import Job, public_job
 from worker.contract.job import JobRecord, JobStatus, Progress
-from worker.contract.storage import JobFolder, JobStorage, write_atomically
+from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, JobStorage, write_atomically
 
 PATIENCE = timedelta(hours=24)
 # After each failed attempt: 5 s, 1 min, 5 min, 10 min, 30 min, 2 h, 5 h, 8 h, and the last at the end of the 24 hours.
@@ -155,6 +155,9 @@ def change_log(storage: JobStorage, job_id: str, change: Callable[[WebhookLog], 
         before = read_log(folder)
         after = change(before)
         if after != before:
+            for written in (folder.webhook, folder.record):  # half, by somebody who died: those who live wait for us
+                for abandoned in folder.path.glob(f"{written.name}.*{PARTIAL_SUFFIX}"):
+                    abandoned.unlink(missing_ok=True)
             try:
                 write_atomically(folder.webhook, after.model_dump_json(indent=2).encode())
             except FileNotFoundError:  # deleted while we waited for our turn

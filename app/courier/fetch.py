@@ -27,8 +27,8 @@ from worker.contract.storage import PARTIAL_SUFFIX, JobStorage, publishing
 log = structlog.get_logger(__name__)
 
 RETRY_DELAYS_SECONDS = (5.0, 30.0, 120.0, 600.0, 1800.0)
-# So many more may be lost with their courier before somebody must look at it.
-_CLAIMS_PER_ATTEMPT = 2
+# So many couriers may be lost with it before somebody must look at it.
+_MAX_LOSSES = 10
 _LONGEST_RETRY_AFTER_SECONDS = 3600.0
 _REDIRECTS = 3
 _CONNECT_SECONDS = 10.0
@@ -82,7 +82,7 @@ class SourceFetcher:
         if job is None or job.status.is_final:
             self._errands.finish(errand)
             return
-        if errand.attempt > _CLAIMS_PER_ATTEMPT * (len(self._retry_delays_seconds) + 1):
+        if errand.losses >= _MAX_LOSSES:
             self._fail(job, FailureCode.WORKER_LOST, "every courier process that fetched the source was lost")
             self._errands.finish(errand)
             return
@@ -114,8 +114,7 @@ class SourceFetcher:
             raise JobFailureError(
                 FailureCode.SOURCE_REFUSED, "this service fetches no sources (any more): upload the file"
             )
-        for abandoned in folder.path.glob(f"{folder.source.name}.*{PARTIAL_SUFFIX}"):
-            abandoned.unlink(missing_ok=True)
+        self._remove_remains(job.id)
         try:
             with publishing(folder.source) as partial:
                 source = self._download(job, partial, check)
@@ -129,6 +128,14 @@ class SourceFetcher:
             raise
         self._count("fetched")
         return source
+
+    def _remove_remains(self, job_id: str) -> None:
+        """What killed couriers left half written."""
+        folder = self._storage.folder(job_id)
+        with self._storage.locked(job_id):  # who writes a record holds it too
+            for written in (folder.source, folder.record):
+                for abandoned in folder.path.glob(f"{written.name}.*{PARTIAL_SUFFIX}"):
+                    abandoned.unlink(missing_ok=True)
 
     def _download(self, job: JobRecord, partial: Path, check: Callable[[], None]) -> "_Source":
         assert job.source_url is not None
@@ -192,14 +199,14 @@ class SourceFetcher:
         return noted is None
 
     def _try_later(self, errand: Errand, job: JobRecord, error: "_TemporaryError") -> None:
-        if errand.attempt > len(self._retry_delays_seconds):
-            self._fail(job, error.code, f"{error.message} ({errand.attempt} attempts)")
+        if errand.failures >= len(self._retry_delays_seconds):
+            self._fail(job, error.code, f"{error.message} ({errand.failures + 1} attempts)")
             self._errands.finish(errand)
             return
-        delay_seconds = self._retry_delays_seconds[errand.attempt - 1]
+        delay_seconds = self._retry_delays_seconds[errand.failures]
         delay_seconds = max(delay_seconds, min(error.retry_after_seconds, _LONGEST_RETRY_AFTER_SECONDS))
         self._count("postponed")
-        log.info("fetch_postponed", attempt=errand.attempt, seconds=delay_seconds, reason=error.message)
+        log.info("fetch_postponed", attempt=errand.failures + 1, seconds=delay_seconds, reason=error.message)
         self._errands.postpone(errand, delay_seconds)
 
     def _fail(self, job: JobRecord, code: FailureCode, message: str) -> None:

@@ -2,7 +2,8 @@
 
 vsr:errands:{kind}           sorted set  job id -> when it is due, in microseconds: 0 at once, later after a failure,
                                          and while a courier is at it the end of its claim
-vsr:errands:{kind}:claims    hash        job id -> how often it was claimed
+vsr:errands:{kind}:claims    hash        job id -> claims that nobody has let go of: one, and those of dead couriers
+vsr:errands:{kind}:failures  hash        job id -> how often it was postponed
 
 A claim is only a time limit that its owner moves on while it lives: a courier that dies loses it by doing nothing, and
 the errand is due again. So an errand may be done twice and is never lost; whoever does one must not mind. All times are
@@ -27,22 +28,24 @@ local due = redis.call('ZRANGE', KEYS[1], '-inf', string.format('%.0f', now), 'B
 if #due == 0 then return false end
 local ends = string.format('%.0f', now + ARGV[1])
 redis.call('ZADD', KEYS[1], ends, due[1])
-return {due[1], ends, redis.call('HINCRBY', KEYS[2], due[1], 1)}
+return {due[1], ends, redis.call('HINCRBY', KEYS[2], due[1], 1), redis.call('HGET', KEYS[3], due[1]) or 0}
 """
 
 # Only for the owner of the claim, which is known by its end. ARGV: job id, claim, microseconds from now (none: it is
-# done), and how many claims to take back.
+# done), how many claims to take back, how many failures to add.
 _MOVE = """
 if redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then return false end
 if ARGV[3] == '' then
   redis.call('ZREM', KEYS[1], ARGV[1])
   redis.call('HDEL', KEYS[2], ARGV[1])
+  redis.call('HDEL', KEYS[3], ARGV[1])
   return ARGV[2]
 end
 local time = redis.call('TIME')
 local due = string.format('%.0f', time[1] * 1000000 + time[2] + ARGV[3])
 redis.call('ZADD', KEYS[1], due, ARGV[1])
 redis.call('HINCRBY', KEYS[2], ARGV[1], -ARGV[4])
+redis.call('HINCRBY', KEYS[3], ARGV[1], ARGV[5])
 return due
 """
 
@@ -61,8 +64,10 @@ class Errand:
     kind: ErrandKind
     job_id: str
     claim: str
-    attempt: int
-    """1 for the first claim since it was put up."""
+    losses: int
+    """How many couriers died of it, or with it."""
+    failures: int
+    """How often it was postponed."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """A claim is renewed by another thread than the one that ends it."""
 
@@ -77,22 +82,22 @@ class Errands:
         """The errand that is due longest, for so long to be done by nobody else; None if there is none."""
         reply = cast(
             list[bytes] | None,
-            self._claim(keys=[_key(kind), _claims_key(kind)], args=[round(claim_seconds * 1_000_000)]),
+            self._claim(keys=_keys(kind), args=[round(claim_seconds * 1_000_000)]),
         )
         if reply is None:
             return None
-        return Errand(kind, reply[0].decode(), reply[1].decode(), int(reply[2]))
+        return Errand(kind, reply[0].decode(), reply[1].decode(), losses=int(reply[2]) - 1, failures=int(reply[3]))
 
     def renew(self, errand: Errand, claim_seconds: float) -> bool:
         """False: the claim ran out and somebody else has the errand, or it is gone."""
         return self._moved(errand, str(round(claim_seconds * 1_000_000)))
 
     def postpone(self, errand: Errand, seconds: float) -> None:
-        """Let go of it: due again then. Nothing happens if it is not ours any more."""
-        self._moved(errand, str(round(seconds * 1_000_000)))
+        """Let go of it after a failure: due again then. Nothing happens if it is not ours any more."""
+        self._moved(errand, str(round(seconds * 1_000_000)), claims_taken_back=1, failures=1)
 
     def give_back(self, errand: Errand, seconds: float = 0.0) -> None:
-        """The same, as if it had never been claimed: this was no attempt."""
+        """Let go of it as if it had never been claimed."""
         self._moved(errand, str(round(seconds * 1_000_000)), claims_taken_back=1)
 
     def finish(self, errand: Errand) -> None:
@@ -106,13 +111,13 @@ class Errands:
     def count(self, kind: ErrandKind) -> int:
         return int(self._redis.zcard(_key(kind)))
 
-    def _moved(self, errand: Errand, microseconds: str, claims_taken_back: int = 0) -> bool:
+    def _moved(self, errand: Errand, microseconds: str, claims_taken_back: int = 0, failures: int = 0) -> bool:
         with errand.lock:
             reply = cast(
                 bytes | None,
                 self._move(
-                    keys=[_key(errand.kind), _claims_key(errand.kind)],
-                    args=[errand.job_id, errand.claim, microseconds, claims_taken_back],
+                    keys=_keys(errand.kind),
+                    args=[errand.job_id, errand.claim, microseconds, claims_taken_back, failures],
                 ),
             )
             if reply is None:
@@ -132,8 +137,10 @@ def expect_errands(pipe: Pipeline, record: JobRecord, *, has_just_ended: bool = 
 
 def forget_errands(pipe: Pipeline, job_id: str) -> None:
     for kind in ErrandKind:
-        pipe.zrem(_key(kind), job_id)
-        pipe.hdel(_claims_key(kind), job_id)
+        errands, *counts = _keys(kind)
+        pipe.zrem(errands, job_id)
+        for key in counts:
+            pipe.hdel(key, job_id)
 
 
 def _needed_by(record: JobRecord) -> Iterator[ErrandKind]:
@@ -147,5 +154,5 @@ def _key(kind: ErrandKind) -> str:
     return f"vsr:errands:{kind}"
 
 
-def _claims_key(kind: ErrandKind) -> str:
-    return f"vsr:errands:{kind}:claims"
+def _keys(kind: ErrandKind) -> list[str]:
+    return [_key(kind), f"{_key(kind)}:claims", f"{_key(kind)}:failures"]

@@ -296,6 +296,8 @@ def test_a_courier_that_dies_after_the_call_calls_again_with_the_same_id(desk: D
     clock = Clock()
     deliverer(desk, clock).do(desk.claim(WEBHOOK))
     desk.storage.folder(job_id).webhook.unlink()
+    for half_written in ("webhook.json.host.1.a.part", "job.json.host.1.a.part"):
+        (desk.storage.folder(job_id).path / half_written).write_bytes(b"half")
 
     # When another takes over
     desk.make_due(WEBHOOK, job_id)
@@ -305,6 +307,7 @@ def test_a_courier_that_dies_after_the_call_calls_again_with_the_same_id(desk: D
     first, second = host.requests
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
     assert json.loads(first.body) == json.loads(second.body)
+    assert desk.files(job_id) == ["job.json", "webhook.json"]
 
 
 def test_an_event_that_was_delivered_is_not_delivered_again_by_an_emptied_redis(

@@ -215,6 +215,7 @@ def test_what_a_killed_courier_left_half_is_removed(desk: Desk, start_host: Star
     job_id = desk.accept(start_host(answer(body=CONTENT)).url)
     folder = desk.storage.folder(job_id)
     (folder.path / "source.otherhost.1234.abcd.part").write_bytes(b"half")
+    (folder.path / "job.json.otherhost.1234.abcd.part").write_bytes(b"half")
     attempt(desk, fetcher(desk), job_id)
     assert desk.files(job_id) == ["job.json", "source"]
     assert folder.source.read_bytes() == CONTENT
@@ -248,7 +249,7 @@ def test_a_job_whose_plan_was_not_enqueued_gets_it(desk: Desk, start_host: Start
 
 def test_a_source_that_kills_every_courier_ends_its_job(desk: Desk, start_host: StartHost) -> None:
     job_id = desk.accept(start_host(answer(body=CONTENT)).url)
-    for _ in range(6):
+    for _ in range(10):
         desk.make_due(FETCH, job_id)
         desk.claim(FETCH)
     attempt(desk, fetcher(desk), job_id)

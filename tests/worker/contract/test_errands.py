@@ -102,7 +102,7 @@ def test_the_errand_of_a_dead_courier_is_due_again_and_its_ghost_can_do_nothing(
 
     # Then another gets it, and is told that it is not the first
     second = claimed(errands, ErrandKind.FETCH)
-    assert (second.job_id, second.attempt) == (ghost.job_id, 2)
+    assert (second.job_id, second.losses, second.failures) == (ghost.job_id, 1, 0)
 
     # And the ghost neither keeps nor ends what is not its own
     assert not errands.renew(ghost, CLAIM_SECONDS)
@@ -120,14 +120,15 @@ def test_what_is_postponed_is_not_due_and_what_is_given_back_counts_no_attempt(
     registry.add(job(source_url="https://example.com/clip.mp4"))
     errands.give_back(claimed(errands, ErrandKind.FETCH))
     errand = claimed(errands, ErrandKind.FETCH)
-    assert errand.attempt == 1
+    assert (errand.losses, errand.failures) == (0, 0)
 
     errands.postpone(errand, 3600)
     assert errands.claim(ErrandKind.FETCH, CLAIM_SECONDS) is None
     assert errands.count(ErrandKind.FETCH) == 1
 
     errands.put(ErrandKind.FETCH, errand.job_id)
-    assert claimed(errands, ErrandKind.FETCH).attempt == 2
+    again = claimed(errands, ErrandKind.FETCH)
+    assert (again.losses, again.failures) == (0, 1)
 
 
 def test_indexing_a_job_again_changes_nothing_about_its_errand(registry: JobRegistry, errands: Errands) -> None:
