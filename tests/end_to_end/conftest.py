@@ -69,12 +69,12 @@ class House:
         self.registry = JobRegistry(self.redis, self.storage)
         self.queue = TaskQueue(self.redis)
 
-    def submit(self, source: Path, preset: str = PRESET) -> str:
+    def submit(self, source: Path, preset: str = PRESET, options: JobOptions = OPTIONS) -> str:
         """Accept a job as the gateway does: source, record, task."""
         record = JobRecord(
             id=new_job_id(),
             created_at=now(),
-            options=OPTIONS.model_copy(update={"preset": preset}),
+            options=options.model_copy(update={"preset": preset}),
             source_name=source.name,
             source_size_bytes=source.stat().st_size,
             source_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
