@@ -61,6 +61,7 @@ def main() -> None:
                 in_turn.append(until_end(service, submit(service, short)))
             long_job = service.get(f"/v1/jobs/{long_id}").json()
 
+    print(f"load average                   {os.getloadavg()[0]:.1f}")
     print(f"a segment of the long job      {segment_seconds:.2f} s (median, alone)")
     print(f"a short job alone              waits {wait(alone):.2f} s, takes {took(alone):.2f} s")
     for name, jobs in ((f"{options.jobs} at once", at_once), (f"{options.jobs} in turn", in_turn)):

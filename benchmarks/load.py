@@ -7,7 +7,9 @@ form and tus), one is slow, one is cut off in the middle, and one sends half and
 a process of its own asks for a job, again and again. The clients hand over the file with sendfile, which costs them
 little; still they share the processors with the gateway.
 
-Before that, alone: one large upload, against a plain copy with fsync into the same folder, in turns.
+Before that, alone: one large upload, against a plain copy with fsync into the same folder, and against a bare program
+that takes the same bytes from a connection, writes and syncs them, in turns. Busy neighbours fall into the seconds, but
+not into the processor time.
 """
 
 import argparse
@@ -65,18 +67,54 @@ def main() -> None:
 
 def measure_alone(gateway: GatewayProcess, source: Path, tries: int) -> None:
     size = source.stat().st_size
-    seconds: dict[str, list[float]] = {"plain copy and fsync": [], "raw PUT": [], "form": [], "tus": []}
-    sends: dict[str, Callable[[int, Path], None]] = {"raw PUT": put, "form": form, "tus": tus}
+    copy = gateway.storage.root / "copy"
+    ways: dict[str, Callable[[], None]] = {
+        "plain copy and fsync": lambda: copy_durably(source, copy),
+        "bare receiver": lambda: receive_barely(source, copy),
+        "raw PUT": lambda: put(gateway.port, source),
+        "form": lambda: form(gateway.port, source),
+        "tus": lambda: tus(gateway.port, source),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    processor_seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(tries):
-        seconds["plain copy and fsync"].append(timed(lambda: copy_durably(source, gateway.storage.root / "copy")))
-        for kind, send in sends.items():
-            seconds[kind].append(timed(lambda send=send: send(gateway.port, source)))
+        for way, work in ways.items():
+            before = processor_time(gateway)
+            seconds[way].append(timed(work))
+            processor_seconds[way].append(processor_time(gateway) - before)
             empty(gateway.storage.uploads)
-    print(f"one upload of {size / MEGABYTE:.0f} MB alone, median of {tries}")
+    print(f"one upload of {size / MEGABYTE:.0f} MB alone, median of {tries}; load average {os.getloadavg()[0]:.1f}")
     plain = statistics.median(seconds["plain copy and fsync"])
-    for kind, measured in seconds.items():
+    for way, measured in seconds.items():
         median = statistics.median(measured)
-        print(f"  {kind:<22} {size / MEGABYTE / median:6.0f} MB/s   {100 * plain / median:4.0f} % of the copy")
+        per_gigabyte = statistics.median(processor_seconds[way]) / size * 1e9
+        print(
+            f"  {way:<22} {size / MEGABYTE / median:6.0f} MB/s   {100 * plain / median:4.0f} % of the copy"
+            f"   {per_gigabyte:.2f} s of the gateway's processor time per GB"
+        )
+
+
+def receive_barely(source: Path, target: Path) -> None:
+    """The same bytes over a connection into a program that does nothing but write and sync them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        receiver = multiprocessing.get_context("fork").Process(target=take_one, args=(listener, target))
+        receiver.start()
+        with socket.create_connection(listener.getsockname()) as connection, source.open("rb") as file:
+            connection.sendfile(file)
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1)
+        receiver.join()
+
+
+def take_one(listener: socket.socket, target: Path) -> None:
+    connection, _ = listener.accept()
+    buffer = memoryview(bytearray(1024 * 1024))
+    with connection, target.open("wb", buffering=0) as file:
+        while size := connection.recv_into(buffer):
+            file.write(buffer[:size])
+        os.fsync(file.fileno())
+        connection.send(b"1")
+    target.unlink()
 
 
 def copy_durably(source: Path, target: Path) -> None:
@@ -97,7 +135,7 @@ def measure_crowd(gateway: GatewayProcess, source: Path, uploads: int) -> None:
     job_id = httpx2.post(f"{gateway.url}/v1/jobs", files={"file": ("clip.mp4", b"no video")}).json()["id"]
     idle = latencies_while(gateway, job_id, lambda: time.sleep(SETTLE_SECONDS))
     copied = timed(lambda: [copy_durably(source, gateway.storage.root / "copy") for _ in range(uploads // 10)])
-    base_mib = memory_mib(gateway)
+    base_mib, load_before = memory_mib(gateway), os.getloadavg()[0]
     before, received_before = written_bytes(gateway), received_bytes(gateway)
     ended: Counter[str] = Counter()
     good_seconds: list[float] = []
@@ -138,7 +176,7 @@ def measure_crowd(gateway: GatewayProcess, source: Path, uploads: int) -> None:
     whole = sum(digest in name for name in names)
 
     plain = uploads // 10 * size / copied
-    print(f"\n{uploads} uploads of {size / MEGABYTE:.0f} MB at once")
+    print(f"\n{uploads} uploads of {size / MEGABYTE:.0f} MB at once; load average before {load_before:.1f}")
     for how, number in sorted(ended.items()):
         print(f"  {how:<32} {number}")
     print(f"  whole uploads in storage         {whole}")
@@ -309,6 +347,11 @@ def timed(work: Callable[[], object]) -> float:
     began = time.monotonic()
     work()
     return time.monotonic() - began
+
+
+def processor_time(gateway: GatewayProcess) -> float:
+    fields = Path(f"/proc/{gateway.process.pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mib(gateway: GatewayProcess, name: str = "VmRSS") -> float:

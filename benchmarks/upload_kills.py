@@ -137,6 +137,7 @@ class _Client:
         self._chance = chance
         self._content = chance.randbytes(chance.randrange(200_000, 4_000_000))
         self._name = f"{chance.getrandbits(64):x}"
+        # Where the upload is known to be.
         self._place: str | None = None
         self._outcome = Outcome(kind, hashlib.sha256(self._content).hexdigest(), len(self._content))
 
@@ -156,8 +157,11 @@ class _Client:
         raise SystemExit(f"a {self._outcome.kind} upload had no 202 within {GIVE_UP_SECONDS:.0f} s")
 
     def _put(self, http: httpx2.Client) -> str:
-        headers = {"Content-Length": str(len(self._content))}
-        _expect(201, http.put(f"/v1/uploads/{self._name}", content=self._pieces(self._content), headers=headers))
+        if self._place is None:
+            headers = {"Content-Length": str(len(self._content))}
+            place = f"/v1/uploads/{self._name}"
+            _expect(201, http.put(place, content=self._pieces(self._content), headers=headers))
+            self._place = place
         return self._submit(http, self._name)
 
     def _form(self, http: httpx2.Client) -> str:
