@@ -11,10 +11,13 @@ from app.errors import (
     JobSucceededError,
     QueueUnavailableError,
     ResultExpiredError,
+    TooManyJobsError,
+    TooManyKeyJobsError,
     UnauthorizedError,
     responses,
 )
 from app.janitor import result_expires_at
+from app.limits import one_at_a_time, refuse_beyond_key_jobs, refuse_full_queue
 from app.schemas import Job, JobPage, public_job
 from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus
 
@@ -82,6 +85,8 @@ def cancel_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> 
         JobSucceededError,
         ResultExpiredError,
         InvalidRequestError,
+        TooManyJobsError,
+        TooManyKeyJobsError,
         QueueUnavailableError,
     ),
 )
@@ -91,9 +96,14 @@ def retry_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> J
         raise JobSucceededError("There is nothing to try again.", job_status=record.status)
     if record.media_removed_at:
         raise ResultExpiredError("The source of this job has been removed; submit the video again.")
-    # What RQ remembers of the tasks would keep them from being enqueued.
-    services.queue.forget_ended_tasks(record.id, services.registry.progress(record.id).segments_total)
-    retried = services.registry.retry(record.id)
+    if not record.status.is_final:
+        return present_job(services, record)
+    with one_at_a_time(services.redis, owner):
+        refuse_full_queue(services)
+        refuse_beyond_key_jobs(services, owner)
+        # What RQ remembers of the tasks would keep them from being enqueued.
+        services.queue.forget_ended_tasks(record.id, services.registry.progress(record.id).segments_total)
+        retried = services.registry.retry(record.id)
     if retried and not retried.awaits_source:
         services.queue.enqueue_plan(record.id)
     return present_job(services, retried or existing_job(record.id, services, owner))

@@ -69,13 +69,17 @@ def refuse_full_queue(services: Services) -> None:
 
 def refuse_beyond_key_limits(services: Services, owner: str | None, more_bytes: int) -> None:
     """Whether this key may have one more job. `more_bytes`: of its source, as far as they are not counted yet."""
-    if owner is None:
-        return
-    settings, registry = services.settings, services.registry
-    active = registry.count(JobStatus.QUEUED, owner) + registry.count(JobStatus.RUNNING, owner)
-    if settings.max_active_jobs_per_key and active >= settings.max_active_jobs_per_key:
-        raise TooManyKeyJobsError(settings.max_active_jobs_per_key)
+    refuse_beyond_key_jobs(services, owner)
     refuse_beyond_key_bytes(services, owner, more_bytes)
+
+
+def refuse_beyond_key_jobs(services: Services, owner: str | None) -> None:
+    """Whether this key may have one more job waiting or running."""
+    limit = services.settings.max_active_jobs_per_key
+    if owner is None or not limit:
+        return
+    if sum(services.registry.count(status, owner) for status in (JobStatus.QUEUED, JobStatus.RUNNING)) >= limit:
+        raise TooManyKeyJobsError(limit)
 
 
 def refuse_beyond_key_bytes(services: Services, owner: str | None, more_bytes: int) -> None:

@@ -66,6 +66,29 @@ def test_a_key_may_have_so_many_jobs_under_way(start_gateway: StartGateway) -> N
     assert list(gateway.storage.uploads.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "code"), [("max_active_jobs_per_key", "too_many_jobs_of_key"), ("max_queued_jobs", "too_many_jobs")]
+)
+def test_trying_a_job_again_passes_no_limit(start_gateway: StartGateway, setting: str, code: str) -> None:
+    # Given a canceled job, and as many others as there may be
+    gateway = start_gateway(api_keys=KEY, **{setting: 1})
+    canceled = submit(gateway).json()
+    gateway.registry.cancel(canceled["id"])
+    other = submit(gateway).json()
+
+    # When it is tried again, and the other is, which waits already
+    again, waiting = (
+        gateway.http.post(f"/v1/jobs/{one['id']}/retry", headers={"X-API-Key": KEY}) for one in (canceled, other)
+    )
+
+    # Then it stays as it is until there is room
+    assert_refused(again, code, 1)
+    assert (waiting.status_code, waiting.json()["status"]) == (200, "queued")
+    gateway.registry.cancel(other["id"])
+    later = gateway.http.post(f"/v1/jobs/{canceled['id']}/retry", headers={"X-API-Key": KEY})
+    assert (later.status_code, later.json()["status"]) == (200, "queued")
+
+
 def test_many_requests_at_once_do_not_pass_a_limit_together(start_gateway: StartGateway) -> None:
     # Given uploads of one key that are all there
     gateway = start_gateway(api_keys=KEY, max_active_jobs_per_key=3)
