@@ -38,7 +38,7 @@ class SubmitUpload(JobOptions):
     """JSON body of `POST /v1/jobs`: a finished upload and the options."""
 
     upload_id: str = Field(
-        pattern=UPLOAD_ID_PATTERN, description="Of a finished `PUT /v1/uploads/{id}`; used up by this."
+        pattern=UPLOAD_ID_PATTERN, description="Of a finished upload, raw PUT or tus; used up by this."
     )
     filename: str = Field("video", description="The user's name for the file, for the result's name.")
     webhook_url: str | None = Field(None, description=WEBHOOK_URL_DESCRIPTION)

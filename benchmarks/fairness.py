@@ -135,6 +135,7 @@ def serving(storage: Path) -> Iterator[httpx2.Client]:
         "PYTHONPATH": str(REPOSITORY),
         "VSR_STORAGE_DIR": str(storage),
         "VSR_METRICS_PORT": "0",
+        "VSR_COURIER_METRICS_PORT": "0",
         "VSR_ENABLE_TEST_PRESETS": "true",
         "VSR_CPU_THREADS": "1",
         "VSR_LOG_LEVEL": "ERROR",
