@@ -152,12 +152,12 @@ def change_log(storage: JobStorage, job_id: str, change: Callable[[WebhookLog], 
     with storage.locked(job_id) as is_there:
         if not is_there:
             return None
+        for written in (folder.webhook, folder.record):  # half, by somebody who died: those who live wait for us
+            for abandoned in folder.path.glob(f"{written.name}.*{PARTIAL_SUFFIX}"):
+                abandoned.unlink(missing_ok=True)
         before = read_log(folder)
         after = change(before)
         if after != before:
-            for written in (folder.webhook, folder.record):  # half, by somebody who died: those who live wait for us
-                for abandoned in folder.path.glob(f"{written.name}.*{PARTIAL_SUFFIX}"):
-                    abandoned.unlink(missing_ok=True)
             try:
                 write_atomically(folder.webhook, after.model_dump_json(indent=2).encode())
             except FileNotFoundError:  # deleted while we waited for our turn

@@ -78,7 +78,8 @@ class SourceFetcher:
 
     def do(self, errand: Errand, check: Callable[[], None]) -> None:
         """`check` is called all the time, and raises `JobEndedError` or whatever else shall end this attempt."""
-        job = self._registry.get(errand.job_id)
+        # No change, but it makes durable what a courier that died told Redis and not yet storage.
+        job = self._registry.change(errand.job_id, lambda current: current)
         if job is None or job.status.is_final:
             self._errands.finish(errand)
             return

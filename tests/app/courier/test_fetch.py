@@ -247,6 +247,18 @@ def test_a_job_whose_plan_was_not_enqueued_gets_it(desk: Desk, start_host: Start
     assert len(host.requests) == 1
 
 
+def test_what_only_redis_was_told_becomes_durable(desk: Desk, start_host: StartHost) -> None:
+    # Given a courier that died between Redis and storage
+    job_id = desk.accept(start_host(answer(body=CONTENT)).url)
+    attempt(desk, fetcher(desk), job_id)
+    fetched = desk.job(job_id)
+    desk.storage.write_record(fetched.model_copy(update={"source_sha256": "", "source_size_bytes": 0}))
+
+    attempt(desk, fetcher(desk), job_id)
+
+    assert desk.job(job_id) == fetched
+
+
 def test_a_source_that_kills_every_courier_ends_its_job(desk: Desk, start_host: StartHost) -> None:
     job_id = desk.accept(start_host(answer(body=CONTENT)).url)
     for _ in range(10):
@@ -293,6 +305,8 @@ def test_a_job_that_is_deleted_while_its_source_arrives_stays_deleted(
     rename = Path.rename
 
     def deleted_first(path: Path, target: Path) -> Path:
+        if target.name != "source":
+            return rename(path, target)
         monkeypatch.setattr(Path, "rename", rename)
         desk.registry.cancel(job_id)
         desk.registry.remove(job_id)
