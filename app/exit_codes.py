@@ -34,6 +34,7 @@ _NOT_POSSIBLE = {
     FailureCode.WEIGHTS_MISSING,
     FailureCode.WEIGHTS_DAMAGED,
     FailureCode.DEVICE_UNAVAILABLE,
+    FailureCode.CAGE_UNAVAILABLE,
 }
 _SYSTEM = {FailureCode.OUT_OF_DISK, FailureCode.OUT_OF_MEMORY, FailureCode.WORKER_LOST}
 _OURS = {FailureCode.VERIFICATION_FAILED, FailureCode.INTERNAL}

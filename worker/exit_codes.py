@@ -39,5 +39,6 @@ EXIT_CODE_OF_FAILURE = {
     FailureCode.DEVICE_UNAVAILABLE: ExitCode.DEVICE,
     FailureCode.UNKNOWN_PRESET: ExitCode.OPTION,
     FailureCode.INVALID_OPTION: ExitCode.OPTION,
+    FailureCode.CAGE_UNAVAILABLE: ExitCode.OPTION,
 }
 """What a failure to load the model at start means for the process."""

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import structlog
 from pydantic import ValidationError
 
 from worker.assemble import assemble, result_tag
+from worker.cage import Decoding, open_decoding
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, Progress
 from worker.contract.report import Report
@@ -22,7 +24,7 @@ from worker.settings import VideoLimits, WorkerSettings
 from worker.upscaler import Upscaler
 from worker.video.mux import segment_maker
 from worker.video.png_sequence import files_of_others, read_folder_tag, unpack
-from worker.video.png_source import sha256_of_folder, take_in
+from worker.video.png_source import is_picture_sequence, sha256_of_folder, take_in
 from worker.video.tag import read_tag
 
 log = structlog.get_logger(__name__)
@@ -100,67 +102,86 @@ def upscale_file(
             FailureCode.UNSUPPORTED_OUTPUT, f"{shown} lies in the folder of the source: choose another place"
         )
     there = _tag_of_output(shown, output, source, unpacked=unpacked, overwrite=overwrite)
-    models = LoadedModels(usable_device(settings.device), settings.weights_dir, settings.tile_px, settings.batch_frames)
-
-    # A network that the caller brings is taken as it is.
-    def upscaler_for(way: Rendering) -> Upscaler:
-        return load_upscaler(options.preset) if load_upscaler else models.get(options.preset, way)
-
-    usual = models.usual_rendering
-    fingerprints = {way: upscaler_for(way).fingerprint for way in usual.and_smaller()}
-    source_sha256 = sha256_of_folder(source) if source.is_dir() else sha256_of_file(source)
-    if there is not None and not overwrite:
-        made_of = {
-            result_tag(source_sha256, options, container, made_by, settings.segment_frames)
-            for made_by in fingerprints.values()
-        }
-        if there in made_of:
-            return Outcome(shown, already_done=True, report=None)
-        raise OutputExistsError(
-            f"{shown} exists and was made from another source, or with other options or weights or on another device: "
-            "choose another output, or overwrite it"
+    workspace = JobFolder(output.with_name(output.name + WORKSPACE_SUFFIX))
+    # Before the networks: it starts while they are loaded.
+    with closing(open_decoding(settings, limits, reads=(source,), writes=(workspace.path,))) as decoding:
+        models = LoadedModels(
+            usable_device(settings.device), settings.weights_dir, settings.tile_px, settings.batch_frames
         )
 
-    workspace = JobFolder(output.with_name(output.name + WORKSPACE_SUFFIX))
-    plan, started_over = _plan(
-        workspace, source, source_sha256, options, limits, usual, fingerprints, settings.segment_frames
-    )
-    opened = take_in(source, workspace.pictures, options, limits)
-    workspace.make_segments()
-    while True:
-        rendering = agreed_rendering(workspace, usual)
-        progress = _Progress(plan, workspace, on_progress, rendering)
-        try:
-            _render_missing(plan, workspace, opened, upscaler_for(rendering), rendering, progress)
-            break
-        except MemoryError:
-            pass
-        except JobFailureError as failure:
-            if failure.code is not FailureCode.OUT_OF_MEMORY or load_upscaler:
-                raise
-        # Here, where the error and with it all that its frames held is gone.
-        smaller = step_down(workspace, plan, rendering)
-        log.warning("memory_short", rendered=str(rendering), now_rendered=str(smaller))
-        models.release_memory()
-    result = workspace.result(container)
-    report = with_rendering(assemble(plan, opened, plan.segment_files(workspace), result), rendering)
-    if unpacked:
-        _deliver_unpacked(result, output, workspace)
-    else:
-        result.replace(output)
-    fsync_folder(output.parent)
-    shutil.rmtree(workspace.path)
-    return Outcome(
-        shown,
-        already_done=False,
-        report=report,
-        resumed_segments=progress.resumed_segments,
-        started_over=started_over,
-    )
+        # A network that the caller brings is taken as it is.
+        def upscaler_for(way: Rendering) -> Upscaler:
+            return load_upscaler(options.preset) if load_upscaler else models.get(options.preset, way)
+
+        usual = models.usual_rendering
+        fingerprints = {way: upscaler_for(way).fingerprint for way in usual.and_smaller()}
+        source_sha256 = sha256_of_folder(source) if source.is_dir() else sha256_of_file(source)
+        if there is not None and not overwrite:
+            made_of = {
+                result_tag(source_sha256, options, container, made_by, settings.segment_frames)
+                for made_by in fingerprints.values()
+            }
+            if there in made_of:
+                return Outcome(shown, already_done=True, report=None)
+            raise OutputExistsError(
+                f"{shown} exists and was made from another source, or with other options or weights or on another "
+                "device: choose another output, or overwrite it"
+            )
+
+        plan, started_over = _plan(
+            workspace, source, source_sha256, options, limits, usual, fingerprints, settings.segment_frames, decoding
+        )
+        opened = _opened_source(decoding, source, workspace, options, limits)
+        workspace.make_segments()
+        while True:
+            rendering = agreed_rendering(workspace, usual)
+            progress = _Progress(plan, workspace, on_progress, rendering)
+            try:
+                _render_missing(plan, workspace, opened, upscaler_for(rendering), rendering, progress, decoding)
+                break
+            except MemoryError:
+                pass
+            except JobFailureError as failure:
+                if failure.code is not FailureCode.OUT_OF_MEMORY or load_upscaler:
+                    raise
+            # Here, where the error and with it all that its frames held is gone.
+            smaller = step_down(workspace, plan, rendering)
+            log.warning("memory_short", rendered=str(rendering), now_rendered=str(smaller))
+            models.release_memory()
+        result = workspace.result(container)
+        report = decoding.call(
+            assemble,
+            plan,
+            opened,
+            plan.segment_files(workspace),
+            result,
+            returns=Report,
+            on_progress=_unheard,
+        )
+        report = with_rendering(report, rendering)
+        if unpacked:
+            _deliver_unpacked(result, output, workspace)
+        else:
+            result.replace(output)
+        fsync_folder(output.parent)
+        shutil.rmtree(workspace.path)
+        return Outcome(
+            shown,
+            already_done=False,
+            report=report,
+            resumed_segments=progress.resumed_segments,
+            started_over=started_over,
+        )
 
 
 def _render_missing(
-    plan: Plan, workspace: JobFolder, source: Path, upscaler: Upscaler, rendering: Rendering, progress: "_Progress"
+    plan: Plan,
+    workspace: JobFolder,
+    source: Path,
+    upscaler: Upscaler,
+    rendering: Rendering,
+    progress: "_Progress",
+    decoding: Decoding,
 ) -> None:
     for segment in plan.segments:
         if plan.segment_file(workspace, segment.index).exists():
@@ -174,6 +195,7 @@ def _render_missing(
             batch_frames=rendering.batch_frames,
             figures=plan.figures_file(workspace, segment.index),
             on_frames_done=progress.frames_done,
+            decode=decoding.frames,
         )
         progress.segment_done(segment.frames)
 
@@ -187,6 +209,7 @@ def _plan(
     usual: Rendering,
     fingerprints: Mapping[Rendering, str],
     segment_frames: int | None,
+    decoding: Decoding,
 ) -> tuple[Plan, str | None]:
     """Return the plan of an earlier run if its work can be used; else clear the folder and plan anew, saying why."""
     earlier: Plan | None = None
@@ -216,20 +239,37 @@ def _plan(
         shutil.rmtree(workspace.path)
     workspace.path.mkdir(parents=True)
     try:
-        plan = make_plan(
+        plan = decoding.call(
+            make_plan,
             source,
             options,
             limits,
             source.suffix,
-            opened=take_in(source, workspace.pictures, options, limits),
+            opened=_opened_source(decoding, source, workspace, options, limits),
             source_sha256=source_sha256,
             segment_frames=segment_frames,
+            try_encoder=False,
+            returns=Plan,
+            on_progress=_unheard,
         )
+        plan.demand_usable(options, limits)
     except BaseException:
         shutil.rmtree(workspace.path)
         raise
     write_atomically(workspace.plan, plan.model_dump_json().encode())
     return plan, why
+
+
+def _opened_source(
+    decoding: Decoding, source: Path, workspace: JobFolder, options: JobOptions, limits: VideoLimits
+) -> Path:
+    """Return the file that is read as the video; made here first where the source is pictures."""
+    decoding.call(take_in, source, workspace.pictures, options, limits, returns=Path, on_progress=_unheard)
+    return workspace.pictures if is_picture_sequence(source) else source
+
+
+def _unheard() -> None:
+    """Progress within a step that the command does not show."""
 
 
 def _tag_of_output(shown: Path, output: Path, source: Path, *, unpacked: bool, overwrite: bool) -> str | None:

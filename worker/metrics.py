@@ -45,6 +45,12 @@ MODEL_LOAD_SECONDS = Gauge(
 MODEL_INFO = Gauge(
     "vsr_model_info", "1 for each model in a worker's memory.", ["preset", "device"], multiprocess_mode="livemax"
 )
+CAGE_PROTECTION = Gauge(
+    "vsr_cage_protection",
+    "1 for each protection in force around the process that reads videos; 0: the log says why not.",
+    ["protection"],
+    multiprocess_mode="livemin",
+)
 
 
 def start_at_zero() -> None:

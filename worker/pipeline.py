@@ -46,6 +46,7 @@ def render_segment(
     on_batch: Callable[[int], None] = lambda frames: None,
     check_canceled: Callable[[], None] = lambda: None,
     on_frame_decoded: Callable[[], None] = lambda: None,
+    decode: Callable[..., Iterator[Frame]] = decode_frames,
     times: "StageTimes | None" = None,
 ) -> None:
     """Compute segment `index` of the plan and publish it at `target`, whole or not at all.
@@ -53,7 +54,8 @@ def render_segment(
     What the self-check finds in it is published at `figures` first, so that no segment is ever without them.
     `on_frames_done` hears how many frames of the segment are done, `on_batch` how many frames a network call was
     asked for (the filling not counted); `check_canceled` is called between batches and
-    stops the work by raising. So may `on_frame_decoded`, which hears of frames on the way to the segment too. Raises
+    stops the work by raising. So may `on_frame_decoded`, which hears of frames on the way to the segment too. `decode`
+    is `decode_frames`, here or in another process (worker.cage). Raises
     `JobFailureError` when the source no longer decodes as planned, or the segment does not hold what was encoded.
     """
     segment = plan.segments[index]
@@ -67,7 +69,7 @@ def render_segment(
     with publishing(target) as partial:
         decoded = times.timed(
             "decode",
-            decode_frames(
+            decode(
                 source,
                 plan.survey,
                 first,

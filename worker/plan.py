@@ -81,6 +81,24 @@ class Plan(_Frozen):
     def frames(self) -> int:
         return len(self.survey.frames)
 
+    def demand_usable(self, options: JobOptions, limits: VideoLimits) -> None:
+        """Make sure that the plan is for what was asked, and that the encoder takes it, where `make_plan` did not.
+
+        Whoever made it read a stranger's file: what it says about the source harms at most that job; what reaches
+        encoders must be the user's own words.
+        """
+        encoding, picture = self.encoding, self.survey.picture
+        if (
+            self.options != options
+            or (encoding.encoder_options, encoding.encoder_preset) != (options.encoder_options, options.encoder_preset)
+            or self.max_pixels != limits.max_pixels
+            or picture.width * picture.height > limits.max_pixels
+            or (self.picture.width, self.picture.height) != (picture.width * SCALE, picture.height * SCALE)
+            or len(self.survey.frames) > limits.max_frames
+        ):
+            raise JobFailureError(FailureCode.DECODER_CRASHED, "the decoder went astray: convert the file first")
+        check_encoder(self.picture, encoding)
+
     def segment_file(self, folder: JobFolder, index: int) -> Path:
         """Where segment `index` is, or will be."""
         return folder.segment(index, segment_suffix(self.encoding))
@@ -122,6 +140,7 @@ def make_plan(
     opened: Path | None = None,
     source_sha256: str | None = None,
     segment_frames: int | None = None,
+    try_encoder: bool = True,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Read the whole source once and lay out the work. Raises `JobFailureError` for what cannot be done.
@@ -149,7 +168,8 @@ def make_plan(
         average_rate=facts.average_rate,
         time_base=facts.frames.time_base,
     )
-    check_encoder(picture, encoding)
+    if try_encoder:
+        check_encoder(picture, encoding)
     streams = _stream_plans(video, facts, container, limits.max_pixels)
     losses = (*facts.cannot_keep, *losses, *(_loss(stream) for stream in streams if stream.action == "drop"))
     if losses and not options.drop_unsupported:

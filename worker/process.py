@@ -21,7 +21,9 @@ from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
 
 from worker import metrics
-from worker.contract.failure import JobFailureError
+from worker.cage import Cages
+from worker.confinement import YES
+from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.logs import configure_logging
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
@@ -43,8 +45,11 @@ _BEATS_BEFORE_FORGOTTEN = 4
 
 
 def main() -> int:
+    cages = Cages(WorkerSettings(), VideoLimits())
+    protections = cages.in_force()
     place = sys.stdin.readline()
     if not place:  # the supervisor has no use for it
+        cages.shut()
         return ExitCode.OK
     name, environment = json.loads(place)
     os.environ.update(environment)
@@ -52,6 +57,10 @@ def main() -> int:
     log_settings = LogSettings()
     configure_logging(log_settings.log_format, log_settings.log_level)
     metrics.start_at_zero()
+    tell_protections(protections)
+    if settings.cage == "required" and not all(found == YES for found in protections.values()):
+        log.error("worker_cannot_start", code=FailureCode.CAGE_UNAVAILABLE, reason="VSR_CAGE is required")
+        return ExitCode.OPTION
 
     if redis_settings.redis_url is None:
         raise ValueError("a worker process is started by its supervisor, with VSR_REDIS_URL")
@@ -78,9 +87,21 @@ def main() -> int:
     )
     worker.watch = watch
     watch.start()
-    workbench.set(Workbench(registry, queue, storage, models, watch, settings, VideoLimits()))
+    cages.check = watch.check
+    workbench.set(Workbench(registry, queue, storage, models, watch, settings, VideoLimits(), cages))
     worker.work(with_scheduler=False)
+    cages.shut()
     return ExitCode.OK if worker.asked_to_stop else ExitCode.REDIS_LOST
+
+
+def tell_protections(in_force: dict[str, str]) -> None:
+    """Say what stands between this machine and strangers' videos: nobody shall have to guess."""
+    for protection, found in in_force.items():
+        metrics.CAGE_PROTECTION.labels(protection).set(found == YES)
+    if all(found == YES for found in in_force.values()):
+        log.info("cage", **in_force)
+    else:
+        log.warning("cage", **in_force)
 
 
 class VideoWorker(SimpleWorker):

@@ -29,6 +29,9 @@ class VideoLimits(BaseSettings):
     )
 
 
+CageMode = Literal["required", "best-effort", "off"]
+
+
 class WorkerSettings(BaseSettings):
     """One worker process, or one run of `vsr upscale`."""
 
@@ -74,6 +77,17 @@ class WorkerSettings(BaseSettings):
         8.0, gt=0, description="How long a stopping worker may take to give its task back before it is killed."
     )
     reconcile_seconds: float = Field(10.0, gt=0, description="How often lost tasks are looked for.")
+    cage: CageMode = Field(
+        "best-effort",
+        description="Videos are read by a process of its own, without network or other files. best-effort: with "
+        "as many of these protections as the system gives, which the log tells; required: not without all; off: no.",
+    )
+    cage_memory_bytes: int | None = Field(
+        None, ge=512 * 1024**2, description="Most address space of that process. None: what the largest source needs."
+    )
+    cage_stall_seconds: float = Field(
+        300.0, gt=0, description="Such a process that shows no progress for so long is ended, and the job fails."
+    )
     cuda_visible_devices: str | None = Field(
         None, validation_alias="CUDA_VISIBLE_DEVICES", description="The GPUs that may be used, as CUDA understands it."
     )

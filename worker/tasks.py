@@ -22,10 +22,12 @@ from structlog.contextvars import bound_contextvars
 
 from worker import metrics
 from worker.assemble import assemble as assemble_video
+from worker.cage import Cages, Decoding
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobError, JobRecord, JobStatus, ResultInfo, now
 from worker.contract.queue import MAX_ATTEMPTS, TaskKind, TaskQueue
 from worker.contract.registry import JobRegistry
+from worker.contract.report import Report
 from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, JobStorage, publishing, write_atomically
 from worker.job_files import finished_segments, read_plan
 from worker.loaded_models import LoadedModels
@@ -43,7 +45,7 @@ from worker.rendering import (
 )
 from worker.settings import VideoLimits, WorkerSettings
 from worker.task_watch import JobCanceledError, TaskGivenBackError, TaskWatch
-from worker.video.png_source import take_in
+from worker.video.png_source import is_picture_sequence, take_in
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +65,11 @@ class Workbench:
     watch: TaskWatch
     settings: WorkerSettings
     limits: VideoLimits
+    cages: Cages
+
+    def decoding(self, job: JobRecord) -> Decoding:
+        """The way to read the job's source; the one place where strangers' bytes are parsed."""
+        return self.cages.of(self.storage.folder(job.id).path)
 
     def on_progress(self) -> None:
         """To be called for every frame or packet of a long task: says that it lives, stops it when it is time."""
@@ -101,7 +108,8 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
         shutil.rmtree(folder.segments, ignore_errors=True)
         folder.rendering.unlink(missing_ok=True)
         with metrics.STAGE_DURATION_SECONDS.labels("plan").time():
-            made = make_plan(
+            made = bench.decoding(job).call(
+                make_plan,
                 folder.source,
                 job.options,
                 bench.limits,
@@ -109,8 +117,11 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
                 opened=_opened_source(bench, job),
                 source_sha256=job.source_sha256,
                 segment_frames=bench.settings.segment_frames,
+                try_encoder=False,
+                returns=Plan,
                 on_progress=bench.on_progress,
             )
+        made.demand_usable(job.options, bench.limits)
         write_atomically(folder.plan, made.model_dump_json().encode())
 
     started = bench.registry.start(job.id, made.source_info())
@@ -184,6 +195,7 @@ def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, renderi
             on_batch=metrics.BATCH_FRAMES.observe,
             check_canceled=bench.watch.check,
             on_frame_decoded=bench.on_progress,
+            decode=bench.decoding(job).frames,
             times=times,
         )
         bench.watch.demand_lease()
@@ -202,8 +214,14 @@ def _assemble(bench: Workbench, job: JobRecord) -> None:
         raise _IncompleteError
     result = folder.result(made.container)
     with metrics.STAGE_DURATION_SECONDS.labels("assemble").time(), publishing(result) as partial:
-        report = assemble_video(
-            made, _opened_source(bench, job), made.segment_files(folder), partial, bench.on_progress
+        report = bench.decoding(job).call(
+            assemble_video,
+            made,
+            _opened_source(bench, job),
+            made.segment_files(folder),
+            partial,
+            returns=Report,
+            on_progress=bench.on_progress,
         )
         bench.watch.demand_lease()
     report = with_rendering(report, read_rendering(folder))
@@ -230,7 +248,16 @@ def _assemble(bench: Workbench, job: JobRecord) -> None:
 def _opened_source(bench: Workbench, job: JobRecord) -> Path:
     """Return the file that is read as the video; made here first where the source is a zip of pictures."""
     folder = bench.storage.folder(job.id)
-    return take_in(folder.source, folder.pictures, job.options, bench.limits, bench.on_progress)
+    bench.decoding(job).call(
+        take_in,
+        folder.source,
+        folder.pictures,
+        job.options,
+        bench.limits,
+        returns=Path,
+        on_progress=bench.on_progress,
+    )
+    return folder.pictures if is_picture_sequence(folder.source) else folder.source
 
 
 # --- around every step ------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ class FailureCode(StrEnum):
     LIMIT_EXCEEDED = "limit_exceeded"
     SOURCE_REFUSED = "source_refused"
     SOURCE_UNREACHABLE = "source_unreachable"
+    SOURCE_TOO_DEMANDING = "source_too_demanding"
+    DECODER_CRASHED = "decoder_crashed"
     # What was asked for
     UNSUPPORTED_OUTPUT = "unsupported_output"
     WOULD_LOSE = "would_lose"
@@ -33,6 +35,7 @@ class FailureCode(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     VERIFICATION_FAILED = "verification_failed"
     WORKER_LOST = "worker_lost"
+    CAGE_UNAVAILABLE = "cage_unavailable"
     INTERNAL = "internal"
 
 

@@ -14,6 +14,7 @@ import torch
 from tests.worker.conftest import PixelRepeater
 from tests.worker.lifecycle.conftest import Desk
 from worker import tasks
+from worker.cage import Cages
 from worker.contract.failure import FailureCode
 from worker.contract.job import Container, JobOptions, JobRecord, JobStatus, new_job_id, now
 from worker.loaded_models import LoadedModels
@@ -38,7 +39,7 @@ class StandingLease:
 class RepeatingModels(LoadedModels):
     """Gives the pixel repeater for every preset."""
 
-    def get(self, preset: str) -> Upscaler:
+    def get(self, preset: str, rendering: object = None) -> Upscaler:
         return PixelRepeater()
 
 
@@ -47,10 +48,13 @@ def bench(desk: Desk, tmp_path: Path) -> Iterator[tasks.Workbench]:
     watch = TaskWatch(StandingLease(), desk.registry, lambda: None, lease_seconds=15.0, stall_seconds=60.0)
     watch.start()
     models = RepeatingModels(torch.device("cpu"), tmp_path, None, batch_frames=2)
-    laid = tasks.Workbench(desk.registry, desk.queue, desk.storage, models, watch, SETTINGS, VideoLimits())
+    limits = VideoLimits()
+    cages = Cages(SETTINGS, limits, watch.check)
+    laid = tasks.Workbench(desk.registry, desk.queue, desk.storage, models, watch, SETTINGS, limits, cages)
     token = tasks.workbench.set(laid)
     yield laid
     tasks.workbench.reset(token)
+    cages.shut()
 
 
 def write_zip(path: Path, count: int) -> Path:

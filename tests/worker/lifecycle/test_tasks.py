@@ -12,6 +12,7 @@ import torch
 from tests.worker.conftest import write_video
 from tests.worker.lifecycle.conftest import Desk
 from worker import tasks
+from worker.cage import Cages
 from worker.contract.job import JobOptions, JobStatus
 from worker.contract.queue import TaskKind, task_id
 from worker.contract.storage import write_atomically
@@ -55,9 +56,10 @@ def bench(desk: Desk, tmp_path: Path) -> Iterator[tasks.Workbench]:
     watch = TaskWatch(StandingLease(), desk.registry, lambda: None, lease_seconds=0.3, stall_seconds=STALL_SECONDS)
     watch.start()
     models = LoadedModels(torch.device("cpu"), tmp_path, None)
-    laid = tasks.Workbench(
-        desk.registry, desk.queue, desk.storage, models, watch, WorkerSettings(preset="tiny-random"), VideoLimits()
-    )
+    # Uncaged: these tests slow down and stop what else would happen in another process.
+    settings, limits = WorkerSettings(preset="tiny-random", cage="off"), VideoLimits()
+    cages = Cages(settings, limits, watch.check)
+    laid = tasks.Workbench(desk.registry, desk.queue, desk.storage, models, watch, settings, limits, cages)
     token = tasks.workbench.set(laid)
     yield laid
     tasks.workbench.reset(token)

@@ -1,0 +1,447 @@
+"""What a stranger's file can do to us: nothing but end the process that reads it, under a name."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.worker import cage_guests as guests
+from worker.cage import Cage, CagedBugError, Cages, Place, Uncaged, memory_limit_bytes
+from worker.confinement import PROTECTIONS
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import JobOptions
+from worker.contract.storage import PARTIAL_SUFFIX, process_mark
+from worker.plan import Plan, make_plan
+from worker.settings import VideoLimits, WorkerSettings
+from worker.video.decode import decode_frames
+
+GUESTS = Path(guests.__file__).parents[1]
+LIMITS = VideoLimits()
+
+
+def silent() -> None:
+    pass
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def open_cage(job: Path) -> Iterator[Callable[..., Cage]]:
+    """A cage for the job's folder, in which the guests can be met."""
+    opened = []
+
+    def open_one(
+        memory_bytes: int = 4 * 1024**3, stall_seconds: float = 60.0, check: Callable[[], None] = silent
+    ) -> Cage:
+        place = Place((GUESTS, job), (job,), memory_bytes)
+        opened.append(Cage(place, "best-effort", stall_seconds=stall_seconds, check=check))
+        return opened[-1]
+
+    yield open_one
+    for cage in opened:
+        cage.close()
+
+
+def failure_of(function: Callable[[], object]) -> FailureCode:
+    with pytest.raises(JobFailureError) as caught:
+        function()
+    return caught.value.code
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until(condition: Callable[[], object], timeout_seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.01)
+
+
+# --- what it cannot do ------------------------------------------------------------------------------------------------
+
+
+def test_a_caged_process_reaches_no_network_program_process_or_memory(open_cage: Callable[..., Cage]) -> None:
+    # Given all protections in force, as they are where this suite runs
+    cage = open_cage()
+    assert cage.in_force() == dict.fromkeys(PROTECTIONS, "yes")
+    # When code in it tries whatever an attacker would
+    found = cage.call(guests.try_everything, "/nowhere.sock", os.getpid(), returns=dict[str, str], on_progress=silent)
+    # Then none of it works
+    assert set(found.values()) <= {"PermissionError", "ValueError"}, found
+
+
+def test_a_caged_process_reads_and_writes_the_files_of_its_job_alone(
+    open_cage: Callable[..., Cage], job: Path, tmp_path: Path
+) -> None:
+    # Given a file of the job and one of its neighbour
+    own, neighbour = job / "source", tmp_path / "neighbour"
+    own.write_text("own")
+    neighbour.write_text("private")
+    cage = open_cage()
+
+    def read(path: Path) -> str:
+        return cage.call(guests.read, path, returns=str, on_progress=silent)
+
+    def write(path: Path, size: int = 10) -> str:
+        return cage.call(guests.write, path, size, returns=str, on_progress=silent)
+
+    # Then only the first can be read, also around a corner
+    assert read(own) == "own"
+    (job / "link").symlink_to(neighbour)
+    assert [read(neighbour), read(job / "link"), read(Path("/etc/passwd"))] == ["PermissionError"] * 3
+    # And only beside it something be written
+    assert [write(job / "result"), write(neighbour), write(tmp_path / "new")] == ["written", *["PermissionError"] * 2]
+    assert neighbour.read_text() == "private"
+
+
+def test_a_caged_process_that_only_reads_cannot_write_a_byte(job: Path) -> None:
+    with Cage(Place((GUESTS, job)), "best-effort", stall_seconds=60) as cage:
+        assert cage.call(guests.write, job / "new", 1, returns=str, on_progress=silent) == "PermissionError"
+
+
+def test_a_caged_process_knows_no_secret_and_holds_no_foreign_descriptor(
+    open_cage: Callable[..., Cage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Given secrets in the environment, and a file that was opened carelessly
+    monkeypatch.setenv("VSR_API_KEYS", "secret")
+    monkeypatch.setenv("VSR_REDIS_URL", "redis://:secret@host")
+    with (tmp_path / "open").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        # When a process is caged
+        cage = open_cage()
+        environment = cage.call(guests.environment, returns=dict[str, str], on_progress=silent)
+        # Then it sees none of it
+        assert not [name for name in environment if name.startswith("VSR_")]
+        # And has its three standard ones, the channel and the ring
+        assert len(cage.call(guests.descriptors, returns=list[int], on_progress=silent)) == 5
+
+
+def test_decoders_may_have_threads(open_cage: Callable[..., Cage]) -> None:
+    assert open_cage().call(guests.threads_run, returns=int, on_progress=silent) == 4
+
+
+def test_a_process_without_all_protections_is_none_where_they_are_required(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a system that lacks one
+    monkeypatch.setattr("worker.cage.PROTECTIONS", (*PROTECTIONS, "moat"))
+    cage = Cage(Place((GUESTS, job)), "required", stall_seconds=60)
+    monkeypatch.setattr(
+        Cage,
+        "_next_message",
+        lambda self, deadline: (b"R", b'{"moat": "no (dry)", %s}' % _all_in_force()),
+        raising=True,
+    )
+    # Then nothing is read, and the reason is told
+    with pytest.raises(JobFailureError, match="moat: no") as caught:
+        cage.in_force()
+    assert caught.value.code is FailureCode.CAGE_UNAVAILABLE
+
+
+def _all_in_force() -> bytes:
+    return b", ".join(f'"{name}": "yes"'.encode() for name in PROTECTIONS)
+
+
+# --- what becomes of what it does -------------------------------------------------------------------------------------
+
+
+def test_a_crash_a_blow_up_and_a_blunder_have_names_and_the_next_call_works(open_cage: Callable[..., Cage]) -> None:
+    cage = open_cage()
+    assert failure_of(lambda: cage.call(guests.crash, returns=int, on_progress=silent)) is FailureCode.DECODER_CRASHED
+    too_much = failure_of(lambda: cage.call(guests.take_memory, returns=int, on_progress=silent))
+    assert too_much is FailureCode.SOURCE_TOO_DEMANDING
+    assert failure_of(lambda: cage.call(guests.fail, returns=int, on_progress=silent)) is FailureCode.NO_FRAMES
+    with pytest.raises(CagedBugError, match="ZeroDivisionError: of ours"):
+        cage.call(guests.blunder, returns=int, on_progress=silent)
+    with pytest.raises(ValueError, match="valid integer"):
+        cage.call(guests.lie, returns=int, on_progress=silent)
+    assert cage.call(guests.add, 1, 2, returns=int, on_progress=silent) == 3
+
+
+def test_a_hang_is_ended(open_cage: Callable[..., Cage]) -> None:
+    cage = open_cage(stall_seconds=1.0)
+    hung = failure_of(lambda: cage.call(guests.hang, returns=int, on_progress=silent))
+    assert hung is FailureCode.SOURCE_TOO_DEMANDING
+
+
+def test_time_that_leads_nowhere_is_ended(open_cage: Callable[..., Cage], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.cage._CPU_SECONDS_AT_ONCE", 1)
+    cage = open_cage()
+    burnt = failure_of(lambda: cage.call(guests.burn, returns=int, on_progress=silent))
+    assert burnt is FailureCode.SOURCE_TOO_DEMANDING
+
+
+def test_a_cancel_ends_it_in_mid_work(open_cage: Callable[..., Cage]) -> None:
+    # Given work that shows progress for ever, and one that shows none
+    class CanceledError(Exception):
+        pass
+
+    def cancel() -> None:
+        raise CanceledError
+
+    for work, on_progress, check in ((guests.work_on, cancel, silent), (guests.hang, silent, cancel)):
+        checks = [silent]
+        cage = open_cage(check=lambda checks=checks: checks[-1]())
+        cage.in_force()
+        checks.append(check)
+        pid = cage.pid
+        # When the job is canceled, then the work stops and the process is gone
+        with pytest.raises(CanceledError):
+            cage.call(work, returns=int, on_progress=on_progress)
+        assert pid is not None
+        assert is_gone(pid)
+
+
+def test_a_process_that_the_system_killed_is_replaced(open_cage: Callable[..., Cage]) -> None:
+    # Given a cage whose process is killed while it idles
+    cage = open_cage()
+    cage.in_force()
+    first = cage.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    # Then what it is asked for is done by another
+    assert cage.call(guests.add, 2, 2, returns=int, on_progress=silent) == 4
+    assert cage.pid != first
+
+
+def test_a_caged_process_dies_with_its_worker(job: Path) -> None:
+    # Given a worker with a cage at work
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tests.worker import cage_guests as guests\n"
+        "from worker.cage import Cage, Place\n"
+        "cage = Cage(Place((Path(sys.argv[1]),)), 'best-effort', stall_seconds=60)\n"
+        "cage.in_force()\n"
+        "print(cage.pid, flush=True)\n"
+        "cage.call(guests.hang, returns=int, on_progress=lambda: None)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, GUESTS], stdout=subprocess.PIPE, cwd=GUESTS.parent, text=True
+    ) as worker:
+        assert worker.stdout is not None
+        pid = int(worker.stdout.readline())
+        # When the worker is killed
+        worker.kill()
+    # Then the process is gone too
+    wait_until(lambda: is_gone(pid))
+
+
+def test_what_it_was_writing_when_it_ended_is_removed(open_cage: Callable[..., Cage], job: Path) -> None:
+    cage = open_cage()
+    cage.in_force()
+    assert cage.pid is not None
+    (job / f"result.mp4.{process_mark(cage.pid)}.abcd{PARTIAL_SUFFIX}").touch()
+    (job / f"result.mp4.another.1.abcd{PARTIAL_SUFFIX}").touch()
+    cage.close()
+    assert [path.name for path in job.iterdir()] == [f"result.mp4.another.1.abcd{PARTIAL_SUFFIX}"]
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def caged_plan(cage: Cage, source: Path) -> Plan:
+    return cage.call(
+        make_plan, source, JobOptions(), LIMITS, source.suffix, segment_frames=8, returns=Plan, on_progress=silent
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "properties"),
+    [
+        ("plain.mp4", {}),
+        ("odd.mkv", {"width": 65, "height": 49, "pixel_format": "yuv444p"}),
+        ("deep.mkv", {"codec": "ffv1", "options": {}, "pixel_format": "yuv422p10le"}),
+        ("alpha.mov", {"codec": "qtrle", "options": {}, "pixel_format": "argb"}),
+    ],
+)
+def test_plans_and_frames_of_all_segments_come_out_as_without_a_cage(
+    open_cage: Callable[..., Cage], make_video: Callable[..., Path], job: Path, name: str, properties: dict[str, object]
+) -> None:
+    # Given a video in the job's folder
+    source = make_video(name, frames=20, **properties).rename(job / name)
+    plain = make_plan(source, JobOptions(drop_unsupported=True), LIMITS, source.suffix, segment_frames=8)
+    cage = open_cage()
+    # When it is planned in a cage, then that is the same plan
+    plan = cage.call(
+        make_plan,
+        source,
+        JobOptions(drop_unsupported=True),
+        LIMITS,
+        source.suffix,
+        segment_frames=8,
+        returns=Plan,
+        on_progress=silent,
+    )
+    assert plan.model_copy(update={"survey_seconds": 0.0}) == plain.model_copy(update={"survey_seconds": 0.0})
+    # And when segments are decoded, one after another by the same process, then they are the same to the last bit
+    cage.in_force()
+    pid = cage.pid
+    for segment in plan.segments:
+        span = (segment.first, segment.stop)
+        caged = list(cage.frames(source, plan.survey, *span, max_pixels=plan.max_pixels))
+        direct = list(decode_frames(source, plan.survey, *span, max_pixels=plan.max_pixels))
+        assert len(caged) == len(direct)
+        for one, other in zip(caged, direct, strict=True):
+            assert one.rgb.dtype == other.rgb.dtype
+            np.testing.assert_array_equal(one.rgb, other.rgb)
+            assert (one.alpha is None) == (other.alpha is None)
+            if one.alpha is not None and other.alpha is not None:
+                np.testing.assert_array_equal(one.alpha, other.alpha)
+    assert cage.pid == pid
+
+
+def test_frames_go_on_where_a_killed_process_stopped(
+    open_cage: Callable[..., Cage], make_video: Callable[..., Path], job: Path
+) -> None:
+    # Given frames on their way
+    source = make_video("clip.mp4", frames=20).rename(job / "clip.mp4")
+    cage = open_cage()
+    plan = caged_plan(cage, source)
+    frames = cage.frames(source, plan.survey, 0, 20, max_pixels=plan.max_pixels)
+    seen = [next(frames)]
+    # When the system kills the process
+    assert cage.pid is not None
+    os.kill(cage.pid, signal.SIGKILL)
+    # Then none is missing, twice there or another one
+    seen.extend(frames)
+    direct = list(decode_frames(source, plan.survey, 0, 20, max_pixels=plan.max_pixels))
+    assert [frame.rgb.tobytes() for frame in seen] == [frame.rgb.tobytes() for frame in direct]
+
+
+def test_frames_that_nobody_wants_any_more_end_the_process(
+    open_cage: Callable[..., Cage], make_video: Callable[..., Path], job: Path
+) -> None:
+    source = make_video("clip.mp4", frames=20).rename(job / "clip.mp4")
+    cage = open_cage()
+    plan = caged_plan(cage, source)
+    pid = cage.pid
+    frames = cage.frames(source, plan.survey, 0, 20, max_pixels=plan.max_pixels)
+    next(frames)
+    frames.close()  # type: ignore[attr-defined]
+    assert pid is not None
+    assert is_gone(pid)
+    assert len(list(cage.frames(source, plan.survey, 0, 20, max_pixels=plan.max_pixels))) == 20
+
+
+def test_memory_stays_flat_over_2000_frames(
+    open_cage: Callable[..., Cage], make_video: Callable[..., Path], job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a source of endless frames
+    source = make_video("clip.mp4", frames=4).rename(job / "clip.mp4")
+    cage = open_cage()
+    plan = caged_plan(cage, source)
+    monkeypatch.setattr("worker.cage.decode_frames", guests.frames_of_numbers)
+
+    def resident_bytes(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+    # When 2,000 of them come through
+    assert cage.pid is not None
+    for number, frame in enumerate(cage.frames(source, plan.survey, 0, 2000, max_pixels=plan.max_pixels)):
+        assert frame.rgb[0, 0, 0] == frame.rgb[-1, -1, -1] == number % 251
+        if number == 100:
+            before = resident_bytes(os.getpid()), resident_bytes(cage.pid)
+    after = resident_bytes(os.getpid()), resident_bytes(cage.pid)
+    # Then neither side has grown (all of them together would be 18 MB)
+    assert after[0] - before[0] < 4 * 1024**2
+    assert after[1] - before[1] < 4 * 1024**2
+
+
+# --- hostile files ----------------------------------------------------------------------------------------------------
+
+
+def bomb(unpacked_bytes: int) -> bytes:
+    """A PNG picture of one pixel, and a text beside it that unpacks to a thousand times its size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+    text = b"Comment\0\0" + zlib.compress(bytes(unpacked_bytes), 9)
+    animation = chunk(b"acTL", (1).to_bytes(4, "big") + bytes(4))
+    control = chunk(
+        b"fcTL", b"".join(n.to_bytes(4, "big") for n in (0, 1, 1, 0, 0)) + (1).to_bytes(2, "big") * 2 + bytes(2)
+    )
+    header = chunk(b"IHDR", (1).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0)))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(4)))
+    return b"\x89PNG\r\n\x1a\n" + header + animation + chunk(b"zTXt", text) + control + pixels + chunk(b"IEND", b"")
+
+
+def test_a_bomb_in_a_pictures_text_goes_off_in_the_cage_alone(open_cage: Callable[..., Cage], job: Path) -> None:
+    # Given an animated PNG of a quarter of a megabyte whose comment is a quarter of a gigabyte long
+    source = job / "source"
+    source.write_bytes(bomb(256 * 1024**2))
+    assert source.stat().st_size < 300_000
+    cage = open_cage(memory_bytes=512 * 1024**2)
+    cage.in_force()
+    assert cage.pid is not None
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # When it is planned, then it is refused or read within the limit
+    found: list[FailureCode | int] = []
+    try:
+        found.append(caged_plan(cage, source).frames)
+    except JobFailureError as failure:
+        found.append(failure.code)
+    assert found[0] in (1, FailureCode.SOURCE_TOO_DEMANDING, FailureCode.NOT_A_VIDEO, FailureCode.NO_FRAMES), found
+    # And none of it has reached this process
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+# --- one worker's cages -----------------------------------------------------------------------------------------------
+
+
+def test_a_worker_has_one_cage_per_job_and_the_next_is_ready(tmp_path: Path) -> None:
+    # Given two jobs
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    cages = Cages(WorkerSettings(), LIMITS, silent)
+    # When one after the other is worked on
+    cage = cages.of(first)
+    assert isinstance(cage, Cage)
+    assert cages.of(first) is cage
+    assert set(cage.in_force().values()) == {"yes"}
+    pid = cage.pid
+    other = cages.of(second)
+    # Then they have nothing in common, and the first process is gone
+    assert isinstance(other, Cage)
+    assert pid is not None
+    assert is_gone(pid)
+    assert other.pid != pid
+    assert other.place.reads == (second,)
+    children = [other.pid, cages.spare_pid]
+    cages.shut()
+    assert all(child is not None and is_gone(child) for child in children)
+
+
+def test_a_cage_can_be_turned_off(tmp_path: Path) -> None:
+    cages = Cages(WorkerSettings(cage="off"), LIMITS, silent)
+    uncaged = cages.of(tmp_path)
+    assert isinstance(uncaged, Uncaged)
+    assert uncaged.call(guests.add, 1, 2, returns=int, on_progress=silent) == 3
+    assert set(cages.in_force().values()) == {"no (VSR_CAGE=off)"}
+    cages.shut()
+
+
+def test_the_memory_grows_with_the_largest_source_unless_it_is_set() -> None:
+    small, large = VideoLimits(max_pixels=1000), VideoLimits()
+    assert memory_limit_bytes(WorkerSettings(), small) < memory_limit_bytes(WorkerSettings(), large)
+    assert memory_limit_bytes(WorkerSettings(cage_memory_bytes=10**9), large) == 10**9
