@@ -141,7 +141,7 @@ def make_report(
         properties=tuple(_properties(plan, before, after)),
         streams=tuple(_streams(plan, source, copies, check)),
         frames=FrameReport(source=len(table), result=check.frames, concealed=_places(plan, table.concealed)),
-        timestamps=_timestamps(check.timing),
+        timestamps=timestamp_report(check.timing),
         sound_offsets=check.sound_offsets,
         scene_cuts=_places(plan, plan.survey.cuts),
         losses=plan.losses,
@@ -359,10 +359,14 @@ def _places(plan: Plan, frames: Iterable[int]) -> tuple[FramePlace, ...]:
     return tuple(FramePlace(frame=frame, seconds=round(table.seconds(frame), 6)) for frame in frames)
 
 
-def _timestamps(timing: Timing) -> TimestampReport:
-    words = "exact: every frame is shown at the source's own time"
+def timestamp_report(timing: Timing) -> TimestampReport:
+    """Put the comparison of all frame times into the report's words."""
     if timing.rounding:
         words = f"rounded to the container's clock, by at most {float(timing.rounding) * 1000:.3f} ms"
+    elif timing.shift:
+        words = "at the source's own distances"
+    else:
+        words = "exact: every frame is shown at the source's own time"
     if timing.shift:
         words += f"; all streams alike start {float(timing.shift) * 1000:.3f} ms later: the container begins at zero"
     return TimestampReport(

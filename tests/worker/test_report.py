@@ -15,9 +15,11 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions
 from worker.contract.report import PropertyReport, Report, StreamReport
 from worker.plan import Plan, sha256_of_file
+from worker.report import timestamp_report
 from worker.video.check_picture import check_picture
 from worker.video.frames import RgbFrame
 from worker.video.values import Colour, ContentLight, Crop, MasteringDisplay, Picture
+from worker.video.verify import Timing
 
 MakeVideo = Callable[..., Path]
 Upscale = Callable[..., tuple[Path, Report, Plan]]
@@ -202,6 +204,12 @@ def test_rounded_times_are_no_longer_called_exact(make_video: MakeVideo, upscale
     assert "rounded" in report.timestamps.words
     assert any("rounded" in change for change in report.changes)
     assert the(report, "time_base").outcome == "converted"
+
+
+def test_a_start_that_a_container_shifts_is_told_and_not_called_exact() -> None:
+    shifted = timestamp_report(Timing(shift=Fraction(1, 5), rounding=Fraction(0)))
+    assert (shifted.exact, shifted.largest_rounding_seconds, shifted.shift_seconds) == (False, 0, 0.2)
+    assert shifted.words.startswith("at the source's own distances; all streams alike start 200.000 ms later")
 
 
 def test_scene_cuts_are_listed_with_their_times(make_video: MakeVideo, upscale: Upscale) -> None:
