@@ -1,5 +1,7 @@
 """Decoding from any point gives the frames that the survey saw, or says that it cannot."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -47,6 +49,42 @@ def test_every_range_is_the_same_as_in_one_run(make_video: MakeVideo, name: str)
         part = decode(source, facts, first, min(first + 9, 60))
         for number, frame in enumerate(part, start=first):
             assert np.array_equal(frame, everything[number]), number
+
+
+LEAVES_DECODERS_AMID_A_VIDEO = """
+import sys
+from pathlib import Path
+from worker.settings import VideoLimits
+from worker.video.decode import decode_frames
+from worker.video.survey import survey
+
+source = Path(sys.argv[1])
+facts = survey(source, VideoLimits())
+for round in range(60):
+    first = round * 7 % (len(facts.frames) - 8)
+    assert len(list(decode_frames(source, facts, first, first + 8, max_pixels=10**8))) == 8
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("video.mkv", "libsvtav1", {"preset": "10", "svtav1-params": "lp=2"}),
+        ("video.webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
+    ],
+)
+def test_decoders_with_threads_can_be_left_amid_a_video(
+    make_video: MakeVideo, name: str, codec: str, options: dict[str, str]
+) -> None:
+    # given a codec whose decoder works ahead in threads, and large enough frames to keep them busy
+    source = make_video(
+        name, frames=60, width=320, height=240, time_base=Fraction(1, 1000), codec=codec, options=options
+    )
+    # when parts of it are decoded, each left at its end; in a process of its own, which may be stopped if it stands still
+    command = [sys.executable, "-c", LEAVES_DECODERS_AMID_A_VIDEO, str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    # then it comes to an end
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_source_that_has_changed_is_noticed(make_video: MakeVideo) -> None:
