@@ -60,9 +60,9 @@ from worker.video.survey import survey
 
 source = Path(sys.argv[1])
 facts = survey(source, VideoLimits())
-for round in range(60):
-    first = round * 7 % (len(facts.frames) - 8)
-    assert len(list(decode_frames(source, facts, first, first + 8, max_pixels=10**8))) == 8
+for round in range(150):
+    first = round * 7 % (len(facts.frames) - 2)
+    assert len(list(decode_frames(source, facts, first, first + 2, max_pixels=10**8))) == 2
 """
 
 
@@ -76,13 +76,13 @@ for round in range(60):
 def test_decoders_with_threads_can_be_left_amid_a_video(
     make_video: MakeVideo, name: str, codec: str, options: dict[str, str]
 ) -> None:
-    # given a codec whose decoder works ahead in threads, and large enough frames to keep them busy
+    # given a codec whose decoder works ahead in threads
     source = make_video(
         name, frames=60, width=320, height=240, time_base=Fraction(1, 1000), codec=codec, options=options
     )
-    # when parts of it are decoded, each left at its end; in a process of its own, which may be stopped if it stands still
+    # when short parts of it are decoded, each left at its end, in a process of its own that can be ended if it hangs
     command = [sys.executable, "-c", LEAVES_DECODERS_AMID_A_VIDEO, str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     # then it comes to an end
     assert done.returncode == 0, done.stderr
 
