@@ -51,6 +51,23 @@ def test_every_range_is_the_same_as_in_one_run(make_video: MakeVideo, name: str)
             assert np.array_equal(frame, everything[number]), number
 
 
+@pytest.mark.parametrize("name", ["broadcast.ts", "stream.flv", "film.mkv", "film.mp4"])
+def test_the_way_to_a_range_does_not_grow_with_the_video(make_video: MakeVideo, name: str) -> None:
+    # given key frames further apart than codecs reorder frames, in a container that does not know them, and others
+    time_base = Fraction(1, 90000 if name == "broadcast.ts" else 1000)
+    options = {"preset": "veryfast", "bf": "2", "g": "50", "x264-params": "scenecut=0"}
+    source = make_video(name, frames=420, time_base=time_base, options=options)
+    facts = survey(source, LIMITS)
+    # when a range near its end is decoded
+    decoded: list[None] = []
+    everything = decode_frames(
+        source, facts, 399, 409, max_pixels=LIMITS.max_pixels, on_progress=lambda: decoded.append(None)
+    )
+    assert len(list(everything)) == 10
+    # then what lies before it was not, but for what follows the key frame before it, or the one before that
+    assert len(decoded) <= 10 + 2 * 50
+
+
 LEAVES_DECODERS_AMID_A_VIDEO = """
 import sys
 from pathlib import Path
