@@ -21,7 +21,7 @@ from worker.contract.report import (
 from worker.plan import SCALE, Plan, StreamPlan, sha256_of_file
 from worker.self_check import SegmentFigures, gather
 from worker.video.check_picture import is_rgb
-from worker.video.containers import own_container
+from worker.video.containers import has_edit_lists, own_container
 from worker.video.packets import StreamContents
 from worker.video.values import ContentLight, MasteringDisplay, Picture
 from worker.video.verify import Check, SourceFacts, Timing
@@ -348,7 +348,8 @@ def _streams(
 
 def _why(plan: StreamPlan, copy: StreamContents | None, container: Container) -> str | None:
     if copy is not None and copy.hidden:
-        return f"without {copy.hidden} packets that an edit list hides: {container} has no edit lists"
+        why = "they lie between parts that are shown" if has_edit_lists(container) else f"{container} has no edit lists"
+        return f"without {copy.hidden} packets that an edit list hides: {why}"
     if copy is not None and copy.framed:
         return "the transport stream's own framing was taken off, as the container demands; the payload is the same"
     return plan.why

@@ -1,5 +1,6 @@
 """Whole videos through plan, segments and assembly: what must come out unchanged does."""
 
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -280,6 +281,59 @@ def test_packets_hidden_by_an_edit_list_stay_hidden(make_video: MakeVideo, upsca
     # and what is left still sounds with its picture
     for time, original in zip(reversed(heard), reversed(recorded), strict=False):
         assert abs((time - after.frame_times[0]) - (original - before.frame_times[0])) <= Fraction(1, 1000)
+
+
+@pytest.mark.parametrize("container", [Container.MP4, Container.MKV])
+def test_a_cut_of_two_parts_keeps_what_is_shown_and_heard(
+    make_video: MakeVideo, upscale: Upscale, look: Look, container: Container
+) -> None:
+    # given two parts of a recording, joined by the edit list alone
+    source = make_video("parts.mp4", frames=100, audio_tracks=1, options={"preset": "veryfast", "g": "12"})
+    edit_to_two_parts(source)
+    # when it is upscaled
+    options = JobOptions(container=container, encoder_preset="ultrafast")
+    result, report, _ = upscale(source, options, segment_frames=16)
+    # then every frame of both is there, and nothing of what lies between them
+    before, after = look(source), look(result)
+    assert 48 <= len(before.frames) == len(after.frames) <= 52
+    assert max(abs(one - other) for one, other in zip(before.frame_times, after.frame_times, strict=True)) <= 0.001
+    # nor is it heard
+    pairs = zip(heard_packets(source), heard_packets(result), strict=True)
+    assert max(abs(one - other) for one, other in pairs) <= 0.001
+    sound = next(stream for stream in report.streams if stream.type == "audio")
+    assert "edit list hides" in (sound.why or "")
+
+
+def heard_packets(path: Path) -> list[Fraction]:
+    """When the packets of the first sound begin, without those that an edit list hides."""
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(audio=0) if packet.size and not packet.is_discard]
+        return [packet.pts * packet.time_base for packet in packets if packet.pts is not None]
+
+
+def edit_to_two_parts(path: Path) -> None:
+    """Let an mp4, whose index lies behind its samples, show its first and its third second only."""
+
+    def edited(boxes: bytes, timescale: int = 0) -> bytes:
+        result, at = b"", 0
+        while at < len(boxes):
+            [size] = struct.unpack_from(">I", boxes, at)
+            kind, content = boxes[at + 4 : at + 8], boxes[at + 8 : at + size]
+            if kind == b"trak":
+                [timescale] = struct.unpack_from(">I", content, content.index(b"mdhd") + 16)
+            if kind in (b"moov", b"trak", b"edts"):
+                content = edited(content, timescale)
+            if kind == b"elst":
+                [start] = struct.unpack_from(">i", content, 12)
+                parts = [struct.pack(">Iiii", 2, 1000, begin, 1 << 16) for begin in (start, start + 2 * timescale)]
+                content = bytes(4) + parts[0] + parts[1][4:]
+            result += struct.pack(">I", len(content) + 8) + kind + content
+            at += size
+        return result
+
+    content = path.read_bytes()
+    assert content.index(b"mdat") < content.index(b"moov")
+    path.write_bytes(edited(content))
 
 
 def test_rotation_aspect_ratio_and_colour_tags_are_kept(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
