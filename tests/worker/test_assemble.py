@@ -506,6 +506,28 @@ def test_damage_anywhere_in_a_file_gives_a_result_or_a_named_failure(
     assert result.exists()
 
 
+def test_ends_of_chapters_that_the_container_moves_are_told(make_video: MakeVideo, upscale: Upscale) -> None:
+    # given chapters that do not follow one another without a gap
+    source = make_video("film.mkv", frames=30, time_base=Fraction(1, 1000))
+    apart = source.with_name("apart.mkv")
+    with av.open(str(source)) as whole, av.open(str(apart), "w") as edited:
+        stream = edited.add_stream_from_template(whole.streams.video[0])
+        edited.set_chapters(
+            [
+                {"id": number, "start": at, "end": at + 200, "time_base": Fraction(1, 1000), "metadata": {"title": "-"}}
+                for number, at in enumerate((0, 600))
+            ]
+        )
+        for packet in whole.demux(0):
+            if packet.size:
+                packet.stream = stream
+                edited.mux(packet)
+    # when they come into an mp4, whose chapters end where the next ones begin
+    _, report, _ = upscale(apart, JobOptions(container=Container.MP4, encoder_preset="ultrafast"))
+    # then the report says so
+    assert report.lost_in_container == ("the container moves ends of chapters, by at most 0.400 s",)
+
+
 def test_chapters_of_an_mp4_are_kept(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
     source = make_video("film.mp4", frames=30, chapters=3, audio_tracks=1)
     result, report, _ = upscale(source, segment_frames=10)
