@@ -102,10 +102,12 @@ def upscale_file(
     if there is not None and not overwrite:
         made_of = result_tag(source_sha256, options, container, upscaler.fingerprint, settings.segment_frames)
         if there == made_of:
+            # Of a run that was ended between its result and the clearing up.
+            shutil.rmtree(output.with_name(output.name + WORKSPACE_SUFFIX), ignore_errors=True)
             return Outcome(shown, already_done=True, report=None)
         raise OutputExistsError(
             f"{shown} exists and was made from another source, or with other options or weights or on another device: "
-            "choose another output, or overwrite it"
+            "choose another output, or overwrite it (--overwrite)"
         )
 
     workspace = JobFolder(output.with_name(output.name + WORKSPACE_SUFFIX))
@@ -213,7 +215,9 @@ def _tag_of_output(shown: Path, output: Path, source: Path, *, unpacked: bool, o
             raise OutputExistsError(f"{shown} holds other files ({strangers[0]}): choose another output")
     tag = read_folder_tag(output) if unpacked else read_tag(output)
     if tag is None and not overwrite:
-        raise OutputExistsError(f"{shown} exists and was not made by vsr: choose another output, or overwrite it")
+        raise OutputExistsError(
+            f"{shown} exists and was not made by vsr: choose another output, or overwrite it (--overwrite)"
+        )
     return tag
 
 

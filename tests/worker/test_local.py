@@ -13,7 +13,7 @@ import pytest
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobOptions, Progress
 from worker.contract.report import Report
-from worker.local import Outcome, OutputExistsError, default_output, upscale_file
+from worker.local import WORKSPACE_SUFFIX, Outcome, OutputExistsError, default_output, upscale_file
 from worker.plan import Plan
 from worker.settings import VideoLimits, WorkerSettings
 from worker.upscaler import FrameBatch, Upscaler
@@ -120,6 +120,20 @@ def test_a_second_run_finds_the_result_finished(
     assert outcome.already_done
     assert outcome.report is None
     assert (output.stat().st_mtime_ns, output.read_bytes()) == before
+
+
+def test_what_a_run_left_that_was_ended_behind_its_result_is_cleared_up(
+    make_video: MakeVideo, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    # given a result that is in its place, and still the folder of its work
+    source, output = make_video("clip.mp4"), tmp_path / "result.mp4"
+    run(source, output)
+    workspace = output.with_name(output.name + WORKSPACE_SUFFIX)
+    (workspace / "segments").mkdir(parents=True)
+    # when the same is asked for again
+    assert run(source, output).already_done
+    # then only the result is left
+    assert not workspace.exists()
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped_and_gives_the_same_bytes(
