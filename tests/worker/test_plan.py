@@ -169,6 +169,19 @@ def test_what_the_codec_would_lose_needs_consent(
     assert len(agreed.losses) == 1
 
 
+def test_what_no_codec_keeps_needs_consent_too(make_video: MakeVideo) -> None:
+    plain = make_video("plain.mkv", frames=2, **MKV)
+    source = plain.with_name("stereo.mkv")
+    mark = ["-c", "copy", "-metadata:s:v", "stereo_mode=left_right"]
+    subprocess.run(["ffmpeg", "-v", "error", "-i", plain, *mark, source], check=True)
+    with pytest.raises(JobFailureError, match=r"would lose: the mark of stereoscopic") as failure:
+        make_plan(source, JobOptions(), LIMITS)
+    assert failure.value.code is FailureCode.WOULD_LOSE
+    assert make_plan(source, JobOptions(drop_unsupported=True), LIMITS).losses == (
+        "the mark of stereoscopic (3D) video",
+    )
+
+
 def test_planning_needs_no_torch() -> None:
     check = "import sys, worker.plan, worker.assemble, worker.pipeline; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
