@@ -83,6 +83,13 @@ def container_for(output: Path | None, chosen: Container | None) -> Container | 
     return chosen or named
 
 
+def refuse_unwritable(file: Path | None) -> None:
+    """Raise `typer.BadParameter` where a file that is written at the end has no place: hours later is too late."""
+    if file and (file.is_dir() or not file.absolute().parent.is_dir()):
+        what = "is a folder" if file.is_dir() else f"cannot be written: there is no folder {file.parent}"
+        raise typer.BadParameter(f"{file} {what}")
+
+
 @contextmanager
 def interruptible(note: str) -> Iterator[None]:
     """Ctrl-C is a way to end, not an error."""
