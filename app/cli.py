@@ -131,7 +131,7 @@ def upscale(
             raise typer.BadParameter(f"OUT is a folder, of pictures; --container says {container}: leave one out")
         unpacked, container = True, None
     if output is None:
-        output = default_output(source)
+        output = default_output(source, codec)
         if container:
             output = output.with_name(f"{output.name if source.is_dir() else output.stem}.{container}")
     elif container and output.suffix.lower() != f".{container}":

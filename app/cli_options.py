@@ -33,8 +33,8 @@ ContainerOption = Annotated[
 CodecOption = Annotated[
     VideoCodec | None,
     typer.Option(
-        help="Video codec. Default: h264 (av1 in webm, png in zip), or the first that keeps what h264 cannot, "
-        "such as transparency."
+        help="Video codec. Default: h264 (hevc for more than 8 bits, av1 in webm, png in zip), or the first that keeps "
+        "what that one cannot, such as transparency."
     ),
 ]
 QualityOption = Annotated[

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.contract.job import JobOptions, Progress
+from worker.contract.job import JobOptions, Progress, VideoCodec
 from worker.contract.report import Report
 from worker.local import WORKSPACE_SUFFIX, Outcome, OutputExistsError, default_output, upscale_file
 from worker.plan import Plan
@@ -76,6 +76,12 @@ def test_the_output_is_named_after_the_source() -> None:
     assert default_output(Path("a/clip.wmv")) == Path("a/clip_2x.mkv")
     assert default_output(Path("a/clip.m4v")) == Path("a/clip_2x.mp4")
     assert default_output(Path("a/clip")) == Path("a/clip_2x.mkv")
+
+
+def test_the_output_s_container_holds_the_codec_asked_for() -> None:
+    assert default_output(Path("clip.mp4"), VideoCodec.HEVC) == Path("clip_2x.mp4")
+    assert default_output(Path("clip.webm"), VideoCodec.H264) == Path("clip_2x.mkv")
+    assert default_output(Path("clip.mp4"), VideoCodec.PNG) == Path("clip_2x.zip")
 
 
 def test_a_finished_run_leaves_the_result_alone(long_video: Path, run: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ def test_the_default_quality_fits_the_codec(make_video: MakeVideo, codec: VideoC
     ("pixel_format", "container", "codec", "result_format"),
     [
         ("yuv420p", "mp4", "h264", "yuv420p"),
-        ("yuv422p10le", "mp4", "h264", "yuv422p10le"),
+        ("yuv420p10le", "mov", "hevc", "yuv420p10le"),
+        ("yuv422p10le", "mp4", "hevc", "yuv422p10le"),
         ("yuv444p12le", "mp4", "hevc", "yuv444p12le"),
         ("yuv411p", "mp4", "h264", "yuv422p"),
         ("yuv440p", "mkv", "h264", "yuv444p"),

@@ -101,8 +101,8 @@ class JobOptions(_Frozen):
     )
     codec: VideoCodec | None = Field(
         None,
-        description="Video codec of the result. None: h264 (av1 in webm, png in zip), or the first that keeps what "
-        "that one cannot: transparency, more than 10 bits, ...",
+        description="Video codec of the result. None: h264 (hevc for more than 8 bits, av1 in webm, png in zip), or "
+        "the first that keeps what that one cannot, such as transparency.",
     )
     quality: Literal["small", "balanced", "high", "lossless"] | None = Field(
         None, description="In words, for every codec; instead of `crf`. None: balanced."
