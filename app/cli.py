@@ -32,6 +32,7 @@ from app.cli_options import (
     WeightsDirOption,
     container_for,
     interruptible,
+    refuse_unwritable,
 )
 from app.cli_training import training_cli, weights_cli
 from app.client import Client, ClientError
@@ -70,7 +71,8 @@ JobArgument = Annotated[str, typer.Argument(help="The job's id.", show_default=F
 
 @cli.command(
     epilog="Examples:  vsr upscale holiday.mov   |   vsr upscale old.avi old_2x.mkv --codec hevc --quality high   |   "
-    "vsr upscale film.mkv film.mp4 --drop-unsupported --report film.json   |   vsr upscale clip.mp4 frames.zip"
+    "vsr upscale film.mkv film.mp4 --drop-unsupported --report film.json   |   "
+    "vsr upscale clip.mp4 frames/ --drop-unsupported"
 )
 def upscale(
     source: Annotated[
@@ -115,6 +117,7 @@ def upscale(
 
     What is not pixels is kept; what the result could not hold is named before any work.
     """
+    refuse_unwritable(report)
     from worker.cpu_environment import restart_with_cpu_environment
 
     # Before torch is loaded, as the supervisor does for its processes.
@@ -131,7 +134,7 @@ def upscale(
             raise typer.BadParameter(f"OUT is a folder, of pictures; --container says {container}: leave one out")
         unpacked, container = True, None
     if output is None:
-        output = default_output(source)
+        output = default_output(source, codec)
         if container:
             output = output.with_name(f"{output.name if source.is_dir() else output.stem}.{container}")
     elif container and output.suffix.lower() != f".{container}":
@@ -167,11 +170,13 @@ def upscale(
                 on_progress=lambda now: line.update(now.frames_done, now.frames_total, label="upscaling"),
             )
     except OutputExistsError as error:
-        raise JobFailureError(FailureCode.OUTPUT_EXISTS, f"{error} (--overwrite)") from error
+        raise JobFailureError(FailureCode.OUTPUT_EXISTS, str(error)) from error
     if outcome.started_over:
         print_note(f"started over: {outcome.started_over}")
     if report and outcome.report:
         report.write_text(outcome.report.model_dump_json(indent=2) + "\n")
+    elif report:
+        print_note(f"no report is written to {report}: there is only one of a run, and --overwrite runs again")
     if as_json:
         print_json(
             {
@@ -212,8 +217,10 @@ def show_report(
     if re.fullmatch(JOB_ID_PATTERN, report) and not Path(report).exists():
         with _client(url) as client:
             content = client.report(report)
-    else:
+    elif Path(report).is_file():
         content = Path(report).read_bytes()
+    else:
+        raise typer.BadParameter(f"{report} is neither a file nor the id of a job")
     if as_json:
         sys.stdout.write(content.decode())
         return
@@ -333,6 +340,8 @@ def submit(
 ) -> None:
     """Upload a video to a running service. Ctrl-C while waiting cancels the job."""
     container = container_for(output, container)
+    refuse_unwritable(output)
+    refuse_unwritable(report)
     if output and container is None:
         names = ", ".join(f".{one}" for one in Container)
         raise JobFailureError(

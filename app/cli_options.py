@@ -33,8 +33,8 @@ ContainerOption = Annotated[
 CodecOption = Annotated[
     VideoCodec | None,
     typer.Option(
-        help="Video codec. Default: h264 (av1 in webm, png in zip), or the first that keeps what h264 cannot, "
-        "such as transparency."
+        help="Video codec. Default: h264 (hevc for more than 8 bits, av1 in webm, png in zip), or the first that keeps "
+        "what that one cannot, such as transparency."
     ),
 ]
 QualityOption = Annotated[
@@ -81,6 +81,13 @@ def container_for(output: Path | None, chosen: Container | None) -> Container | 
     if named and chosen and named is not chosen:
         raise typer.BadParameter(f"OUT ends in .{named}, --container says {chosen}: leave one out")
     return chosen or named
+
+
+def refuse_unwritable(file: Path | None) -> None:
+    """Raise `typer.BadParameter` where a file that is written at the end has no place: hours later is too late."""
+    if file and (file.is_dir() or not file.absolute().parent.is_dir()):
+        what = "is a folder" if file.is_dir() else f"cannot be written: there is no folder {file.parent}"
+        raise typer.BadParameter(f"{file} {what}")
 
 
 @contextmanager

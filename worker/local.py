@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from worker.assemble import assemble, result_tag
 from worker.cage import Decoding, open_decoding
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.contract.job import Container, JobOptions, Progress
+from worker.contract.job import Container, JobOptions, Progress, VideoCodec
 from worker.contract.report import Report
 from worker.contract.storage import JobFolder, fsync_folder, write_atomically
 from worker.loaded_models import LoadedModels, usable_device
@@ -22,6 +22,7 @@ from worker.plan import SCALE, Plan, make_plan, sha256_of_file
 from worker.rendering import Rendering, agreed_rendering, read_rendering, step_down, with_rendering
 from worker.settings import VideoLimits, WorkerSettings
 from worker.upscaler import Upscaler
+from worker.video.containers import holds_codec
 from worker.video.mux import segment_maker
 from worker.video.png_sequence import files_of_others, read_folder_tag, unpack
 from worker.video.png_source import is_picture_sequence, sha256_of_folder, take_in
@@ -53,18 +54,19 @@ class Outcome:
     """Why the work of an earlier run could not be used, if there was any."""
 
 
-def default_output(source: Path) -> Path:
+def default_output(source: Path, codec: VideoCodec | None = None) -> Path:
     """Return `clip_2x.mp4` for `clip.mp4`, and `clip_2x.mkv` for a container that we do not write.
 
-    A job of the service whose source has such a name comes to the same container. For a folder of pictures it is a
-    folder beside it.
+    So too where the container cannot hold the `codec` asked for; pictures go into a zip. A job of the service whose
+    source has such a name comes to the same container. For a folder of pictures it is a folder beside it.
     """
     if source.is_dir():
         folder = source.absolute()
         return source.parent / f"{folder.name}_{SCALE}x" if source.name else folder.with_name(f"{folder.name}_{SCALE}x")
     suffix = _OTHER_NAMES.get(source.suffix.lower(), source.suffix)
-    if _container_named(Path(f"_{suffix}")) is None:
-        suffix = ".mkv"
+    container = _container_named(Path(f"_{suffix}"))
+    if container is None or (codec is not None and not holds_codec(container, codec)):
+        suffix = ".zip" if codec is VideoCodec.PNG else ".mkv"
     return source.with_name(f"{source.stem}_{SCALE}x{suffix}")
 
 
@@ -122,10 +124,12 @@ def upscale_file(
                 for made_by in fingerprints.values()
             }
             if there in made_of:
+                # Of a run that was ended between its result and the clearing up.
+                shutil.rmtree(workspace.path, ignore_errors=True)
                 return Outcome(shown, already_done=True, report=None)
             raise OutputExistsError(
                 f"{shown} exists and was made from another source, or with other options or weights or on another "
-                "device: choose another output, or overwrite it"
+                "device: choose another output, or overwrite it (--overwrite)"
             )
 
         plan, started_over = _plan(
@@ -290,7 +294,9 @@ def _tag_of_output(shown: Path, output: Path, source: Path, *, unpacked: bool, o
             raise OutputExistsError(f"{shown} holds other files ({strangers[0]}): choose another output")
     tag = read_folder_tag(output) if unpacked else read_tag(output)
     if tag is None and not overwrite:
-        raise OutputExistsError(f"{shown} exists and was not made by vsr: choose another output, or overwrite it")
+        raise OutputExistsError(
+            f"{shown} exists and was not made by vsr: choose another output, or overwrite it (--overwrite)"
+        )
     return tag
 
 

@@ -221,24 +221,27 @@ def _container_and_codec(options: JobOptions, facts: Survey, source_suffix: str)
     codec = options.codec or _default_codec(facts, container, options)
     if not holds_codec(container, codec):
         raise JobFailureError(
-            FailureCode.UNSUPPORTED_OUTPUT, f"{container} cannot hold {codec}: choose another container or codec"
+            FailureCode.UNSUPPORTED_OUTPUT,
+            f"{container} cannot hold {codec}: choose another container, or one of its codecs "
+            f"({', '.join(fitting for fitting in VideoCodec if holds_codec(container, fitting))})",
         )
     return container, codec
 
 
 def _default_codec(facts: Survey, container: Container, options: JobOptions) -> VideoCodec:
-    """Return the first of the container's usual codecs that keeps the whole picture, else that loses least of it.
+    """Return the first of the container's usual codecs that keeps the whole picture, else the one that loses least.
 
     Only those count that know the quality asked for and take pictures as small as this.
     """
     picture = facts.picture
+    candidates = sorted(DEFAULT_CODECS[container], key=lambda codec: picture.bit_depth > 8 and codec is VideoCodec.H264)
     usual = [
         codec
-        for codec in DEFAULT_CODECS[container]
+        for codec in candidates
         if SCALE * min(picture.width, picture.height) >= CODECS[codec].min_side_px
         and (options.crf is None or CODECS[codec].crf)
         and (options.quality != "lossless" or CODECS[codec].lossless != "never")
-    ] or list(DEFAULT_CODECS[container])
+    ] or candidates
     return min(usual, key=lambda codec: shortcomings(picture, codec, container, facts.codec))
 
 

@@ -21,7 +21,7 @@ from worker.contract.report import (
 from worker.plan import SCALE, Plan, StreamPlan, sha256_of_file
 from worker.self_check import SegmentFigures, gather
 from worker.video.check_picture import is_rgb
-from worker.video.containers import own_container
+from worker.video.containers import has_edit_lists, own_container
 from worker.video.packets import StreamContents
 from worker.video.values import ContentLight, MasteringDisplay, Picture
 from worker.video.verify import Check, SourceFacts, Timing
@@ -142,7 +142,7 @@ def make_report(
         properties=tuple(_properties(plan, before, after)),
         streams=tuple(_streams(plan, source, copies, check)),
         frames=FrameReport(source=len(table), result=check.frames, concealed=_places(plan, table.concealed)),
-        timestamps=_timestamps(check.timing),
+        timestamps=timestamp_report(check.timing),
         sound_offsets=check.sound_offsets,
         scene_cuts=_places(plan, plan.survey.cuts),
         losses=plan.losses,
@@ -350,7 +350,8 @@ def _streams(
 
 def _why(plan: StreamPlan, copy: StreamContents | None, container: Container) -> str | None:
     if copy is not None and copy.hidden:
-        return f"without {copy.hidden} packets that an edit list hides: {container} has no edit lists"
+        why = "they lie between parts that are shown" if has_edit_lists(container) else f"{container} has no edit lists"
+        return f"without {copy.hidden} packets that an edit list hides: {why}"
     if copy is not None and copy.framed:
         return "the transport stream's own framing was taken off, as the container demands; the payload is the same"
     return plan.why
@@ -361,10 +362,14 @@ def _places(plan: Plan, frames: Iterable[int]) -> tuple[FramePlace, ...]:
     return tuple(FramePlace(frame=frame, seconds=round(table.seconds(frame), 6)) for frame in frames)
 
 
-def _timestamps(timing: Timing) -> TimestampReport:
-    words = "exact: every frame is shown at the source's own time"
+def timestamp_report(timing: Timing) -> TimestampReport:
+    """Put the comparison of all frame times into the report's words."""
     if timing.rounding:
         words = f"rounded to the container's clock, by at most {float(timing.rounding) * 1000:.3f} ms"
+    elif timing.shift:
+        words = "at the source's own distances"
+    else:
+        words = "exact: every frame is shown at the source's own time"
     if timing.shift:
         words += f"; all streams alike start {float(timing.shift) * 1000:.3f} ms later: the container begins at zero"
     return TimestampReport(

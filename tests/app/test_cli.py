@@ -84,3 +84,24 @@ def test_a_name_and_an_option_that_contradict_each_other_are_refused() -> None:
 
 def test_a_result_that_would_lose_something_has_the_exit_code_of_the_impossible() -> None:
     assert exit_code_of(FailureCode.WOULD_LOSE) is ExitCode.NOT_POSSIBLE
+
+
+@pytest.mark.parametrize("place", ["missing/clip.json", "."])
+@pytest.mark.parametrize(
+    "command", [("upscale", "clip.mp4"), ("submit", "clip.mp4"), ("submit", "clip.mp4", "-o", "a.mp4")]
+)
+def test_a_report_that_could_not_be_written_is_refused_before_any_work(
+    command: tuple[str, ...], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(b"abc")
+    done = CliRunner().invoke(cli, [*command, "--report", place])
+    assert done.exit_code == ExitCode.USAGE
+    said = " ".join(done.output.replace("│", " ").split())
+    assert "is a folder" in said or "there is no folder missing" in said
+
+
+def test_what_is_no_report_and_no_job_is_refused_by_name(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["report", str(tmp_path / "none.json")])
+    assert done.exit_code == ExitCode.USAGE
+    assert "neither a file nor the id of a job" in " ".join(done.output.replace("│", " ").split())

@@ -120,6 +120,20 @@ def test_an_option_that_is_none_is_refused_by_name(gateway: RunningGateway, opti
     assert gateway.files() == []
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("encoder_options", "tune", "should be NAME=VALUE:NAME=VALUE, as tune=film:aq-mode=3"),
+        ("frame_rate", "24p", "should be a whole number or a fraction, as 24000/1001"),
+        ("frame_rate", "0", "should be a whole number or a fraction, as 24000/1001"),
+    ],
+)
+def test_an_option_of_another_form_is_refused_in_words(
+    gateway: RunningGateway, option: str, value: str, words: str
+) -> None:
+    assert submit(gateway, **{option: value}).json()["errors"] == [{"location": option, "message": words}]
+
+
 @pytest.mark.parametrize("size", [1, 1024 * 1024, 1024 * 1024 + 1, 3_333_333])
 def test_a_file_arrives_in_a_form_to_the_last_byte(gateway: RunningGateway, size: int) -> None:
     # Given a file full of what looks like boundaries

@@ -1,5 +1,6 @@
 """Whole videos through plan, segments and assembly: what must come out unchanged does."""
 
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -282,6 +283,59 @@ def test_packets_hidden_by_an_edit_list_stay_hidden(make_video: MakeVideo, upsca
         assert abs((time - after.frame_times[0]) - (original - before.frame_times[0])) <= Fraction(1, 1000)
 
 
+@pytest.mark.parametrize("container", [Container.MP4, Container.MKV])
+def test_a_cut_of_two_parts_keeps_what_is_shown_and_heard(
+    make_video: MakeVideo, upscale: Upscale, look: Look, container: Container
+) -> None:
+    # given two parts of a recording, joined by the edit list alone
+    source = make_video("parts.mp4", frames=100, audio_tracks=1, options={"preset": "veryfast", "g": "12"})
+    edit_to_two_parts(source)
+    # when it is upscaled
+    options = JobOptions(container=container, encoder_preset="ultrafast")
+    result, report, _ = upscale(source, options, segment_frames=16)
+    # then every frame of both is there, and nothing of what lies between them
+    before, after = look(source), look(result)
+    assert 48 <= len(before.frames) == len(after.frames) <= 52
+    assert max(abs(one - other) for one, other in zip(before.frame_times, after.frame_times, strict=True)) <= 0.001
+    # nor is it heard
+    pairs = zip(heard_packets(source), heard_packets(result), strict=True)
+    assert max(abs(one - other) for one, other in pairs) <= 0.001
+    sound = next(stream for stream in report.streams if stream.type == "audio")
+    assert "edit list hides" in (sound.why or "")
+
+
+def heard_packets(path: Path) -> list[Fraction]:
+    """When the packets of the first sound begin, without those that an edit list hides."""
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(audio=0) if packet.size and not packet.is_discard]
+        return [packet.pts * packet.time_base for packet in packets if packet.pts is not None]
+
+
+def edit_to_two_parts(path: Path) -> None:
+    """Let an mp4, whose index lies behind its samples, show its first and its third second only."""
+
+    def edited(boxes: bytes, timescale: int = 0) -> bytes:
+        result, at = b"", 0
+        while at < len(boxes):
+            [size] = struct.unpack_from(">I", boxes, at)
+            kind, content = boxes[at + 4 : at + 8], boxes[at + 8 : at + size]
+            if kind == b"trak":
+                [timescale] = struct.unpack_from(">I", content, content.index(b"mdhd") + 16)
+            if kind in (b"moov", b"trak", b"edts"):
+                content = edited(content, timescale)
+            if kind == b"elst":
+                [start] = struct.unpack_from(">i", content, 12)
+                parts = [struct.pack(">Iiii", 2, 1000, begin, 1 << 16) for begin in (start, start + 2 * timescale)]
+                content = bytes(4) + parts[0] + parts[1][4:]
+            result += struct.pack(">I", len(content) + 8) + kind + content
+            at += size
+        return result
+
+    content = path.read_bytes()
+    assert content.index(b"mdat") < content.index(b"moov")
+    path.write_bytes(edited(content))
+
+
 def test_rotation_aspect_ratio_and_colour_tags_are_kept(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:
     source = make_video("sideways.mp4", rotation=90, sample_aspect_ratio=Fraction(4, 3), colour=(6, 1, 6, 6), frames=5)
     result, _, _ = upscale(source)
@@ -450,6 +504,28 @@ def test_damage_anywhere_in_a_file_gives_a_result_or_a_named_failure(
         return
     assert report.frames.result > 0
     assert result.exists()
+
+
+def test_ends_of_chapters_that_the_container_moves_are_told(make_video: MakeVideo, upscale: Upscale) -> None:
+    # given chapters that do not follow one another without a gap
+    source = make_video("film.mkv", frames=30, time_base=Fraction(1, 1000))
+    apart = source.with_name("apart.mkv")
+    with av.open(str(source)) as whole, av.open(str(apart), "w") as edited:
+        stream = edited.add_stream_from_template(whole.streams.video[0])
+        edited.set_chapters(
+            [
+                {"id": number, "start": at, "end": at + 200, "time_base": Fraction(1, 1000), "metadata": {"title": "-"}}
+                for number, at in enumerate((0, 600))
+            ]
+        )
+        for packet in whole.demux(0):
+            if packet.size:
+                packet.stream = stream
+                edited.mux(packet)
+    # when they come into an mp4, whose chapters end where the next ones begin
+    _, report, _ = upscale(apart, JobOptions(container=Container.MP4, encoder_preset="ultrafast"))
+    # then the report says so
+    assert report.lost_in_container == ("the container moves ends of chapters, by at most 0.400 s",)
 
 
 def test_chapters_of_an_mp4_are_kept(make_video: MakeVideo, upscale: Upscale, look: Look) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.contract.job import JobOptions, Progress
+from worker.contract.job import JobOptions, Progress, VideoCodec
 from worker.contract.report import Report
-from worker.local import Outcome, OutputExistsError, default_output, upscale_file
+from worker.local import WORKSPACE_SUFFIX, Outcome, OutputExistsError, default_output, upscale_file
 from worker.plan import Plan
 from worker.settings import VideoLimits, WorkerSettings
 from worker.upscaler import FrameBatch, Upscaler
@@ -78,6 +78,12 @@ def test_the_output_is_named_after_the_source() -> None:
     assert default_output(Path("a/clip")) == Path("a/clip_2x.mkv")
 
 
+def test_the_output_s_container_holds_the_codec_asked_for() -> None:
+    assert default_output(Path("clip.mp4"), VideoCodec.HEVC) == Path("clip_2x.mp4")
+    assert default_output(Path("clip.webm"), VideoCodec.H264) == Path("clip_2x.mkv")
+    assert default_output(Path("clip.mp4"), VideoCodec.PNG) == Path("clip_2x.zip")
+
+
 def test_a_finished_run_leaves_the_result_alone(long_video: Path, run: Callable[..., Outcome], tmp_path: Path) -> None:
     output = tmp_path / "out" / "result.mp4"
     output.parent.mkdir()
@@ -120,6 +126,20 @@ def test_a_second_run_finds_the_result_finished(
     assert outcome.already_done
     assert outcome.report is None
     assert (output.stat().st_mtime_ns, output.read_bytes()) == before
+
+
+def test_what_a_run_left_that_was_ended_behind_its_result_is_cleared_up(
+    make_video: MakeVideo, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    # given a result that is in its place, and still the folder of its work
+    source, output = make_video("clip.mp4"), tmp_path / "result.mp4"
+    run(source, output)
+    workspace = output.with_name(output.name + WORKSPACE_SUFFIX)
+    (workspace / "segments").mkdir(parents=True)
+    # when the same is asked for again
+    assert run(source, output).already_done
+    # then only the result is left
+    assert not workspace.exists()
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped_and_gives_the_same_bytes(

@@ -118,7 +118,8 @@ def test_the_default_quality_fits_the_codec(make_video: MakeVideo, codec: VideoC
     ("pixel_format", "container", "codec", "result_format"),
     [
         ("yuv420p", "mp4", "h264", "yuv420p"),
-        ("yuv422p10le", "mp4", "h264", "yuv422p10le"),
+        ("yuv420p10le", "mov", "hevc", "yuv420p10le"),
+        ("yuv422p10le", "mp4", "hevc", "yuv422p10le"),
         ("yuv444p12le", "mp4", "hevc", "yuv444p12le"),
         ("yuv411p", "mp4", "h264", "yuv422p"),
         ("yuv440p", "mkv", "h264", "yuv444p"),
@@ -167,6 +168,19 @@ def test_what_the_codec_would_lose_needs_consent(
     assert "drop_unsupported=true" in failure.value.message
     agreed = make_plan(source, JobOptions.model_validate(options | {"drop_unsupported": True}), LIMITS)
     assert len(agreed.losses) == 1
+
+
+def test_what_no_codec_keeps_needs_consent_too(make_video: MakeVideo) -> None:
+    plain = make_video("plain.mkv", frames=2, **MKV)
+    source = plain.with_name("stereo.mkv")
+    mark = ["-c", "copy", "-metadata:s:v", "stereo_mode=left_right"]
+    subprocess.run(["ffmpeg", "-v", "error", "-i", plain, *mark, source], check=True)
+    with pytest.raises(JobFailureError, match=r"would lose: the mark of stereoscopic") as failure:
+        make_plan(source, JobOptions(), LIMITS)
+    assert failure.value.code is FailureCode.WOULD_LOSE
+    assert make_plan(source, JobOptions(drop_unsupported=True), LIMITS).losses == (
+        "the mark of stereoscopic (3D) video",
+    )
 
 
 def test_planning_needs_no_torch() -> None:

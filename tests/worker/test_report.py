@@ -1,5 +1,7 @@
 """The report: what it says of the result is read from the result, and a promise that is not kept fails the job."""
 
+import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -15,10 +17,12 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions
 from worker.contract.report import PropertyReport, Report, StreamReport
 from worker.plan import Plan, sha256_of_file
+from worker.report import timestamp_report
 from worker.upscaler import PixelRepeater
 from worker.video.check_picture import check_picture
 from worker.video.frames import RgbFrame
 from worker.video.values import Colour, ContentLight, Crop, MasteringDisplay, Picture
+from worker.video.verify import Timing
 
 MakeVideo = Callable[..., Path]
 Upscale = Callable[..., tuple[Path, Report, Plan]]
@@ -206,6 +210,12 @@ def test_rounded_times_are_no_longer_called_exact(make_video: MakeVideo, upscale
     assert the(report, "time_base").outcome == "converted"
 
 
+def test_a_start_that_a_container_shifts_is_told_and_not_called_exact() -> None:
+    shifted = timestamp_report(Timing(shift=Fraction(1, 5), rounding=Fraction(0)))
+    assert (shifted.exact, shifted.largest_rounding_seconds, shifted.shift_seconds) == (False, 0, 0.2)
+    assert shifted.words.startswith("at the source's own distances; all streams alike start 200.000 ms later")
+
+
 def test_scene_cuts_are_listed_with_their_times(make_video: MakeVideo, upscale: Upscale) -> None:
     def two_shots(number: int, width: int, height: int) -> RgbFrame:
         rows, columns = np.mgrid[0:height, 0:width]
@@ -235,8 +245,15 @@ def remuxed(
     sound_later_seconds: Fraction = Fraction(0),
     rotated: bool = True,
     stream_metadata: Mapping[str, str] | None = None,
+    with_chapters: bool = True,
+    without: tuple[str, int] | None = None,
+    other_byte_in: tuple[str, int] | None = None,
+    late: tuple[str, int] | None = None,
 ) -> None:
-    """Copy a finished file packet by packet, with one fault."""
+    """Copy a finished file packet by packet, with one fault.
+
+    `without`, `other_byte_in` and `late` name a packet by the type of its stream and its number there.
+    """
     copy = path.with_name("spoiled")
     with av.open(str(path)) as source, av.open(str(copy), "w", format=source.format.name.split(",")[0]) as target:
         streams = {}
@@ -246,10 +263,19 @@ def remuxed(
             streams[original.index].metadata.update(stream_metadata or original.metadata)
             if original.type == "video":
                 streams[original.index].set_display_matrix(NINETY_DEGREES if rotated else UPRIGHT)
-        target.set_chapters(source.chapters())
+        target.set_chapters(source.chapters() if with_chapters else [])
+        numbers: Counter[str] = Counter()
         for packet in source.demux():
             if packet.dts is None:
                 continue
+            name = (packet.stream.type, numbers[packet.stream.type])
+            numbers[packet.stream.type] += 1
+            if name == without:
+                continue
+            if name == other_byte_in:
+                memoryview(packet)[-1] ^= 1
+            if name == late:
+                packet.pts = packet.dts = packet.dts + round(Fraction(1, 100) / packet.time_base)
             if packet.stream.type == "audio":
                 later = round(sound_later_seconds / packet.time_base)
                 packet.pts, packet.dts = (packet.pts or 0) + later, packet.dts + later
@@ -290,8 +316,13 @@ def test_a_copy_without_a_fault_passes(make_video: MakeVideo, upscale: Upscale, 
     [
         ({"sound_later_seconds": Fraction(2, 1000)}, "of the audio stream 1 is off by"),
         ({"rotated": False}, "rotation is"),
+        ({"other_byte_in": ("audio", 3)}, "the audio stream 1 is not what it was"),
+        ({"without": ("audio", 3)}, "the audio stream 1 is not what it was"),
+        ({"late": ("audio", 3)}, "packet 3 of the audio stream 1 is off by 0.010"),
+        ({"without": ("video", 19)}, "19 frames are there instead of 20"),
+        ({"late": ("video", 19)}, "frame 19 is at"),
     ],
-    ids=["late sound", "no rotation"],
+    ids=["late sound", "no rotation", "other sound", "lost sound", "late packet", "lost frame", "late frame"],
 )
 def test_a_file_that_breaks_a_promise_fails_its_check_and_is_not_published(
     make_video: MakeVideo, upscale: Upscale, spoil: Callable[..., None], fault: dict[str, Any], words: str
@@ -331,6 +362,35 @@ def test_a_variable_rate_with_b_frames_at_a_cut_off_end_announces_what_it_can(
     result, report, _ = upscale(source, JobOptions(encoder_preset="medium"))
     assert report.timestamps.exact
     assert result.exists()
+
+
+def test_a_zip_of_other_pictures_fails_its_check(
+    make_video: MakeVideo, upscale: Upscale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an archive in which two pictures have changed places
+    write = worker.assemble.write_zip
+
+    def write_and_swap(target: Path, *arguments: Any) -> None:  # noqa: ANN401
+        write(target, *arguments)
+        with zipfile.ZipFile(target) as archive:
+            files = [(name, archive.read(name)) for name in archive.namelist()]
+        (one, first), (other, second) = files[-2:]
+        with zipfile.ZipFile(target, "w") as archive:
+            for name, content in [*files[:-2], (one, second), (other, first)]:
+                archive.writestr(name, content)
+
+    monkeypatch.setattr(worker.assemble, "write_zip", write_and_swap)
+
+    # then it is not published
+    with pytest.raises(JobFailureError, match="is not what was encoded") as failure:
+        upscale(make_video("clip.mkv", time_base=Fraction(1, 1000), frames=4), JobOptions(container=Container.ZIP))
+    assert failure.value.code is FailureCode.VERIFICATION_FAILED
+
+
+def test_lost_chapters_are_named(make_video: MakeVideo, upscale: Upscale, spoil: Callable[..., None]) -> None:
+    spoil(with_chapters=False)
+    _, report, _ = upscale(make_video("film.mkv", time_base=Fraction(1, 1000), frames=20, chapters=2, rotation=-90))
+    assert "the container holds 0 of 2 chapters" in report.lost_in_container
 
 
 def test_words_that_the_file_no_longer_says_are_named(

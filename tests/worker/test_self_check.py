@@ -1,6 +1,6 @@
 """The self-check: results that are not what they should be show in its figures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,7 +29,9 @@ def table_of(frames: int) -> FrameTable:
     )
 
 
-def quality_of(source: Path, folder: Path, upscalers: Sequence[Upscaler], segment_frames: int) -> QualityReport:
+def quality_of(
+    source: Path, folder: Path, upscalers: Sequence[Upscaler], segment_frames: int, cuts: Collection[int] = ()
+) -> QualityReport:
     """Render the segments of `source` by these upscalers in turn, as several workers would."""
     plan = make_plan(source, FINE, VideoLimits(), source.suffix, segment_frames=segment_frames)
     figures = []
@@ -41,7 +43,7 @@ def quality_of(source: Path, folder: Path, upscalers: Sequence[Upscaler], segmen
         )
         figures.append(read_figures(target.with_suffix(".json")))
     firsts = [segment.first for segment in plan.segments]
-    return gather(figures, firsts, frozenset(plan.survey.cuts), plan.survey.frames)
+    return gather(figures, firsts, frozenset({*plan.survey.cuts, *cuts}), plan.survey.frames)
 
 
 class Shifted(PixelRepeater):
@@ -101,6 +103,18 @@ def test_segments_that_flicker_show_at_their_borders(make_video: MakeVideo, tmp_
     assert flickering is not None
     assert flickering.at_seams == pytest.approx(6, abs=1.5)
     assert flickering.ratio > 3 * steady.ratio
+
+
+def test_a_border_at_a_cut_is_left_out(make_video: MakeVideo, tmp_path: Path) -> None:
+    # given a step in brightness between the first two of four segments, and nowhere else
+    source = make_video("step.mp4", frames=40)
+    upscalers = [PixelRepeater(), Brightened(), Brightened(), Brightened()]
+    # then it counts, unless another shot begins right there; a cut at the last border hides nothing
+    ratios = [
+        borders.ratio if (borders := quality_of(source, tmp_path, upscalers, 10, cuts).segment_borders) else 0
+        for cuts in ({30}, {10})
+    ]
+    assert ratios[0] > 3 * ratios[1]
 
 
 def test_tiles_that_differ_show_at_their_borders(make_video: MakeVideo, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A job as the gateway and the workers know it. `JobRecord` is what `job.json` holds; clients see `app.schemas`."""
 
+import re
 import secrets
 import time
 from datetime import UTC, datetime
@@ -7,7 +8,8 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from worker.contract.failure import FailureCode
 
@@ -65,6 +67,31 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _in_words(pattern: str, words: str) -> AfterValidator:
+    """Demand `pattern`, and say so in words: the expression itself tells few people what to write."""
+
+    def matching(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise PydanticCustomError("string_pattern_mismatch", "should be {words}", {"words": words})
+        return text
+
+    return AfterValidator(matching)
+
+
+_ENCODER_OPTIONS = r"^$|^[a-z0-9-]+=[A-Za-z0-9.,-]+(:[a-z0-9-]+=[A-Za-z0-9.,-]+)*$"
+_FRAME_RATE = r"^[1-9][0-9]{0,6}(/[1-9][0-9]{0,6})?$"
+_EncoderOptions = Annotated[
+    str,
+    _in_words(_ENCODER_OPTIONS, "NAME=VALUE:NAME=VALUE, as tune=film:aq-mode=3"),
+    WithJsonSchema({"type": "string", "maxLength": 500, "pattern": _ENCODER_OPTIONS}),
+]
+_FrameRate = Annotated[
+    str,
+    _in_words(_FRAME_RATE, "a whole number or a fraction, as 24000/1001"),
+    WithJsonSchema({"type": "string", "pattern": _FRAME_RATE}),
+]
+
+
 class JobOptions(_Frozen):
     """What the user chose; every default is spelled out in the record, so that an upgrade never changes an old job."""
 
@@ -74,8 +101,8 @@ class JobOptions(_Frozen):
     )
     codec: VideoCodec | None = Field(
         None,
-        description="Video codec of the result. None: h264 (av1 in webm, png in zip), or the first that keeps what "
-        "that one cannot: transparency, more than 10 bits, ...",
+        description="Video codec of the result. None: h264 (hevc for more than 8 bits, av1 in webm, png in zip), or "
+        "the first that keeps what that one cannot, such as transparency.",
     )
     quality: Literal["small", "balanced", "high", "lossless"] | None = Field(
         None, description="In words, for every codec; instead of `crf`. None: balanced."
@@ -89,10 +116,9 @@ class JobOptions(_Frozen):
     encoder_preset: Literal["ultrafast", "veryfast", "faster", "fast", "medium", "slow", "veryslow"] = Field(
         "medium", description="Encoder effort; av1 and vp9 map the names to their numbers."
     )
-    encoder_options: str = Field(
+    encoder_options: _EncoderOptions = Field(
         "",
         max_length=500,
-        pattern=r"^$|^[a-z0-9-]+=[A-Za-z0-9.,-]+(:[a-z0-9-]+=[A-Za-z0-9.,-]+)*$",
         description='More options of the encoder, as "tune=film:aq-mode=3"; some would break segments and are refused.',
     )
     deinterlace: Literal["auto", "always", "never"] = Field(
@@ -103,9 +129,8 @@ class JobOptions(_Frozen):
         description="What becomes of a frame that cannot be decoded. conceal: what the decoder makes of it, or the "
         "frame before it; the report names each.",
     )
-    frame_rate: str | None = Field(
+    frame_rate: _FrameRate | None = Field(
         None,
-        pattern=r"^[1-9]\d{0,6}(/[1-9]\d{0,6})?$",
         description='Of a sequence of pictures: how many per second, as "24000/1001". None: by its own times, else 25.',
     )
     drop_unsupported: bool = Field(

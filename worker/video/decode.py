@@ -16,8 +16,10 @@ from worker.video.frames import Frame
 from worker.video.source import decode_all, frame_crc32, frame_stamp, open_source, prepare_decoder, stream_at
 from worker.video.values import FrameTable, Survey
 
-_SEEK_MARGIN_FRAMES = 16
-"""The most that codecs reorder: seeking finds key frames by decoding time, which may lie that many frames earlier."""
+_SEEK_MARGINS_FRAMES = (16, 64, 256, 1024)
+"""How much earlier to seek, one try after the other. 16 is the most that codecs reorder: seeking finds key frames by
+decoding time, which may lie that many frames earlier. Where a container (MPEG-TS) does not know its key frames, seeking
+finds any frame: then there has to be a key frame on the way."""
 
 
 def decode_frames(
@@ -32,8 +34,8 @@ def decode_frames(
     """Yield frames `first` to `stop - 1` of the video that the survey chose, deinterlaced where it says so.
 
     Decoding starts at a key frame before `first`. Should what comes out differ from the survey in time or content
-    (seeking is inexact in some files), decoding goes on from the start of the file instead. Should that differ too:
-    `JobFailureError(CORRUPT_FRAME)`.
+    (seeking is inexact in some files), earlier places are tried, and at last the start of the file. Should that differ
+    too: `JobFailureError(CORRUPT_FRAME)`.
 
     `on_progress` is called for every frame decoded, also for those on the way to `first`, which from the start of a
     long file are many; it may stop the work by raising.
@@ -64,18 +66,19 @@ def _as_surveyed(
         FailureCode.CORRUPT_FRAME,
         f"frames from {first} ({table.seconds(first):.3f} s) on no longer decode as when the source was first read",
     )
-    for seeking in (True, False):
+    for margin in (*_SEEK_MARGINS_FRAMES, None):
+        seeking = margin is not None
         # A frame that was concealed may be the one before it: there is nothing to be found at its own time.
         start = position
         while start > 0 and (not seeking or start in concealed):
             start -= 1
-        if seeking and start <= _SEEK_MARGIN_FRAMES:
+        if margin is not None and start <= margin:
             continue
         try:
             with open_source(source, max_pixels) as container:
                 stream = stream_at(container, survey.stream_index)
                 prepare_decoder(stream, max_pixels, conceal=table.taken_as_it_comes)
-                decoded = _from(container, stream, table, start, seeking, on_progress)
+                decoded = _from(container, stream, table, start, margin, on_progress)
                 for number, frame in _in_their_places(decoded, table, concealed, start, position):
                     if number < position:
                         continue
@@ -95,20 +98,23 @@ def _from(
     stream: VideoStream,
     table: FrameTable,
     start: int,
-    seeking: bool,
+    margin: int | None,
     on_progress: Callable[[], None],
 ) -> Iterator[VideoFrame]:
-    """Yield frames from the one at `start` on, found by its time after a seek."""
-    if seeking:
+    """Yield frames from the one at `start` on, found by its time after a seek to `margin` frames before it, if any."""
+    if margin is not None:
         try:
-            container.seek(min(table.pts[start - _SEEK_MARGIN_FRAMES], table.stamp(start)), stream=stream)
+            container.seek(min(table.pts[start - margin], table.stamp(start)), stream=stream)
         except av.FFmpegError:
             return
-    found = not seeking
+    found = margin is None
     for frame in decode_all(container, stream, on_progress, conceal=table.taken_as_it_comes):
-        found = found or frame_stamp(frame) == table.stamp(start)
+        stamp = frame_stamp(frame)
+        found = found or stamp == table.stamp(start)
         if found:
             yield frame
+        elif table.stamps is None and stamp is not None and stamp > table.pts[start]:
+            return  # the key frame found is behind it
 
 
 def _in_their_places(

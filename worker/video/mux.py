@@ -20,7 +20,7 @@ from worker.contract.job import Container, VideoCodec
 from worker.video.codecs import CODECS
 from worker.video.containers import FORMATS, has_edit_lists
 from worker.video.matroska_aspect import write_aspect_ratio
-from worker.video.packets import StreamContents, is_end_mark
+from worker.video.packets import EditListWatch, StreamContents, is_end_mark
 from worker.video.side_data import template_stream
 from worker.video.sound import Conversion
 from worker.video.tag import tag_metadata
@@ -254,8 +254,9 @@ def _copied_packets(
 ) -> Iterator["Packet[Stream]"]:
     if not streams:
         return
+    edits = EditListWatch(hidden_too=hidden_too)
     for packet in source.demux(list(streams)):
-        if is_end_mark(packet) or (packet.is_discard and not hidden_too):
+        if is_end_mark(packet) or edits.leaves_out(packet):
             continue
         packet.stream = outputs[packet.stream_index]
         if packet.dts is None:

@@ -53,7 +53,7 @@ class PacketLedger:
         number = len(self.times)
         self.times.append(packet.dts if packet.pts is None else packet.pts)
         self.decoding_times.append(packet.dts)
-        if packet.pts is not None:
+        if packet.pts is not None and not packet.is_discard:  # whose times an edit list may give to others too
             self._by_time[packet.pts] = number
         if not packet.is_discard and (number == 0 or not _is_hidden(self.codec, packet)):
             self._without_frame.add(number)

@@ -35,6 +35,33 @@ class StreamContents:
     """Of a cover picture, its one packet."""
 
 
+class EditListWatch:
+    """Says which packets that an edit list of the source hides are left out of the result.
+
+    `hidden_too`: the result's container can hide packets as well. But what is written of edit lists is only where a
+    stream begins: what lies before that can stay hidden, not what lies between two parts of a cut.
+    """
+
+    def __init__(self, *, hidden_too: bool) -> None:
+        self._hidden_too = hidden_too
+        self._begins: dict[int, int] = {}
+        self._latest_dts: dict[int, int] = {}
+
+    def leaves_out(self, packet: "Packet[Any]") -> bool:
+        """To be asked of every packet, in the order of the file."""
+        stream, pts, dts = packet.stream_index, packet.pts or 0, packet.dts or 0
+        if not packet.is_discard:
+            self._begins.setdefault(stream, pts)
+        elif (
+            not self._hidden_too
+            or pts >= self._begins.get(stream, pts + 1)
+            or dts <= self._latest_dts.get(stream, dts - 1)
+        ):
+            return True
+        self._latest_dts[stream] = dts
+        return False
+
+
 def read_contents(
     container: InputContainer,
     streams: Sequence[Stream],
@@ -45,21 +72,22 @@ def read_contents(
     """Read a container that was just opened to its end and return the contents of `streams`, in their order.
 
     It must be just opened: seeking back to zero would skip packets of before zero, such as an encoder's lead-in. An
-    attachment (a font) has no packets; its bytes lie in the header. `hidden_too` counts the packets that an edit list
-    hides from the viewer. `on_progress` is called for every packet; it may stop the work by raising.
+    attachment (a font) has no packets; its bytes lie in the header. `hidden_too`: see `EditListWatch`. `on_progress` is
+    called for every packet; it may stop the work by raising.
     """
     contents = [StreamContents(stream.time_base or Fraction(1), _is_framed(stream)) for stream in streams]
     hashes = [hashlib.sha256(stream.data if isinstance(stream, AttachmentStream) else b"") for stream in streams]
     place = {stream.index: number for number, stream in enumerate(streams)}
     ends = [0] * len(streams)
     dts_before: list[int | None] = [None] * len(streams)
+    edits = EditListWatch(hidden_too=hidden_too)
     with_packets = [stream for stream in streams if not isinstance(stream, AttachmentStream)]
     if with_packets:
         for packet in container.demux(with_packets):
             on_progress()
             if is_end_mark(packet):
                 continue
-            if packet.is_discard and not hidden_too:
+            if edits.leaves_out(packet):
                 contents[place[packet.stream_index]].hidden += 1
                 continue
             number = place[packet.stream_index]

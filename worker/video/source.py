@@ -14,6 +14,7 @@ from typing import cast
 
 import av
 import numpy as np
+from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.filter import Graph
 from av.packet import Packet
@@ -55,7 +56,22 @@ def open_source(source: Path, max_pixels: int) -> Iterator[InputContainer]:
     except (av.FFmpegError, ValueError, IndexError) as error:
         raise _refusal(source, error) from error
     with container:
-        yield container
+        try:
+            yield container
+        finally:
+            _stop_decoders(container)
+
+
+def _stop_decoders(container: InputContainer) -> None:
+    """Wait for the threads of decoders that are left amid a video, as behind the end of a segment.
+
+    Freeing a decoder waits for them too, but with Python's lock held: a thread that lets go of a packet's label
+    (`Packet.opaque`) then waits for the lock, and both for ever. Seen with AV1 and VP9.
+    """
+    for stream in container.streams:
+        context = cast("CodecContext | None", stream.codec_context)
+        if context is not None:
+            context.flush_buffers()
 
 
 def main_video_stream(container: InputContainer, max_pixels: int, *, conceal: bool = False) -> VideoStream:

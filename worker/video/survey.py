@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from statistics import median_low
 from typing import Literal, cast
 
 import av
@@ -38,6 +40,7 @@ _REPEAT = -1
 _WAY_OUT = "Mend the file, or go on with what can be decoded (--on-error conceal, on_error=conceal)"
 _CONTAINER_FIELDS: dict[int, FieldOrder] = {2: "top_first", 3: "bottom_first", 4: "top_first", 5: "bottom_first"}
 _MATROSKA_DURATION_SLACK_SECONDS = 1.0
+_STEADY_SHARE = 0.9
 _PIXELS_TO_DEMUX = 1024 * 1024  # opening decodes a little of every stream; here no picture is wanted
 
 
@@ -104,7 +107,7 @@ def survey(
                 *seen.colour_notes,
                 *fields.notes,
                 *seen.side_data.notes(),
-                *_packet_notes(ledger, before_start, table, time_base),
+                *_packet_notes(ledger, before_start, table, time_base, container.format.name),
             ),
         )
 
@@ -267,8 +270,26 @@ def _lost_packets(ledger: PacketLedger, lost: Sequence[int], time_base: Fraction
     )
 
 
+def _gap_notes(table: FrameTable) -> list[str]:
+    """Tell of holes in a steady rate: in a broadcast a damaged frame may be gone without any other trace."""
+    steps = [later - earlier for earlier, later in pairwise(table.pts)]
+    if not steps:
+        return []
+    usual = median_low(steps)
+    gaps = [number for number, step in enumerate(steps) if step > 1.5 * usual]
+    is_steady = sum(abs(step - usual) <= 0.1 * usual for step in steps) >= _STEADY_SHARE * len(steps)
+    if not gaps or not is_steady:
+        return []
+    longest = max(steps[number] for number in gaps) * table.time_base
+    places = "a gap" if len(gaps) == 1 else f"{len(gaps)} gaps"
+    return [
+        f"the times of the frames leave {places} of up to {float(longest):.3f} s, the first after frame {gaps[0]} "
+        f"({table.seconds(gaps[0]):.3f} s): frames may be missing in the source there"
+    ]
+
+
 def _packet_notes(
-    ledger: PacketLedger, before_start: Sequence[int], table: FrameTable, time_base: Fraction
+    ledger: PacketLedger, before_start: Sequence[int], table: FrameTable, time_base: Fraction, format_name: str
 ) -> list[str]:
     notes = []
     if before_start:
@@ -281,6 +302,8 @@ def _packet_notes(
         where = f", the first near {float(time * time_base):.3f} s" if time is not None else ""
         places = "one place" if len(ledger.breaks) == 1 else f"{len(ledger.breaks)} places"
         notes.append(f"the source is interrupted in {places}{where}: frames may be missing in it there")
+    if format_name in ("mpegts", "mpeg"):
+        notes += _gap_notes(table)
     if table.concealed:
         first = table.concealed[0]
         notes.append(

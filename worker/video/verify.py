@@ -365,17 +365,19 @@ def _lost_chapters(source: InputContainer, result: InputContainer, timing: Timin
     ]
     if any(one != other for one, other in titles):
         lost.append("the container changes titles of chapters")
-    moves = [
-        abs(_chapter_start(other) - _chapter_start(one) - timing.shift)
-        for one, other in zip(before, after, strict=True)
-    ]
-    if moves and max(moves) > _MAX_CHAPTER_CHANGE:
-        lost.append(f"the container moves chapters, by at most {float(max(moves)):.3f} s")
+    places: tuple[tuple[str, Literal["start", "end"]], ...] = (("chapters", "start"), ("ends of chapters", "end"))
+    for what, place in places:
+        moves = [
+            abs(_chapter_time(other, place) - _chapter_time(one, place) - timing.shift)
+            for one, other in zip(before, after, strict=True)
+        ]
+        if moves and max(moves) > _MAX_CHAPTER_CHANGE:
+            lost.append(f"the container moves {what}, by at most {float(max(moves)):.3f} s")
     return lost
 
 
-def _chapter_start(chapter: "av.container.core.Chapter") -> Fraction:
-    return chapter["start"] * (chapter["time_base"] or Fraction(1))
+def _chapter_time(chapter: "av.container.core.Chapter", place: Literal["start", "end"]) -> Fraction:
+    return chapter[place] * (chapter["time_base"] or Fraction(1))
 
 
 # --- sound against picture --------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from av.video.plane import VideoPlane
 from worker.contract.job import Container, VideoCodec
 from worker.video.colour import FromRgb, PixelLayout, ToRgb, conversion_matrix, encoded_picture, pixel_layout
 from worker.video.frames import Frame
-from worker.video.values import Colour, Picture
+from worker.video.values import Colour, Crop, Picture
 
 LUMA_WEIGHTS = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
 LIMITED, FULL = 1, 2
@@ -267,3 +267,9 @@ def write_plane(plane: VideoPlane, levels: np.ndarray, depth: int) -> None:
 def read_plane(plane: VideoPlane, depth: int) -> np.ndarray:
     dtype = np.uint8 if depth == 8 else np.uint16
     return np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1)[:, : plane.width]
+
+
+def test_the_clean_aperture_grows_with_the_picture() -> None:
+    source = picture(1, LIMITED).model_copy(update={"crop": Crop(left=1, right=2, top=3, bottom=4)})
+    encoded, _ = encoded_picture(source, 2, VideoCodec.H264, Container.MP4)
+    assert encoded.crop == Crop(left=2, right=4, top=6, bottom=8)

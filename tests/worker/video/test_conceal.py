@@ -10,6 +10,8 @@ import pytest
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobOptions
+from worker.contract.report import Report
+from worker.plan import Plan
 from worker.settings import VideoLimits
 from worker.video.decode import decode_frames
 from worker.video.frames import RgbFrame
@@ -148,12 +150,17 @@ def test_a_truncated_file_is_refused_all_the_same(make_video: MakeVideo, suffix:
 
 
 def test_a_job_with_concealed_frames_has_them_all(
-    make_video: MakeVideo, upscale: Callable[..., tuple[Path, object, object]]
+    make_video: MakeVideo, upscale: Callable[..., tuple[Path, Report, Plan]]
 ) -> None:
     source = make_video("damaged.mp4", frames=FRAMES, picture=noisy_picture, **SOURCES["h264.mp4"])
     damage(source, (0, 11, 12, 30))
 
-    result, _, _ = upscale(source, JobOptions(on_error="conceal", encoder_preset="ultrafast"), segment_frames=12)
+    result, report, plan = upscale(
+        source, JobOptions(on_error="conceal", encoder_preset="ultrafast"), segment_frames=12
+    )
 
     with av.open(str(result)) as container:
         assert sum(1 for _ in container.decode(video=0)) == FRAMES
+    named = tuple(place.frame for place in report.frames.concealed)
+    assert named
+    assert named == plan.survey.frames.concealed

@@ -1,5 +1,7 @@
 """Decoding from any point gives the frames that the survey saw, or says that it cannot."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -47,6 +49,59 @@ def test_every_range_is_the_same_as_in_one_run(make_video: MakeVideo, name: str)
         part = decode(source, facts, first, min(first + 9, 60))
         for number, frame in enumerate(part, start=first):
             assert np.array_equal(frame, everything[number]), number
+
+
+@pytest.mark.parametrize("name", ["broadcast.ts", "stream.flv", "film.mkv", "film.mp4"])
+def test_the_way_to_a_range_does_not_grow_with_the_video(make_video: MakeVideo, name: str) -> None:
+    # given key frames further apart than codecs reorder frames, in a container that does not know them, and others
+    time_base = Fraction(1, 90000 if name == "broadcast.ts" else 1000)
+    options = {"preset": "veryfast", "bf": "2", "g": "50", "x264-params": "scenecut=0"}
+    source = make_video(name, frames=420, time_base=time_base, options=options)
+    facts = survey(source, LIMITS)
+    # when a range near its end is decoded
+    decoded: list[None] = []
+    everything = decode_frames(
+        source, facts, 399, 409, max_pixels=LIMITS.max_pixels, on_progress=lambda: decoded.append(None)
+    )
+    assert len(list(everything)) == 10
+    # then what lies before it was not, but for what follows the key frame before it, or the one before that
+    assert len(decoded) <= 10 + 2 * 50
+
+
+LEAVES_DECODERS_AMID_A_VIDEO = """
+import sys
+from pathlib import Path
+from worker.settings import VideoLimits
+from worker.video.decode import decode_frames
+from worker.video.survey import survey
+
+source = Path(sys.argv[1])
+facts = survey(source, VideoLimits())
+for round in range(150):
+    first = round * 7 % (len(facts.frames) - 2)
+    assert len(list(decode_frames(source, facts, first, first + 2, max_pixels=10**8))) == 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("video.mkv", "libsvtav1", {"preset": "10", "svtav1-params": "lp=2"}),
+        ("video.webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
+    ],
+)
+def test_decoders_with_threads_can_be_left_amid_a_video(
+    make_video: MakeVideo, name: str, codec: str, options: dict[str, str]
+) -> None:
+    # given a codec whose decoder works ahead in threads
+    source = make_video(
+        name, frames=60, width=320, height=240, time_base=Fraction(1, 1000), codec=codec, options=options
+    )
+    # when short parts of it are decoded, each left at its end, in a process of its own that can be ended if it hangs
+    command = [sys.executable, "-c", LEAVES_DECODERS_AMID_A_VIDEO, str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    # then it comes to an end
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_source_that_has_changed_is_noticed(make_video: MakeVideo) -> None:

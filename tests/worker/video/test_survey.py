@@ -330,3 +330,12 @@ def test_a_packet_that_vanishes_in_the_decoder_is_noticed(make_video: MakeVideo)
     failure = refusal(source)
     assert failure.code is FailureCode.CORRUPT_FRAME
     assert "--on-error conceal" in failure.message
+
+
+@pytest.mark.parametrize("lost", [(), (20, 21)], ids=["steady", "two frames lost"])
+def test_a_hole_in_the_steady_rate_of_a_broadcast_is_told(make_video: MakeVideo, lost: tuple[int, ...]) -> None:
+    pts = [90000 + 3600 * number for number in range(50) if number not in lost]
+    source = make_video("broadcast.ts", frames=len(pts), pts=pts, time_base=Fraction(1, 90000))
+    told = [note for note in survey(source, LIMITS).notes if "gap" in note]
+    assert len(told) == (1 if lost else 0)
+    assert not lost or "a gap of up to 0.120 s, the first after frame 19" in told[0]
