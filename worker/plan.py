@@ -70,6 +70,9 @@ class Plan(_Frozen):
     streams: tuple[StreamPlan, ...]
     losses: tuple[str, ...] = Field((), description="What the result will lack, in words; the user agreed to it.")
     max_pixels: int = Field(description="The limit under which the source was accepted.")
+    segments_in_flight: int = Field(
+        4, ge=1, description="How many of the job's segments may wait or run at a time. It decides no bytes."
+    )
     survey_seconds: float = Field(0.0, description="What reading the source took, for the report.")
 
     @property

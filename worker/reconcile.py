@@ -108,7 +108,7 @@ class Reconciler:
         finished = finished_segments(plan, folder)
         if self._registry.progress(record.id).segments_total == 0:
             self._registry.start_rendering(record.id, plan.frames, total, finished)
-        step = self._queue.segments_in_flight
+        step = plan.segments_in_flight
         first_missing = [
             next((index for index in range(chain, total, step) if index not in finished), None) for chain in range(step)
         ]

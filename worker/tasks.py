@@ -122,6 +122,7 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
                 on_progress=bench.on_progress,
             )
         made.demand_usable(job.options, bench.limits)
+        made = made.model_copy(update={"segments_in_flight": bench.queue.fair_segments_in_flight()})
         write_atomically(folder.plan, made.model_dump_json().encode())
 
     started = bench.registry.start(job.id, made.source_info())
@@ -130,7 +131,7 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
     if job.started_at is None:
         metrics.JOB_WAIT_SECONDS.observe((now() - job.created_at).total_seconds())
     bench.registry.start_rendering(job.id, made.frames, len(made.segments), finished_segments(made, folder))
-    bench.queue.enqueue_first_segments(job.id, len(made.segments))
+    bench.queue.enqueue_first_segments(job.id, len(made.segments), made.segments_in_flight)
     log.info("job_started", frames=made.frames, segments=len(made.segments))
 
 
@@ -144,7 +145,7 @@ def _segment(bench: Workbench, job: JobRecord, index: int) -> None:
         metrics.SEGMENTS.labels("finished").inc()
 
     total = len(made.segments)
-    bench.queue.enqueue_segment_after(job.id, index, total)
+    bench.queue.enqueue_segment_after(job.id, index, total, made.segments_in_flight)
     if bench.registry.finish_segment(job.id, index, made.segments[index].frames, total):
         bench.queue.enqueue_assemble(job.id)
 

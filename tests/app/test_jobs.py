@@ -119,7 +119,7 @@ def test_deleting_a_running_job_ends_it_and_removes_all_its_media(gateway: Runni
     queue.enqueue_plan(other.id)
     gateway.registry.start(job.id, SOURCE_INFO)
     gateway.registry.start_rendering(job.id, frames_total=30, segments_total=3, finished_segments={})
-    queue.enqueue_first_segments(job.id, 3)
+    queue.enqueue_first_segments(job.id, 3, 2)
     segment = gateway.storage.folder(job.id).segment(0, ".mp4")
     segment.parent.mkdir()
     segment.write_bytes(b"segment")

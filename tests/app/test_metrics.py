@@ -48,7 +48,7 @@ def test_jobs_tasks_and_workers_are_counted_where_they_are(gateway: RunningGatew
     gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abcde")})
     running, canceled = gateway.add_job(), gateway.add_job()
     gateway.registry.start(running.id, SOURCE_INFO)
-    TaskQueue(redis).enqueue_first_segments(running.id, 2)
+    TaskQueue(redis).enqueue_first_segments(running.id, 2, 2)
     gateway.registry.cancel(canceled.id)
     register_worker(redis, "a", "busy")
     register_worker(redis, "b", "idle")

@@ -2,13 +2,14 @@
 
 A job's tasks form W parallel chains: `plan` enqueues segments 0 .. W-1, finishing segment i enqueues i + W, and whoever
 finishes the last one enqueues `assemble`. The task ids are unique, so enqueuing twice is harmless and no state is kept.
+W (`segments_in_flight`) is the job's own, from its plan: at each step the same, or chains would overlap or break off.
 The gateway enqueues by name: it never imports the functions.
 """
 
 from enum import StrEnum
 
 from redis import Redis
-from rq import Queue, Retry
+from rq import Queue, Retry, Worker
 from rq.exceptions import DuplicateJobError
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
@@ -30,21 +31,27 @@ class TaskKind(StrEnum):
 
 
 class TaskQueue:
-    def __init__(self, redis: Redis, segments_in_flight: int = 4) -> None:
-        """`segments_in_flight`: W, how many tasks of one job may wait or run at a time."""
+    def __init__(self, redis: Redis) -> None:
         self.rq = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
-        self.segments_in_flight = segments_in_flight
 
     def enqueue_plan(self, job_id: str) -> None:
         self._enqueue(TaskKind.PLAN, job_id)
 
-    def enqueue_first_segments(self, job_id: str, segments_total: int) -> None:
-        for index in range(min(self.segments_in_flight, segments_total)):
+    def fair_segments_in_flight(self) -> int:
+        """How many tasks of one job may wait or run at a time, so that newcomers wait for few of them.
+
+        One for each worker process there is, so that none is idle beside a job, and one that waits: two segments' time
+        on one process. At least two, as workers may be on their way.
+        """
+        return max(2, Worker.count(queue=self.rq) + 1)
+
+    def enqueue_first_segments(self, job_id: str, segments_total: int, segments_in_flight: int) -> None:
+        for index in range(min(segments_in_flight, segments_total)):
             self._enqueue(TaskKind.SEGMENT, job_id, index)
 
-    def enqueue_segment_after(self, job_id: str, index: int, segments_total: int) -> None:
+    def enqueue_segment_after(self, job_id: str, index: int, segments_total: int, segments_in_flight: int) -> None:
         """The next link of this segment's chain, if there is one: at the tail, so that jobs take turns."""
-        following = index + self.segments_in_flight
+        following = index + segments_in_flight
         if following < segments_total:
             self._enqueue(TaskKind.SEGMENT, job_id, following)
 

@@ -1,6 +1,8 @@
 """A job's tasks form chains; enqueuing one twice is harmless."""
 
+import pytest
 from redis import Redis
+from rq import SimpleWorker
 
 from worker.contract.job import new_job_id
 from worker.contract.queue import TaskKind, TaskQueue, job_id_of, task_id
@@ -8,20 +10,48 @@ from worker.contract.queue import TaskKind, TaskQueue, job_id_of, task_id
 
 def test_a_job_never_has_more_than_its_share_of_tasks_in_the_queue(redis: Redis) -> None:
     # Given a job of five segments with two at a time
-    queue, job_id = TaskQueue(redis, segments_in_flight=2), new_job_id()
+    queue, job_id = TaskQueue(redis), new_job_id()
 
     # When it starts, twice (a repetition after a crash), and its first segment ends
-    queue.enqueue_first_segments(job_id, 5)
-    queue.enqueue_first_segments(job_id, 5)
-    queue.enqueue_segment_after(job_id, 0, 5)
+    queue.enqueue_first_segments(job_id, 5, 2)
+    queue.enqueue_first_segments(job_id, 5, 2)
+    queue.enqueue_segment_after(job_id, 0, 5, 2)
 
     # Then
     assert queue.rq.job_ids == [task_id(TaskKind.SEGMENT, job_id, index) for index in (0, 1, 2)]
 
 
+@pytest.mark.parametrize("at_a_time", [1, 2, 3, 5, 8])
+def test_every_segment_is_in_exactly_one_chain(redis: Redis, at_a_time: int) -> None:
+    # Given a job of seven segments
+    queue, job_id = TaskQueue(redis), new_job_id()
+    queue.enqueue_first_segments(job_id, 7, at_a_time)
+
+    # When each of them ends, and its task is forgotten as if it had never been
+    enqueued = []
+    while queue.waiting():
+        task = queue.rq.job_ids[0]
+        enqueued.append(task)
+        queue.rq.remove(task)
+        redis.delete(f"rq:job:{task}")
+        assert queue.waiting() < at_a_time
+        queue.enqueue_segment_after(job_id, int(task.rpartition("-")[2]), 7, at_a_time)
+
+    # Then none came twice
+    assert sorted(enqueued) == [task_id(TaskKind.SEGMENT, job_id, index) for index in range(7)]
+
+
+@pytest.mark.parametrize(("workers", "at_a_time"), [(0, 2), (1, 2), (2, 3), (4, 5)])
+def test_a_job_takes_what_keeps_the_workers_busy_and_one_more(redis: Redis, workers: int, at_a_time: int) -> None:
+    queue = TaskQueue(redis)
+    for number in range(workers):
+        SimpleWorker([queue.rq], name=f"w{number}", connection=redis).register_birth()
+    assert queue.fair_segments_in_flight() == at_a_time
+
+
 def test_the_last_link_of_a_chain_has_none_after_it(redis: Redis) -> None:
-    queue, job_id = TaskQueue(redis, segments_in_flight=2), new_job_id()
-    queue.enqueue_segment_after(job_id, 3, 5)
+    queue, job_id = TaskQueue(redis), new_job_id()
+    queue.enqueue_segment_after(job_id, 3, 5, 2)
     assert queue.waiting() == 0
 
 

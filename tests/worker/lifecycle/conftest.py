@@ -47,7 +47,7 @@ class Desk:
         self.storage = JobStorage(folder)
         self.storage.prepare()
         self.registry = JobRegistry(redis, self.storage)
-        self.queue = TaskQueue(redis, segments_in_flight=2)
+        self.queue = TaskQueue(redis)
         self.recovery = TaskRecovery(redis, self.queue)
         self.reconciler = Reconciler(self.registry, self.queue, self.storage, self.recovery)
 

@@ -1,5 +1,7 @@
 """Storage knows what was accepted; one pass makes the queue know it too."""
 
+import json
+
 import pytest
 from redis import Redis
 
@@ -14,9 +16,10 @@ from worker.settings import VideoLimits
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Five segments of six frames."""
+    """Five segments of six frames, two at a time."""
     source = write_video(tmp_path_factory.mktemp("plan") / "clip.mp4", frames=30)
-    return make_plan(source, JobOptions(), VideoLimits(), segment_frames=6)
+    made = make_plan(source, JobOptions(), VideoLimits(), segment_frames=6)
+    return made.model_copy(update={"segments_in_flight": 2})
 
 
 def test_accepted_jobs_are_found_again_by_an_emptied_redis(desk: Desk, redis: Redis) -> None:
@@ -48,6 +51,32 @@ def test_a_running_job_goes_on_where_its_segments_end(desk: Desk, redis: Redis, 
     assert (progress.segments_done, progress.segments_total, progress.frames_done) == (3, 5, 18)
 
 
+@pytest.mark.parametrize(
+    ("at_a_time", "finished", "expected"),
+    [(1, (0,), (1,)), (2, (1, 3), (0,)), (3, (0,), (1, 2, 3)), (4, (), (0, 1, 2, 3)), (9, (2,), (0, 1, 3, 4))],
+)
+def test_as_many_chains_go_on_as_the_plan_says(
+    desk: Desk, plan: Plan, at_a_time: int, finished: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    job_id = desk.start(plan.model_copy(update={"segments_in_flight": at_a_time}), finished=finished)
+    desk.reconciler.run()
+    assert sorted(desk.queue.rq.job_ids) == [task_id(TaskKind.SEGMENT, job_id, index) for index in expected]
+
+
+def test_a_plan_of_before_there_was_a_choice_goes_on_with_four_chains(desk: Desk, plan: Plan) -> None:
+    # Given a job whose plan does not say how many
+    job_id = desk.start(plan, finished=(0,))
+    written = json.loads(desk.storage.folder(job_id).plan.read_text())
+    del written["segments_in_flight"]
+    desk.storage.folder(job_id).plan.write_text(json.dumps(written))
+
+    # When
+    desk.reconciler.run()
+
+    # Then
+    assert sorted(desk.queue.rq.job_ids) == [task_id(TaskKind.SEGMENT, job_id, index) for index in (1, 2, 3, 4)]
+
+
 def test_a_job_with_all_its_segments_is_assembled(desk: Desk, plan: Plan) -> None:
     job_id = desk.start(plan, finished=(0, 1, 2, 3, 4))
     desk.reconciler.run()
@@ -57,7 +86,7 @@ def test_a_job_with_all_its_segments_is_assembled(desk: Desk, plan: Plan) -> Non
 def test_a_job_whose_tasks_wait_or_run_is_left_alone(desk: Desk, plan: Plan) -> None:
     # Given one chain waiting and one at work
     job_id = desk.start(plan)
-    desk.queue.enqueue_first_segments(job_id, 5)
+    desk.queue.enqueue_first_segments(job_id, 5, 2)
     start_task(make_worker(desk.queue, "w1"), desk.queue)
 
     # When
@@ -70,7 +99,7 @@ def test_a_job_whose_tasks_wait_or_run_is_left_alone(desk: Desk, plan: Plan) -> 
 def test_a_task_that_redis_believes_done_but_storage_does_not_is_done_again(desk: Desk, plan: Plan) -> None:
     # Given a task of which Redis holds only the memory
     job_id = desk.start(plan)
-    desk.queue.enqueue_first_segments(job_id, 5)
+    desk.queue.enqueue_first_segments(job_id, 5, 2)
     desk.queue.rq.connection.delete(desk.queue.rq.key)
 
     # When

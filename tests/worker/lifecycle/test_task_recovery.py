@@ -32,7 +32,7 @@ def test_a_dead_workers_task_returns_to_the_front_and_has_one_attempt_less(
 ) -> None:
     # Given a worker at a task, and others waiting
     job_id = new_job_id()
-    queue.enqueue_first_segments(job_id, 3)
+    queue.enqueue_first_segments(job_id, 3, 3)
     worker = make_worker(queue, "w1")
     start_task(worker, queue)
     assert queue.waiting() == 2
@@ -64,7 +64,7 @@ def test_a_worker_that_we_killed_for_stopping_slowly_costs_its_task_no_attempt(
 def test_the_tasks_of_living_workers_are_left_alone(queue: TaskQueue, recovery: TaskRecovery) -> None:
     # Given two workers at work
     job_id = new_job_id()
-    queue.enqueue_first_segments(job_id, 2)
+    queue.enqueue_first_segments(job_id, 2, 2)
     start_task(make_worker(queue, "w1"), queue)
     start_task(make_worker(queue, "w2"), queue)
 

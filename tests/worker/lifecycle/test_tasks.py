@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.worker.conftest import write_video
-from tests.worker.lifecycle.conftest import Desk
+from tests.worker.lifecycle.conftest import Desk, make_worker
 from worker import tasks
 from worker.cage import Cages
 from worker.contract.job import JobOptions, JobStatus
@@ -134,6 +134,21 @@ def test_a_process_that_stops_gives_a_survey_under_way_back(
     monkeypatch.setattr(survey, "frame_crc32", told_to_stop)
     assert tasks.plan(job_id) is not None
     assert not desk.storage.folder(job_id).plan.exists()
+
+
+def test_a_plan_says_how_many_segments_at_a_time_keep_the_workers_busy(desk: Desk, bench: tasks.Workbench) -> None:
+    # Given three workers
+    for name in ("w1", "w2", "w3"):
+        make_worker(desk.queue, name)
+    job_id = accept_video(desk)
+
+    # When
+    tasks.plan(job_id)
+
+    # Then it is one more, whoever comes or goes later
+    made = read_plan(desk.storage.folder(job_id))
+    assert made is not None
+    assert made.segments_in_flight == 4
 
 
 def test_the_work_of_another_version_is_planned_and_done_anew(desk: Desk, bench: tasks.Workbench) -> None:
