@@ -15,6 +15,7 @@ from tests.worker.conftest import write_video
 from tests.worker.lifecycle.conftest import Desk
 from tests.worker.lifecycle.test_tasks import StandingLease
 from worker import tasks
+from worker.cage import Cages
 from worker.contract.failure import FailureCode
 from worker.contract.job import Container, JobOptions, JobStatus
 from worker.contract.queue import TaskKind, task_id
@@ -37,8 +38,9 @@ def bench(desk: Desk, tmp_path: Path) -> tasks.Workbench:
     """A worker that usually takes four frames at a time."""
     watch = TaskWatch(StandingLease(), desk.registry, lambda: None, lease_seconds=15, stall_seconds=600)
     models = LoadedModels(torch.device("cpu"), tmp_path, None, 4)
-    settings = WorkerSettings(preset="tiny-random", segment_frames=SEGMENT_FRAMES)
-    return tasks.Workbench(desk.registry, desk.queue, desk.storage, models, watch, settings, VideoLimits())
+    settings, limits = WorkerSettings(preset="tiny-random", segment_frames=SEGMENT_FRAMES, cage="off"), VideoLimits()
+    cages = Cages(settings, limits, watch.check)
+    return tasks.Workbench(desk.registry, desk.queue, desk.storage, models, watch, settings, limits, cages)
 
 
 @pytest.fixture
