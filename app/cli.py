@@ -46,7 +46,7 @@ from app.server import GatewayStartError, serve_gateway
 from app.settings import ClientSettings, CourierSettings, GatewaySettings
 from app.terminal import ProgressLine, print_json, print_note, print_result, print_table
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.contract.job import DEFAULT_PRESET, JOB_ID_PATTERN, Container, JobOptions, JobStatus
+from worker.contract.job import DEFAULT_PRESET, JOB_ID_PATTERN, Container, JobOptions, JobStatus, PartialResult
 from worker.contract.logs import configure_logging
 from worker.contract.report import Report
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
@@ -415,10 +415,17 @@ def download(
 
 
 @cli.command()
-def cancel(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+def cancel(
+    job_id: JobArgument,
+    keep_partial: Annotated[
+        bool, typer.Option("--keep-partial", help="Make a playable result of what is finished from the start.")
+    ] = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Cancel a job. Canceling it again, or one that has ended, changes nothing."""
     with _client(url) as client:
-        _print_job(client.cancel(job_id), as_json=as_json)
+        _print_job(client.cancel(job_id, keep_partial=keep_partial), as_json=as_json)
 
 
 @cli.command()
@@ -463,6 +470,14 @@ def _wait(client: Client, job_id: str, *, quiet: bool) -> Job:
         )
 
 
+_PARTIAL_RESULT_WORDS = {
+    PartialResult.BEING_MADE: "what was finished is being put together: vsr download has it in a moment",
+    PartialResult.KEPT: "what was finished from the start is kept: vsr download",
+    PartialResult.NOTHING_FINISHED: "nothing was finished that could be kept",
+    PartialResult.FAILED: "what was finished could not be put together",
+}
+
+
 def _print_job(job: Job, *, as_json: bool, brief: str | None = None) -> None:
     if as_json:
         print_json(job.model_dump(mode="json"))
@@ -474,6 +489,7 @@ def _print_job(job: Job, *, as_json: bool, brief: str | None = None) -> None:
         facts += [f"waiting, number {job.queue_position} in the queue"] if job.queue_position else []
         facts += [f"{progress.fps:.1f} frames/s, {progress.eta_seconds or 0:.0f} s left"] if progress.fps else []
         facts += [f"{job.error.code}: {job.error.message}"] if job.error else []
+        facts += [_PARTIAL_RESULT_WORDS[job.partial_result]] if job.partial_result else []
         print_result("\n    ".join(facts))
 
 

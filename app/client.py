@@ -125,8 +125,9 @@ class Client:
         asked = {"status": status, "limit": limit, "cursor": cursor}
         return self._ask(JobPage, "GET", "/v1/jobs", params={n: v for n, v in asked.items() if v is not None})
 
-    def cancel(self, job_id: str) -> Job:
-        return self._ask(Job, "POST", f"/v1/jobs/{job_id}/cancel")
+    def cancel(self, job_id: str, *, keep_partial: bool = False) -> Job:
+        """`keep_partial`: make a result of what is finished; `partial_result` of the job tells when it is there."""
+        return self._ask(Job, "POST", f"/v1/jobs/{job_id}/cancel", json={"keep_partial": keep_partial})
 
     def retry(self, job_id: str) -> Job:
         return self._ask(Job, "POST", f"/v1/jobs/{job_id}/retry")

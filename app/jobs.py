@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Path, Query, Request
+from pydantic import ValidationError
 
 from app.dependencies import OwnerDep, Services, ServicesDep, require_api_key
 from app.errors import (
@@ -14,12 +15,16 @@ from app.errors import (
     TooManyJobsError,
     TooManyKeyJobsError,
     UnauthorizedError,
+    UploadStalledError,
     responses,
 )
 from app.janitor import result_expires_at
 from app.limits import one_at_a_time, refuse_beyond_key_jobs, refuse_full_queue
-from app.schemas import Job, JobPage, public_job
+from app.schemas import KEEP_PARTIAL_DESCRIPTION, CancelJob, Job, JobPage, public_job
+from app.uploads import body_chunks
 from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus
+
+_MAX_CANCEL_BYTES = 1024
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_api_key)])
 
@@ -67,12 +72,46 @@ def get_job(record: JobRecordDep, services: ServicesDep) -> Job:
     return present_job(services, record)
 
 
-@router.post("/{job_id}/cancel", summary="Cancel a job", responses=_job_problems)
-def cancel_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> Job:
-    """Idempotent: a job that has finished stays as it is. Segments that are done are kept until the job is deleted."""
-    canceled = services.registry.cancel(record.id)
+async def cancel_wish(request: Request, services: ServicesDep) -> CancelJob:
+    """The body of a cancel, which may be left out. Read here: FastAPI would take one of any length into memory."""
+    body = bytearray()
+    async for chunk in body_chunks(request, services.settings.upload_idle_timeout_seconds):
+        body += chunk
+        if len(body) > _MAX_CANCEL_BYTES:
+            raise InvalidRequestError(f"The body has more than {_MAX_CANCEL_BYTES} bytes.")
+    try:
+        return CancelJob.model_validate_json(bytes(body)) if body else CancelJob()
+    except ValidationError as error:
+        raise InvalidRequestError.from_validation(error.errors()) from error
+
+
+@router.post(
+    "/{job_id}/cancel",
+    summary="Cancel a job",
+    responses=_job_problems | responses(UploadStalledError),
+    openapi_extra={
+        "requestBody": {
+            "required": False,
+            "content": {"application/json": {"schema": CancelJob.model_json_schema()}},
+        }
+    },
+)
+def cancel_job(
+    record: JobRecordDep,
+    services: ServicesDep,
+    owner: OwnerDep,
+    wish: Annotated[CancelJob, Depends(cancel_wish)],
+    keep_partial: Annotated[bool, Query(description=KEEP_PARTIAL_DESCRIPTION)] = False,
+) -> Job:
+    """Idempotent: a job that has finished stays as it is. Segments that are done are kept until the job is deleted.
+
+    `keep_partial` may stand in the body or in the query.
+    """
+    canceled = services.registry.cancel(record.id, keep_partial=keep_partial or wish.keep_partial)
     if canceled:
         services.metrics.jobs_canceled.inc()
+    if canceled and canceled.wants_partial_result:
+        services.queue.enqueue_assemble(record.id)
     return present_job(services, canceled or existing_job(record.id, services, owner))
 
 
@@ -104,6 +143,10 @@ def retry_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> J
         # What RQ remembers of the tasks would keep them from being enqueued.
         services.queue.forget_ended_tasks(record.id, services.registry.progress(record.id).segments_total)
         retried = services.registry.retry(record.id)
+    if retried and record.result:  # what was kept of it
+        folder = services.storage.folder(record.id)
+        folder.result(record.result.container).unlink(missing_ok=True)
+        folder.report.unlink(missing_ok=True)
     if retried and not retried.awaits_source:
         services.queue.enqueue_plan(record.id)
     return present_job(services, retried or existing_job(record.id, services, owner))

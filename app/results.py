@@ -22,7 +22,7 @@ from app.errors import (
 )
 from app.filenames import attachment, result_file_name
 from app.jobs import JobRecordDep
-from worker.contract.job import JobRecord, JobStatus, ResultInfo
+from worker.contract.job import JobRecord, JobStatus, PartialResult, ResultInfo
 from worker.contract.report import Report
 
 # A byte-range-set of RFC 9110: 0-499, 500- or -500, several with commas. No file needs more than 19 digits, and Python
@@ -95,14 +95,25 @@ def get_report(record: JobRecordDep, services: ServicesDep) -> Response:
     return Response(path.read_bytes(), media_type="application/json")
 
 
+_WITHOUT_RESULT: dict[PartialResult | None, str] = {
+    None: "The job was canceled before it was done.",
+    PartialResult.NOTHING_FINISHED: "The job was canceled before its first segment was done.",
+    PartialResult.FAILED: "The job was canceled, and what it had finished could not be put together.",
+}
+
+
 def _result_of(record: JobRecord) -> ResultInfo:
     """The result, or the problem that says why there is none."""
-    if record.status == JobStatus.SUCCEEDED and record.result:
+    if record.status in (JobStatus.SUCCEEDED, JobStatus.CANCELED) and record.result:
         return record.result
+    if record.wants_partial_result:
+        raise NotFinishedError("What the job had finished is being put together.", job_status=record.status)
     if record.status == JobStatus.FAILED and record.error:
         raise JobFailedError(record.error.message, job_status=record.status, error=record.error.model_dump())
     if record.status == JobStatus.CANCELED:
-        raise JobCanceledError("The job was canceled before it was done.", job_status=record.status)
+        raise JobCanceledError(
+            _WITHOUT_RESULT.get(record.partial_result, _WITHOUT_RESULT[None]), job_status=record.status
+        )
     raise NotFinishedError(f"The job is {record.status}; look at its progress.", job_status=record.status)
 
 

@@ -6,7 +6,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.guarded_http import shown_url
 from worker.contract.failure import FailureCode
-from worker.contract.job import JobOptions, JobRecord, JobStatus, Progress, StreamInfo
+from worker.contract.job import JobOptions, JobRecord, JobStatus, PartialResult, Progress, StreamInfo
 
 UPLOAD_ID_PATTERN = r"^[0-9A-Za-z_-]{1,64}$"
 WEBHOOK_URL_DESCRIPTION = (
@@ -15,6 +15,10 @@ WEBHOOK_URL_DESCRIPTION = (
 )
 
 
+KEEP_PARTIAL_DESCRIPTION = (
+    "Make a playable result of the frames that are finished from the start without a gap; all other streams end with "
+    "them. The job is canceled at once; `partial_result` tells when the result is there."
+)
 REUSE_RESULT_DESCRIPTION = (
     "If a job of yours already has the result of the same bytes with the same options and networks, answer with that "
     "job (200 instead of 202, `result_is_reused`) instead of making it again. No webhook is sent for it."
@@ -63,6 +67,14 @@ class SubmitUrl(JobOptions):
     @property
     def options(self) -> JobOptions:
         return JobOptions.model_validate(self.model_dump(exclude={"source_url", "filename", "webhook_url"}))
+
+
+class CancelJob(BaseModel):
+    """JSON body of `POST /v1/jobs/{id}/cancel`, which may be left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    keep_partial: bool = Field(False, description=KEEP_PARTIAL_DESCRIPTION)
 
 
 class Upload(BaseModel):
@@ -137,7 +149,12 @@ class Job(BaseModel):
     finished_at: AwareDatetime | None
     options: JobOptions
     source: JobSource
-    result: JobResult | None
+    result: JobResult | None = Field(description="Of a succeeded job; of a canceled one if it is to keep it.")
+    partial_result: PartialResult | None = Field(
+        None,
+        description="Of a job canceled with `keep_partial`: being_made, kept (it is the result), nothing_finished (the "
+        "first segment was not), or failed (the worker's log says why). Null: not asked for.",
+    )
     error: JobProblem | None
     links: JobLinks
     result_is_reused: bool = Field(
@@ -209,6 +226,7 @@ def public_job(
         )
         if record.result
         else None,
+        partial_result=record.partial_result,
         error=JobProblem(**record.error.model_dump()) if record.error else None,
         links=JobLinks(
             self=path,

@@ -23,6 +23,12 @@ def finished_segments(plan: Plan, folder: JobFolder) -> dict[int, int]:
     }
 
 
+def segments_from_start(plan: Plan, folder: JobFolder) -> int:
+    """How many segments are finished from the first on, without a gap."""
+    finished = finished_segments(plan, folder)
+    return next((index for index in range(len(plan.segments)) if index not in finished), len(plan.segments))
+
+
 def remove_partial_files(storage: JobStorage, task: str, pid: int) -> None:
     """Remove what process `pid` of this host left behind when it died in this task."""
     folder = storage.folder(job_id_of(task))

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -83,6 +83,34 @@ class Plan(_Frozen):
     @property
     def frames(self) -> int:
         return len(self.survey.frames)
+
+    def cut_to(self, segments: int) -> "Plan":
+        """Return the plan of the first so many segments alone, as if the picture ended there."""
+        stop = self.segments[segments - 1].stop
+        table = self.survey.frames
+        if stop == len(table):
+            return self
+        kept = table.model_copy(
+            update={
+                "pts": table.pts[:stop],
+                "stamps": table.stamps[:stop] if table.stamps else None,
+                "crc32": table.crc32[:stop],
+                "last_duration": table.pts[stop] - table.pts[stop - 1],
+                "concealed": tuple(frame for frame in table.concealed if frame < stop),
+                "progressive": tuple(frame for frame in table.progressive if frame < stop),
+            }
+        )
+        cuts = tuple(frame for frame in self.survey.cuts if frame < stop)
+        survey = self.survey.model_copy(update={"frames": kept, "cuts": cuts})
+        return self.model_copy(update={"survey": survey, "segments": self.segments[:segments]})
+
+    def without(self, streams: Collection[int], why: str) -> "Plan":
+        """Return the plan that drops these of the source's streams too."""
+        changed = tuple(
+            stream.model_copy(update={"action": "drop", "why": why}) if stream.stream.index in streams else stream
+            for stream in self.streams
+        )
+        return self.model_copy(update={"streams": changed})
 
     def demand_usable(self, options: JobOptions, limits: VideoLimits) -> None:
         """Make sure that the plan is for what was asked, and that the encoder takes it, where `make_plan` did not.

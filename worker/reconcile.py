@@ -11,7 +11,7 @@ import structlog
 from pydantic import ValidationError
 
 from worker.contract.failure import FailureCode
-from worker.contract.job import JobError, JobRecord, JobStatus
+from worker.contract.job import JobError, JobRecord, JobStatus, PartialResult
 from worker.contract.queue import TaskKind, TaskQueue, task_id
 from worker.contract.registry import JobRegistry
 from worker.contract.storage import JobStorage
@@ -53,7 +53,7 @@ class Reconciler:
             self._recovery.return_stuck_handovers()
             self._recovery.forget_expired()
             self._rebuild_index()
-            for job_id in self._registry.unfinished_ids():
+            for job_id in [*self._registry.unfinished_ids(), *self._registry.partial_ids()]:
                 lock.reacquire()
                 with _unreadable_files_logged(job_id):
                     if record := self._storage.read_record(job_id):
@@ -78,10 +78,12 @@ class Reconciler:
 
     def _reconcile(self, record: JobRecord) -> None:
         if record.status.is_final:
-            # Redis lost its last second in a power cut; storage did not.
-            self._registry.index(record)
-            return
-        if record.awaits_source:
+            if not (record.wants_partial_result and self._registry.is_final(record.id)):
+                # Redis lost its last second in a power cut; storage did not.
+                self._registry.index(record)
+            if not self._registry.wants_partial_result(record.id):
+                return
+        elif record.awaits_source:
             self._registry.expect_errands(record)
             return
         # First the tasks, then storage: a task that ends in between has left its work there.
@@ -92,6 +94,8 @@ class Reconciler:
                 continue
             if self._recovery.has_failed(task):
                 # Cannot happen while worker.tasks can talk to Redis: it fails the job itself, before RQ gives up.
+                if self._registry.end_partial_result(record.id, PartialResult.FAILED):
+                    return
                 if self._registry.fail(record.id, JobError(code=FailureCode.WORKER_LOST, message=_GIVEN_UP)):
                     self._on_failed(FailureCode.WORKER_LOST)
                 return
@@ -100,6 +104,8 @@ class Reconciler:
 
     def _expected_tasks(self, record: JobRecord) -> list[tuple[TaskKind, int | None]]:
         """For each chain of the job its first task that storage does not show to be done."""
+        if record.wants_partial_result:
+            return [(TaskKind.ASSEMBLE, None)]
         folder = self._storage.folder(record.id)
         plan = read_plan(folder)
         if plan is None or record.status is JobStatus.QUEUED:

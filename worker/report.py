@@ -116,6 +116,7 @@ _WHY_CHANGED = {
     "field_order": "deinterlaced by bwdif, one frame per frame",
     "colour_matrix": "so that players show the same colours",
 }
+_ONLY_THE_BEGINNING = "the job was canceled: only the frames finished from the start are here"
 _DURATION_SLACK_SECONDS = 0.001
 _STAGES = ("plan", "decode", "infer", "encode", "check", "assemble")
 
@@ -130,24 +131,29 @@ def make_report(
     network: str,
     tag: str,
     seconds_so_far: Mapping[str, float],
+    *,
+    whole: Plan | None = None,
 ) -> Report:
-    """Put together what is known. `seconds_so_far`: of stages outside of segments; the figures tell of those inside."""
+    """Put together what is known. `seconds_so_far`: of stages outside of segments; the figures tell of those inside.
+
+    `whole`: of a canceled job, where `plan` and the result are only the beginning.
+    """
     table = plan.survey.frames
-    before, after = _of_source(plan, source), _of_result(plan, check, result)
+    before, after = _of_source(whole or plan, source), _of_result(plan, check, result)
     seconds = _stage_seconds(figures, seconds_so_far)
     total = sum(seconds.values())
     return Report(
         source=before,
         result=after,
-        properties=tuple(_properties(plan, before, after)),
+        properties=tuple(_properties(plan, before, after, is_beginning=whole is not None)),
         streams=tuple(_streams(plan, source, copies, check)),
-        frames=FrameReport(source=len(table), result=check.frames, concealed=_places(plan, table.concealed)),
+        frames=FrameReport(source=before.frames, result=check.frames, concealed=_places(plan, table.concealed)),
         timestamps=timestamp_report(check.timing),
         sound_offsets=check.sound_offsets,
         scene_cuts=_places(plan, plan.survey.cuts),
         losses=plan.losses,
         lost_in_container=check.lost,
-        notes=(*plan.survey.notes, *_colour_notes(plan)),
+        notes=(*plan.survey.notes, *_colour_notes(plan), *_beginning_notes(plan, whole)),
         quality=gather(figures, [segment.first for segment in plan.segments], frozenset(plan.survey.cuts), table),
         stage_seconds=seconds,
         frames_per_second=round(len(table) / total, 3) if total else None,
@@ -285,7 +291,7 @@ def _floats(points: Iterable[tuple[Fraction, Fraction]]) -> list[tuple[float, fl
 # --- side by side -----------------------------------------------------------------------------------------------------
 
 
-def _properties(plan: Plan, before: FileFacts, after: FileFacts) -> Iterator[PropertyReport]:
+def _properties(plan: Plan, before: FileFacts, after: FileFacts, *, is_beginning: bool) -> Iterator[PropertyReport]:
     yield PropertyReport(
         name="frame_size",
         source=f"{before.width}x{before.height}",
@@ -298,7 +304,10 @@ def _properties(plan: Plan, before: FileFacts, after: FileFacts) -> Iterator[Pro
         # What was promised has been found: decoders only have names of their own for it, as 12 bits for all of ProRes.
         promised = name in ("pixel_format", "bit_depth") and there == getattr(plan.picture, name)
         same = promised or _is_same(name, there, now)
-        yield _compared(name, _shown(there), _shown(now), plan, is_same=same)
+        line = _compared(name, _shown(there), _shown(now), plan, is_same=same)
+        if is_beginning and name in ("duration_seconds", "chapters") and line.why:
+            line = line.model_copy(update={"why": _ONLY_THE_BEGINNING})
+        yield line
     if before.clean_aperture or after.clean_aperture:
         same = after.clean_aperture == _aperture(plan.survey.picture, SCALE)
         yield _compared("clean_aperture", before.clean_aperture, after.clean_aperture, plan, is_same=same)
@@ -385,6 +394,15 @@ def _colour_notes(plan: Plan) -> tuple[str, ...]:
     if before.matrix != _UNKNOWN or after.matrix in (_UNKNOWN, _RGB) or is_rgb(plan.survey.picture):
         return ()
     return (f"the result is tagged {after.conversion}, as players take the source, so that it shows the same colours",)
+
+
+def _beginning_notes(plan: Plan, whole: Plan | None) -> tuple[str, ...]:
+    if whole is None:
+        return ()
+    return (
+        f"the job was canceled: the first {plan.frames} of {whole.frames} frames were finished and are here; all other "
+        "streams end with them, and are compared as far as that",
+    )
 
 
 def _stage_seconds(figures: Iterable[SegmentFigures | None], so_far: Mapping[str, float]) -> dict[str, float]:

@@ -70,9 +70,12 @@ class TaskWatch:
     # --- for the task -------------------------------------------------------------------------------------------
 
     @contextmanager
-    def over(self, job_id: str) -> Iterator[None]:
-        """Watch the task that runs inside. Raises as `check` does if it should not even begin."""
-        self._task = _WatchedTask(job_id)
+    def over(self, job_id: str, has_ended: Callable[[], bool] | None = None) -> Iterator[None]:
+        """Watch the task that runs inside. Raises as `check` does if it should not even begin.
+
+        `has_ended`: says when the task has no purpose any more. None: when its job is final.
+        """
+        self._task = _WatchedTask(job_id, has_ended or (lambda: self._registry.is_final(job_id)))
         try:
             self.check()
             yield
@@ -122,7 +125,7 @@ class TaskWatch:
             _exit(ExitCode.REDIS_LOST, "the thread that renews the lease ended")
 
     def _look_for_cancel(self, task: "_WatchedTask") -> None:
-        if task.canceled_at is None and self._registry.is_final(task.job_id):
+        if task.canceled_at is None and task.has_ended():
             task.canceled_at = time.monotonic()
         if task.canceled_at is not None and time.monotonic() - task.canceled_at > _CANCEL_GRACE_SECONDS:
             self._exit_if_still_at(task, ExitCode.CANCELED, "the canceled task did not stop by itself")
@@ -144,8 +147,9 @@ class TaskWatch:
 
 
 class _WatchedTask:
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, job_id: str, has_ended: Callable[[], bool]) -> None:
         self.job_id = job_id
+        self.has_ended = has_ended
         self.progress_at = time.monotonic()
         self.canceled_at: float | None = None
 

@@ -2,7 +2,8 @@
 
     queued ──plan──▶ running ──segment 0..n-1, W at a time──▶ assemble ──▶ succeeded
        └────────────────┴──────────── an expected failure, or all attempts used ────▶ failed
-                                                            (canceled: by the gateway, at any time)
+                                                            (canceled: by the gateway, at any time;
+                                                             assemble then keeps what is finished, if that is wanted)
 
 Every task may run twice, also at the same time: it looks first at what storage already holds, publishes atomically, and
 counts through scripts and unique ids that do not mind a repetition.
@@ -24,12 +25,12 @@ from worker import metrics
 from worker.assemble import assemble as assemble_video
 from worker.cage import Cages, Decoding
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.contract.job import JobError, JobRecord, JobStatus, ResultInfo, now
+from worker.contract.job import JobError, JobRecord, JobStatus, PartialResult, ResultInfo, now
 from worker.contract.queue import MAX_ATTEMPTS, TaskKind, TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.report import Report
 from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, JobStorage, publishing, write_atomically
-from worker.job_files import finished_segments, read_plan
+from worker.job_files import finished_segments, read_plan, segments_from_start
 from worker.loaded_models import LoadedModels
 from worker.pipeline import StageTimes, render_segment
 from worker.plan import Plan, make_plan
@@ -92,7 +93,7 @@ def segment(job_id: str, index: int) -> Retry | None:
 
 
 def assemble(job_id: str) -> Retry | None:
-    """Join the segments and the source's other streams to the result."""
+    """Join the segments and the source's other streams to the result; of a canceled job, what is there of it."""
     return _perform(TaskKind.ASSEMBLE, job_id, _assemble)
 
 
@@ -209,10 +210,40 @@ def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, renderi
 
 
 def _assemble(bench: Workbench, job: JobRecord) -> None:
+    if job.wants_partial_result:
+        _keep_partial_result(bench, job)
+        return
     folder = bench.storage.folder(job.id)
     made = _plan_of(folder)
     if len(finished_segments(made, folder)) < len(made.segments):
         raise _IncompleteError
+    result = _publish_result(bench, job, made, made)
+    ended = bench.registry.succeed(job.id, result)
+    if ended is None:
+        raise JobCanceledError
+    _count_end(ended)
+    _remove_what_the_result_replaces(folder)
+    log.info("job_succeeded", frames=made.frames)
+
+
+def _keep_partial_result(bench: Workbench, job: JobRecord) -> None:
+    """The segments stay: whoever has the job tried again goes on from them."""
+    folder = bench.storage.folder(job.id)
+    whole = read_plan(folder)
+    segments = segments_from_start(whole, folder) if whole else 0
+    if whole is None or segments == 0:
+        bench.registry.end_partial_result(job.id, PartialResult.NOTHING_FINISHED)
+        log.info("nothing_to_keep")
+        return
+    result = _publish_result(bench, job, whole.cut_to(segments), whole)
+    if bench.registry.end_partial_result(job.id, PartialResult.KEPT, result) is None:
+        raise JobCanceledError
+    log.info("partial_result_kept", frames=result.frames, frames_total=whole.frames)
+
+
+def _publish_result(bench: Workbench, job: JobRecord, made: Plan, whole: Plan) -> ResultInfo:
+    """Put the file and its report in their places. `made`: all of the job's plan (`whole`), or its beginning."""
+    folder = bench.storage.folder(job.id)
     result = folder.result(made.container)
     with metrics.STAGE_DURATION_SECONDS.labels("assemble").time(), publishing(result) as partial:
         report = bench.decoding(job).call(
@@ -221,29 +252,21 @@ def _assemble(bench: Workbench, job: JobRecord) -> None:
             _opened_source(bench, job),
             made.segment_files(folder),
             partial,
+            whole=whole if made.frames < whole.frames else None,
             returns=Report,
             on_progress=bench.on_progress,
         )
         bench.watch.demand_lease()
     report = with_rendering(report, read_rendering(folder))
     write_atomically(folder.report, report.model_dump_json(indent=2).encode())
-
-    ended = bench.registry.succeed(
-        job.id,
-        ResultInfo(
-            container=made.container,
-            width=made.picture.width,
-            height=made.picture.height,
-            frames=made.frames,
-            size_bytes=report.result.size_bytes,
-            sha256=report.result.sha256,
-        ),
+    return ResultInfo(
+        container=made.container,
+        width=made.picture.width,
+        height=made.picture.height,
+        frames=made.frames,
+        size_bytes=report.result.size_bytes,
+        sha256=report.result.sha256,
     )
-    if ended is None:
-        raise JobCanceledError
-    _count_end(ended)
-    _remove_what_the_result_replaces(folder)
-    log.info("job_succeeded", frames=made.frames)
 
 
 def _opened_source(bench: Workbench, job: JobRecord) -> Path:
@@ -269,20 +292,29 @@ def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord],
     bench = workbench.get()
     job = bench.registry.get(job_id)
     with bound_contextvars(job_id=job_id, request_id=job.request_id if job else None, task=kind.value):
-        if job is None or job.status.is_final:
+        keeps_partial = kind is TaskKind.ASSEMBLE and job is not None and job.wants_partial_result
+        if job is None or (job.status.is_final and not keeps_partial):
             _tidy_up_after(bench, job)
             return None
+
+        def has_ended() -> bool:
+            if keeps_partial:
+                return not bench.registry.wants_partial_result(job_id)
+            return bench.registry.is_final(job_id)
+
         attempt = _attempt()
         if attempt > MAX_ATTEMPTS:
             reason = f"{MAX_ATTEMPTS} attempts at one task ({kind}), and the worker process was lost in the last"
             _fail(bench, job, FailureCode.WORKER_LOST, reason)
             return None
         try:
-            with bench.watch.over(job_id):
+            with bench.watch.over(job_id, has_ended):
                 work(bench, job)
         except JobCanceledError:
             log.info("task_stopped", reason="the job has ended")
             _count_segment(kind, "canceled")
+            if kind is TaskKind.ASSEMBLE and not keeps_partial and bench.registry.wants_partial_result(job_id):
+                return _GIVE_BACK  # canceled under our hands: as the same task, it is the one that keeps what is there
         except TaskGivenBackError:
             log.info("task_given_back")
             _count_segment(kind, "given_back")
@@ -298,7 +330,7 @@ def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord],
             _fail(bench, job, failure.code, failure.message)
         except Exception:
             # Deleted under our hands: no wonder that files were missing. The folder goes first, then Redis forgets it.
-            if not bench.storage.folder(job_id).path.exists() or bench.registry.is_final(job_id):
+            if not bench.storage.folder(job_id).path.exists() or has_ended():
                 log.info("task_stopped", reason="the job has ended")
                 return None
             log.exception("task_crashed", attempt=attempt)
@@ -318,6 +350,10 @@ def _attempt() -> int:
 
 def _fail(bench: Workbench, job: JobRecord, code: FailureCode, message: str) -> None:
     """The source and the finished segments stay until the job is deleted: what was computed is kept."""
+    if job.wants_partial_result:
+        if bench.registry.end_partial_result(job.id, PartialResult.FAILED):
+            log.warning("partial_result_failed", code=code, reason=message)
+        return
     bench.storage.folder(job.id).pictures.unlink(missing_ok=True)
     ended = bench.registry.fail(job.id, JobError(code=code, message=message))
     if ended:

@@ -17,7 +17,17 @@ from redis import Redis
 
 from app.gateway import create_app
 from app.settings import GatewaySettings
-from worker.contract.job import Container, JobOptions, JobRecord, ResultInfo, SourceInfo, StreamInfo, new_job_id, now
+from worker.contract.job import (
+    Container,
+    JobOptions,
+    JobRecord,
+    PartialResult,
+    ResultInfo,
+    SourceInfo,
+    StreamInfo,
+    new_job_id,
+    now,
+)
 from worker.contract.registry import JobRegistry
 from worker.contract.settings import RedisSettings, StorageSettings
 from worker.contract.storage import JobStorage
@@ -67,6 +77,19 @@ class RunningGateway:
             job_id,
             ResultInfo(
                 container=Container.MP4, width=128, height=96, frames=30, size_bytes=len(content), sha256=sha256
+            ),
+        )
+
+    def keep_partial_result(self, job_id: str, content: bytes, sha256: str = "cd" * 32) -> None:
+        """What a worker does for a canceled job that is to keep what it had finished."""
+        folder = self.storage.folder(job_id)
+        folder.result(Container.MP4).write_bytes(content)
+        folder.report.write_text('{"kept": []}')
+        self.registry.end_partial_result(
+            job_id,
+            PartialResult.KEPT,
+            ResultInfo(
+                container=Container.MP4, width=128, height=96, frames=10, size_bytes=len(content), sha256=sha256
             ),
         )
 

@@ -23,7 +23,7 @@ from app.client import (
     UnauthorizedResponseError,
 )
 from tests.app.conftest import SOURCE_INFO, RunningGateway, StartGateway
-from worker.contract.job import JobRecord, JobStatus
+from worker.contract.job import JobRecord, JobStatus, PartialResult
 
 CONTENT = bytes(range(256)) * 20_000  # several chunks
 
@@ -162,6 +162,24 @@ def test_a_job_without_a_result_says_why(gateway: RunningGateway, client: Client
 
     assert error.value.problem.code == "not_finished"
     assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_job_is_canceled_and_what_it_had_finished_downloaded(
+    gateway: RunningGateway, client: Client, tmp_path: Path
+) -> None:
+    # Given two jobs, one of which is canceled with the wish to keep what it had finished
+    job, other = gateway.add_job(), gateway.add_job()
+    canceled, plainly_canceled = client.cancel(job.id, keep_partial=True), client.cancel(other.id)
+    content = b"the beginning"
+    gateway.keep_partial_result(job.id, content, hashlib.sha256(content).hexdigest())
+
+    # When
+    client.download(job.id, tmp_path / "out.mp4")
+
+    # Then
+    assert (canceled.status, canceled.partial_result) == (JobStatus.CANCELED, PartialResult.BEING_MADE)
+    assert plainly_canceled.partial_result is None
+    assert (tmp_path / "out.mp4").read_bytes() == content
 
 
 def test_listing_canceling_and_deleting(gateway: RunningGateway, client: Client) -> None:

@@ -453,6 +453,21 @@ def test_a_result_says_when_it_expires_and_then_is_gone_for_good(start_gateway: 
     assert "vsr_janitor_rounds_total" in gateway.http.get("/metrics").text
 
 
+def test_what_was_kept_of_a_canceled_job_expires_as_a_result(start_gateway: StartGateway) -> None:
+    # Given a gateway that keeps results for a moment, and jobs without one for ever
+    gateway = start_gateway(result_retention_seconds=0.3, janitor_seconds=0.05, failed_retention_seconds=0)
+    job = gateway.add_job()
+    gateway.registry.cancel(job.id, keep_partial=True)
+    gateway.keep_partial_result(job.id, b"the beginning")
+
+    # When its time is over
+    wait_until(lambda: gateway.http.get(f"/v1/jobs/{job.id}/result").status_code == 410)
+
+    # Then
+    assert gateway.http.post(f"/v1/jobs/{job.id}/retry").json()["code"] == "result_expired"
+    wait_until(lambda: gateway.files() == [f"jobs/{job.id}/job.json", f"jobs/{job.id}/report.json"])
+
+
 def test_results_that_never_expire_say_so(start_gateway: StartGateway) -> None:
     gateway = start_gateway(result_retention_seconds=0)
     job = gateway.add_job()

@@ -112,6 +112,71 @@ def test_canceling_is_idempotent_and_leaves_a_finished_job_as_it_is(gateway: Run
     assert answers[0].json() == answers[1].json()
 
 
+@pytest.mark.parametrize(
+    ("query", "body", "is_kept"),
+    [
+        ("", None, False),
+        ("", {}, False),
+        ("", {"keep_partial": False}, False),
+        ("", {"keep_partial": True}, True),
+        ("?keep_partial=true", None, True),
+        ("?keep_partial=true", {"keep_partial": False}, True),
+    ],
+)
+def test_what_is_finished_is_kept_only_if_that_is_wished(
+    gateway: RunningGateway, query: str, body: dict[str, bool] | None, is_kept: bool
+) -> None:
+    # Given
+    job = gateway.add_job()
+    gateway.registry.start(job.id, SOURCE_INFO)
+
+    # When it is canceled, twice
+    answers = [gateway.http.post(f"/v1/jobs/{job.id}/cancel{query}", json=body) for _ in range(2)]
+
+    # Then it is canceled at once, and a worker has something to do or not
+    expected = ("canceled", "being_made" if is_kept else None, None)
+    for answer in answers:
+        seen = answer.json()
+        assert (seen["status"], seen["partial_result"], seen["result"]) == expected
+    assert TaskQueue(gateway.redis).rq.job_ids == ([f"{job.id}-assemble"] if is_kept else [])
+
+
+def test_a_finished_job_stays_as_it_is_whatever_is_to_be_kept(gateway: RunningGateway) -> None:
+    job = gateway.add_job()
+    gateway.finish_job(job.id, b"result")
+
+    seen = gateway.http.post(f"/v1/jobs/{job.id}/cancel", json={"keep_partial": True}).json()
+
+    assert (seen["status"], seen["partial_result"]) == ("succeeded", None)
+    assert TaskQueue(gateway.redis).waiting() == 0
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"{", b'{"keep_partial": "perhaps"}', b'{"keep": true}', b"\x7f\x14\xff", b" " * 2000]
+)
+def test_a_wrong_wish_is_refused_and_cancels_nothing(gateway: RunningGateway, body: bytes) -> None:
+    job = gateway.add_job()
+
+    answer = gateway.http.post(f"/v1/jobs/{job.id}/cancel", content=body, headers={"Content-Type": "application/json"})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert not gateway.registry.is_final(job.id)
+
+
+def test_a_job_of_which_something_was_kept_is_tried_again_as_one_without_result(gateway: RunningGateway) -> None:
+    # Given
+    job = gateway.add_job()
+    gateway.registry.cancel(job.id, keep_partial=True)
+    gateway.keep_partial_result(job.id, b"the beginning")
+
+    # When
+    seen = gateway.http.post(f"/v1/jobs/{job.id}/retry").json()
+
+    # Then
+    assert (seen["status"], seen["result"], seen["partial_result"]) == ("queued", None, None)
+    assert gateway.files() == [f"jobs/{job.id}/job.json", f"jobs/{job.id}/source"]
+
+
 def test_deleting_a_running_job_ends_it_and_removes_all_its_media(gateway: RunningGateway) -> None:
     # Given a job under way, its tasks in the queue
     queue = TaskQueue(gateway.redis)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.app.conftest import RunningGateway
 from worker.contract.failure import FailureCode
-from worker.contract.job import Container, JobError, JobRecord
+from worker.contract.job import Container, JobError, JobRecord, PartialResult
 
 CONTENT = bytes(range(200))
 ETAG = '"' + "ab" * 32 + '"'
@@ -141,6 +141,41 @@ def test_a_canceled_job_says_so(gateway: RunningGateway) -> None:
     problem = gateway.http.get(f"/v1/jobs/{job.id}/result")
 
     assert (problem.status_code, problem.json()["code"]) == (409, "job_canceled")
+
+
+def test_what_a_canceled_job_had_finished_is_there_once_it_is_put_together(gateway: RunningGateway) -> None:
+    # Given a job that is to keep it
+    job = gateway.add_job()
+    gateway.registry.cancel(job.id, keep_partial=True)
+
+    # When it is asked for before and after
+    before = gateway.http.get(f"/v1/jobs/{job.id}/result")
+    gateway.keep_partial_result(job.id, b"the beginning")
+    after = gateway.http.get(f"/v1/jobs/{job.id}/result")
+    seen = gateway.http.get(f"/v1/jobs/{job.id}").json()
+
+    # Then
+    assert (before.status_code, before.json()["code"]) == (409, "not_finished")
+    assert (after.status_code, after.content) == (200, b"the beginning")
+    assert (seen["status"], seen["partial_result"], seen["result"]["frames"]) == ("canceled", "kept", 10)
+    assert gateway.http.get(f"/v1/jobs/{job.id}/report").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [(PartialResult.NOTHING_FINISHED, "before its first segment"), (PartialResult.FAILED, "could not be put together")],
+)
+def test_a_canceled_job_without_anything_to_keep_says_so(
+    gateway: RunningGateway, outcome: PartialResult, words: str
+) -> None:
+    job = gateway.add_job()
+    gateway.registry.cancel(job.id, keep_partial=True)
+    gateway.registry.end_partial_result(job.id, outcome)
+
+    problem = gateway.http.get(f"/v1/jobs/{job.id}/result").json()
+
+    assert problem["code"] == "job_canceled"
+    assert words in problem["detail"]
 
 
 def test_a_result_that_was_removed_is_gone(gateway: RunningGateway, job: JobRecord) -> None:

@@ -1,16 +1,18 @@
 """Whatever happens to the processes, every job ends, and with the bytes of an undisturbed run."""
 
 import hashlib
+import io
 import signal
 import time
 from pathlib import Path
 
+import av
 import pytest
 
 from app.embedded_redis import EmbeddedRedis
 from tests.end_to_end.conftest import House, Workers, wait_for, write_moving_video
 from worker.contract.failure import FailureCode
-from worker.contract.job import JobError, JobStatus
+from worker.contract.job import JobError, JobStatus, PartialResult
 from worker.contract.presets import loaded_models
 from worker.contract.report import Report
 
@@ -135,6 +137,30 @@ def test_a_canceled_job_that_is_tried_again_keeps_what_was_done(
     assert finished.items() <= kept.items()
     assert house.wait_for_end(job_id).status is JobStatus.SUCCEEDED
     assert house.result(job_id) == undisturbed
+
+
+def test_what_a_canceled_job_had_finished_is_kept_though_its_worker_dies(
+    running_house: RunningHouse, video: Path
+) -> None:
+    # Given a job in its middle
+    house, workers = running_house
+    job_id = house.submit(video)
+    house.wait_for_middle(job_id)
+
+    # When it is canceled with the wish to keep what is done, as the gateway does it, and its worker dies
+    house.registry.cancel(job_id, keep_partial=True)
+    house.queue.enqueue_assemble(job_id)
+    workers.kill_process()
+
+    # Then the next one puts together what there is
+    wait_for("the beginning", lambda: house.job(job_id).partial_result is not PartialResult.BEING_MADE)
+    job = house.job(job_id)
+    assert (job.status, job.partial_result) == (JobStatus.CANCELED, PartialResult.KEPT)
+    assert job.source is not None
+    assert job.result is not None
+    assert 0 < job.result.frames < job.source.frames
+    with av.open(io.BytesIO(house.result(job_id))) as result:
+        assert sum(1 for _ in result.decode(video=0)) == job.result.frames
 
 
 def test_a_killed_worker_process_costs_one_segment_and_not_a_byte(

@@ -34,6 +34,15 @@ class JobStatus(StrEnum):
         return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED)
 
 
+class PartialResult(StrEnum):
+    """What becomes of the frames that a canceled job had finished, where that was asked for."""
+
+    BEING_MADE = "being_made"
+    KEPT = "kept"
+    NOTHING_FINISHED = "nothing_finished"
+    FAILED = "failed"
+
+
 class VideoCodec(StrEnum):
     H264 = "h264"
     HEVC = "hevc"
@@ -211,6 +220,9 @@ class JobRecord(_Frozen):
     source: SourceInfo | None = None
     result: ResultInfo | None = None
     error: JobError | None = None
+    partial_result: PartialResult | None = Field(
+        None, description="Of a canceled job: whether `result` is, or will be, what it had finished. None: not wanted."
+    )
     media_removed_at: AwareDatetime | None = Field(
         None, description="When source and result expired. From then on the job is only remembered, and cannot be run."
     )
@@ -222,6 +234,15 @@ class JobRecord(_Frozen):
     )
     webhook_url: str | None = Field(None, description="Who is told of the job's end.")
     request_id: str | None = Field(None, description="Of the request that made the job; on every log line about it.")
+
+    @property
+    def wants_partial_result(self) -> bool:
+        """Canceled, and a worker still has to put together what was finished."""
+        return (
+            self.status is JobStatus.CANCELED
+            and self.partial_result is PartialResult.BEING_MADE
+            and self.media_removed_at is None
+        )
 
     @property
     def awaits_source(self) -> bool:

@@ -8,6 +8,7 @@ vsr:progress:{id}        hash   frames_total, segments_total, frames_done (of fi
 vsr:segments:{id}        set    indexes of the finished segments
 vsr:jobs, vsr:jobs:{status}     sorted sets of ids by time of creation
 vsr:owner:{owner}:jobs, ...     the same of one API key's jobs alone
+vsr:jobs:partial         set    ids of canceled jobs of which a worker still has to put together what was finished
 vsr:results:{owner}:{sha256}    set    ids of the jobs with a result of this source; `-` for jobs without an owner
 vsr:owner:{owner}:source-bytes  hash   bytes of each of its jobs' sources, as far as they are kept
 """
@@ -20,8 +21,10 @@ from redis import Redis
 from redis.client import Pipeline
 
 from worker.contract.errands import expect_errands, forget_errands
-from worker.contract.job import JobError, JobRecord, JobStatus, Progress, ResultInfo, SourceInfo, now
+from worker.contract.job import JobError, JobRecord, JobStatus, PartialResult, Progress, ResultInfo, SourceInfo, now
 from worker.contract.storage import JobStorage
+
+_PARTIAL_KEY = "vsr:jobs:partial"
 
 # Finishing a segment twice (a retry after a crash in between) must count once, and exactly one caller must learn that
 # the last one is done: hence one atomic script. Returns 1 when every segment is done.
@@ -107,6 +110,7 @@ class JobRegistry:
                 pipe.delete(_job_key(job_id), _progress_key(job_id), _segments_key(job_id))
                 for key in _all_indexes(record.owner if record else None):
                     pipe.zrem(key, job_id)
+                pipe.srem(_PARTIAL_KEY, job_id)
                 if record:
                     pipe.srem(_results_key(record.owner, record.source_sha256), job_id)
                 if record and record.owner:
@@ -135,8 +139,23 @@ class JobRegistry:
     def fail(self, job_id: str, error: JobError) -> JobRecord | None:
         return self._finish(job_id, JobStatus.FAILED, error=error)
 
-    def cancel(self, job_id: str) -> JobRecord | None:
-        return self._finish(job_id, JobStatus.CANCELED)
+    def cancel(self, job_id: str, *, keep_partial: bool = False) -> JobRecord | None:
+        """`keep_partial`: a worker has to put together what was finished; enqueue `assemble` for that."""
+        wish = {"partial_result": PartialResult.BEING_MADE} if keep_partial else {}
+        return self._finish(job_id, JobStatus.CANCELED, **wish)
+
+    def end_partial_result(
+        self, job_id: str, outcome: PartialResult, result: ResultInfo | None = None
+    ) -> JobRecord | None:
+        """What came of the wish to keep what was finished. None: nobody wants it any more, or it is there."""
+        return self.change(
+            job_id,
+            lambda job: (
+                job.model_copy(update={"partial_result": outcome, "result": result})
+                if job.wants_partial_result
+                else None
+            ),
+        )
 
     def retry(self, job_id: str) -> JobRecord | None:
         """Failed or canceled to queued, as if new but for what storage has of it. None: it is not in such a state.
@@ -144,6 +163,7 @@ class JobRegistry:
         Nor where its source has been removed.
         """
         fresh = {"status": JobStatus.QUEUED, "started_at": None, "finished_at": None, "error": None}
+        fresh |= {"result": None, "partial_result": None}
         return self.change(
             job_id,
             lambda job: (
@@ -158,7 +178,14 @@ class JobRegistry:
         record = self.get(job_id)
         return record is None or record.status.is_final
 
-    def _finish(self, job_id: str, status: JobStatus, **outcome: ResultInfo | JobError) -> JobRecord | None:
+    def wants_partial_result(self, job_id: str) -> bool:
+        """Whether something of this canceled job is still to be put together. Not if it is gone, or was tried again."""
+        record = self.get(job_id)
+        return record is not None and record.wants_partial_result
+
+    def _finish(
+        self, job_id: str, status: JobStatus, **outcome: ResultInfo | JobError | PartialResult
+    ) -> JobRecord | None:
         """The first to finish a job wins; None for everyone after."""
         return self.change(
             job_id,
@@ -203,6 +230,10 @@ class JobRegistry:
             for status in (JobStatus.QUEUED, JobStatus.RUNNING)
             for job_id in _texts(self._redis.zrange(_index_key(status), 0, -1))
         ]
+
+    def partial_ids(self) -> list[str]:
+        """Canceled jobs of which a worker still has to put together what was finished."""
+        return sorted(_texts(self._redis.smembers(_PARTIAL_KEY)))
 
     def indexed_ids(self) -> set[str]:
         """Every job that Redis knows."""
@@ -289,6 +320,10 @@ class JobRegistry:
             pipe.sadd(results, record.id)
         else:
             pipe.srem(results, record.id)
+        if record.wants_partial_result:
+            pipe.sadd(_PARTIAL_KEY, record.id)
+        else:
+            pipe.srem(_PARTIAL_KEY, record.id)
         holding = _indexes_holding(record)
         for key in _all_indexes(record.owner):
             if key in holding:

@@ -88,7 +88,7 @@ class FramePlace(_Frozen):
 
 class FrameReport(_Frozen):
     source: int
-    result: int = Field(description="Always as many as in the source.")
+    result: int = Field(description="As many as in the source, but for what was kept of a canceled job.")
     concealed: tuple[FramePlace, ...] = Field((), description="Frames that could not be decoded; see `on_error`.")
 
 

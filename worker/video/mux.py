@@ -20,7 +20,7 @@ from worker.contract.job import Container, VideoCodec
 from worker.video.codecs import CODECS
 from worker.video.containers import FORMATS, has_edit_lists
 from worker.video.matroska_aspect import write_aspect_ratio
-from worker.video.packets import EditListWatch, StreamContents, is_end_mark
+from worker.video.packets import EditListWatch, StreamContents, is_behind, is_end_mark
 from worker.video.side_data import template_stream
 from worker.video.sound import Conversion
 from worker.video.tag import tag_metadata
@@ -67,6 +67,8 @@ class UpscaledVideo:
     table: FrameTable
     picture: Picture
     encoding: Encoding
+    until: Fraction | None = None
+    """When it ends, in seconds, where that is before the source does: what of other streams comes later is left out."""
 
 
 @contextmanager
@@ -167,7 +169,7 @@ def write_result(
                 outputs[stream.index] = _add_copy(output, container, stream, copies[stream.index])
             elif stream.index in conversions:
                 outputs[stream.index] = conversions[stream.index].add_to(output, stream)
-        output.set_chapters([_later(chapter, later) for chapter in source.chapters()])
+        output.set_chapters([_later(chapter, later) for chapter in kept_chapters(source, upscaled.until)])
         output.start_encoding()
         copied = [
             source.streams[index]
@@ -176,7 +178,7 @@ def write_result(
         ]
         for packet in heapq.merge(
             _video_packets(upscaled, outputs[replaced.index]),
-            _copied_packets(source, copied, outputs, hidden_too=has_edit_lists(container)),
+            _copied_packets(source, copied, outputs, hidden_too=has_edit_lists(container), until=upscaled.until),
             *(conversion.packets() for conversion in conversions.values()),
             key=_decoded_at,
         ):
@@ -250,13 +252,18 @@ def _video_packets(upscaled: UpscaledVideo, output: Stream) -> Iterator["Packet[
 
 
 def _copied_packets(
-    source: InputContainer, streams: Sequence[Stream], outputs: Mapping[int, Stream], *, hidden_too: bool
+    source: InputContainer,
+    streams: Sequence[Stream],
+    outputs: Mapping[int, Stream],
+    *,
+    hidden_too: bool,
+    until: Fraction | None,
 ) -> Iterator["Packet[Stream]"]:
     if not streams:
         return
     edits = EditListWatch(hidden_too=hidden_too)
     for packet in source.demux(list(streams)):
-        if is_end_mark(packet) or edits.leaves_out(packet):
+        if is_end_mark(packet) or is_behind(packet, until) or edits.leaves_out(packet):
             continue
         packet.stream = outputs[packet.stream_index]
         if packet.dts is None:
@@ -275,6 +282,18 @@ def kept_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
         for key, value in metadata.items()
         if key.lower() not in _STALE_METADATA and not key.startswith(_STALE_MKV_STATISTICS)
     }
+
+
+def kept_chapters(source: InputContainer, until: Fraction | None) -> list["Chapter"]:
+    """Return the chapters of the result: those that begin before `until`, in seconds, and end there at the latest."""
+    if until is None:
+        return source.chapters()
+    kept: list[Chapter] = []
+    for chapter in source.chapters():
+        last_tick = math.ceil(until / (chapter["time_base"] or 1))
+        if chapter["start"] < last_tick:
+            kept.append({**chapter, "end": min(chapter["end"], last_tick)})
+    return kept
 
 
 def _seconds_below_zero(source: InputContainer, table: FrameTable, copies: Mapping[int, StreamContents]) -> Fraction:

@@ -67,13 +67,14 @@ def read_contents(
     streams: Sequence[Stream],
     *,
     hidden_too: bool = True,
+    until: Fraction | None = None,
     on_progress: Callable[[], None] = lambda: None,
 ) -> list[StreamContents]:
     """Read a container that was just opened to its end and return the contents of `streams`, in their order.
 
     It must be just opened: seeking back to zero would skip packets of before zero, such as an encoder's lead-in. An
-    attachment (a font) has no packets; its bytes lie in the header. `hidden_too`: see `EditListWatch`. `on_progress` is
-    called for every packet; it may stop the work by raising.
+    attachment (a font) has no packets; its bytes lie in the header. `hidden_too`: see `EditListWatch`. `until`: see
+    `is_behind`. `on_progress` is called for every packet; it may stop the work by raising.
     """
     contents = [StreamContents(stream.time_base or Fraction(1), _is_framed(stream)) for stream in streams]
     hashes = [hashlib.sha256(stream.data if isinstance(stream, AttachmentStream) else b"") for stream in streams]
@@ -86,6 +87,8 @@ def read_contents(
         for packet in container.demux(with_packets):
             on_progress()
             if is_end_mark(packet):
+                continue
+            if is_behind(packet, until):
                 continue
             if edits.leaves_out(packet):
                 contents[place[packet.stream_index]].hidden += 1
@@ -106,6 +109,17 @@ def read_contents(
         contents[number].sha256 = one_hash.hexdigest()
         contents[number].end = ends[number] * contents[number].time_base
     return contents
+
+
+def is_behind(packet: "Packet[Any]", until: Fraction | None) -> bool:
+    """Say whether a packet belongs to what comes after `until`, in seconds, where a result ends before its source does.
+
+    By decoding time: what a kept packet of a video refers to is kept too. Cover pictures belong to the whole.
+    """
+    if until is None or packet.stream.disposition & Disposition.attached_pic:
+        return False
+    time = packet.pts if packet.dts is None else packet.dts
+    return time is not None and time * packet.time_base >= until
 
 
 def is_end_mark(packet: "Packet[Any]") -> bool:

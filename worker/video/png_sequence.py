@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.storage import fsync_folder
-from worker.video.mux import UpscaledVideo, kept_metadata
+from worker.video.mux import UpscaledVideo, kept_chapters, kept_metadata
 from worker.video.packets import is_end_mark
 from worker.video.pictures import check_png
 from worker.video.values import Colour, ContentLight, Crop, FrameTable, Frozen, MasteringDisplay, Rational
@@ -184,7 +184,7 @@ def _pictures(segments: Sequence[Path]) -> Iterator[bytes]:
 def _facts(source: InputContainer, upscaled: UpscaledVideo, tag: str) -> SequenceFacts:
     table, picture = upscaled.table, upscaled.picture
     chapters = []
-    for chapter in source.chapters():
+    for chapter in kept_chapters(source, upscaled.until):
         unit = chapter["time_base"] or Fraction(1)
         chapters.append(
             Chapter(start=chapter["start"] * unit, end=chapter["end"] * unit, metadata=dict(chapter["metadata"]))

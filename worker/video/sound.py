@@ -28,10 +28,14 @@ _USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 class Conversion:
     """One stream of sound on its way to another codec."""
 
-    def __init__(self, source: Path, max_pixels: int, index: int, container: Container) -> None:
+    def __init__(
+        self, source: Path, max_pixels: int, index: int, container: Container, until: Fraction | None = None
+    ) -> None:
+        """`until`: in seconds; sound that begins later is left out."""
         self._source = source
         self._max_pixels = max_pixels
         self._index = index
+        self._until = until
         self._encoder = SUBSTITUTES[container]
         self._encoded: AudioStream | None = None
 
@@ -59,7 +63,7 @@ class Conversion:
     def decoded(self) -> Iterator[av.AudioFrame]:
         """Yield the source's sound as it is converted: frames with times counted in samples."""
         with open_source(self._source, self._max_pixels) as container:
-            yield from _decoded(container, self._index)
+            yield from self._kept(container)
 
     def packets(self) -> Iterator["Packet[Stream]"]:
         """Decode and encode. The header must have been written, which opens the encoder."""
@@ -74,10 +78,16 @@ class Conversion:
             frame_size=context.frame_size or None,
         )
         with open_source(self._source, self._max_pixels) as container:
-            for frame in chain(_decoded(container, self._index), [None]):
+            for frame in chain(self._kept(container), [None]):
                 for regular in resampler.resample(frame):
                     yield from encoded.encode(regular)
             yield from encoded.encode(None)
+
+    def _kept(self, container: InputContainer) -> Iterator[av.AudioFrame]:
+        for frame in _decoded(container, self._index):
+            if self._until is not None and Fraction(frame.pts or 0, frame.sample_rate) >= self._until:
+                return
+            yield frame
 
 
 def can_be_converted(source: Path, max_pixels: int, index: int, container: Container) -> bool:

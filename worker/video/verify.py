@@ -18,7 +18,7 @@ from worker.contract.job import Container
 from worker.contract.report import SoundOffset, StreamFacts
 from worker.video.check_picture import check_picture
 from worker.video.containers import FORMATS, has_edit_lists
-from worker.video.mux import UpscaledVideo, kept_metadata
+from worker.video.mux import UpscaledVideo, kept_chapters, kept_metadata
 from worker.video.packets import StreamContents, read_contents
 from worker.video.png_sequence import FACTS_NAME, check_zip, picture_name, read_facts
 from worker.video.sound import heard_times
@@ -107,7 +107,7 @@ def check_result(
         contents = dict(zip(pairs, read, strict=True))
         streams = {index: _stream_facts(stream, contents[index]) for index, stream in pairs.items()}
         timing = _check_video_times(contents[replaced.index], table, container)
-        lost += _lost_chapters(source, result, timing)
+        lost += _lost_chapters(kept_chapters(source, upscaled.until), result, timing)
         _check_duration(result, container, contents[replaced.index], contents.values())
         if FORMATS[container] not in result.format.name.split(","):
             raise _failure(f"it is a {result.format.name} file")
@@ -355,8 +355,8 @@ def _missing_metadata(
     return sorted(key for key, value in kept.items() if key.lower() not in but and there.get(key.lower()) != value)
 
 
-def _lost_chapters(source: InputContainer, result: InputContainer, timing: Timing) -> list[str]:
-    before, after = source.chapters(), result.chapters()
+def _lost_chapters(before: "Sequence[av.container.core.Chapter]", result: InputContainer, timing: Timing) -> list[str]:
+    after = result.chapters()
     if len(before) != len(after):
         return [f"the container holds {len(after)} of {len(before)} chapters"]
     lost = []

@@ -9,7 +9,7 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from worker.contract.job import JobOptions, JobRecord, new_job_id, now
+from worker.contract.job import DEFAULT_PRESET, JobOptions, JobRecord, new_job_id, now
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.storage import JobStorage, write_atomically
@@ -40,6 +40,16 @@ def start_task(worker: SimpleWorker, queue: TaskQueue) -> Execution:
     return execution
 
 
+class StandingLease:
+    """A claim that nobody disputes."""
+
+    def renew(self) -> None:
+        pass
+
+    def is_held(self) -> bool:
+        return True
+
+
 class Desk:
     """Everything a reconciler needs, and a way to bring jobs into any state."""
 
@@ -51,11 +61,11 @@ class Desk:
         self.recovery = TaskRecovery(redis, self.queue)
         self.reconciler = Reconciler(self.registry, self.queue, self.storage, self.recovery)
 
-    def accept(self) -> str:
+    def accept(self, preset: str = DEFAULT_PRESET) -> str:
         record = JobRecord(
             id=new_job_id(),
             created_at=now(),
-            options=JobOptions(),
+            options=JobOptions(preset=preset),
             source_name="clip.mp4",
             source_size_bytes=3,
             source_sha256="0" * 64,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.worker.conftest import write_video
-from tests.worker.lifecycle.conftest import Desk, make_worker
+from tests.worker.lifecycle.conftest import Desk, StandingLease, make_worker
 from worker import tasks
 from worker.cage import Cages
 from worker.contract.job import JobOptions, JobStatus
@@ -26,16 +26,6 @@ from worker.video.source import frame_crc32
 
 FRAMES = 30
 STALL_SECONDS = 0.8
-
-
-class StandingLease:
-    """A claim that nobody disputes."""
-
-    def renew(self) -> None:
-        pass
-
-    def is_held(self) -> bool:
-        return True
 
 
 @pytest.fixture
