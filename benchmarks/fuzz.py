@@ -34,7 +34,8 @@ def main() -> None:
         for number, sample in enumerate(samples(seeds, options.files, options.seed), 1):
             try_sample(sample, cages, folder, limits, tally)
             if number % 500 == 0:
-                print(f"<!-- {number} files, {time.monotonic() - began:.0f} s -->", flush=True)
+                seconds = time.monotonic() - began
+                print(f"<!-- {number} files, {seconds:.0f} s: {dict(tally.outcomes)}, {tally.bugs} -->", flush=True)
     cages.shut()
     print(f"# {options.files} damaged files, seed {options.seed}\n")
     print(
