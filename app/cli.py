@@ -220,7 +220,7 @@ def show_report(
     elif Path(report).is_file():
         content = Path(report).read_bytes()
     else:
-        raise typer.BadParameter(f"{report} is neither a file nor the id of a job")
+        raise JobFailureError(FailureCode.INVALID_OPTION, f"{report} is neither a file nor the id of a job")
     if as_json:
         sys.stdout.write(content.decode())
         return

@@ -1,5 +1,7 @@
 """What several commands of `vsr` share: options of one name and meaning, and how an interruption ends."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,10 +86,10 @@ def container_for(output: Path | None, chosen: Container | None) -> Container | 
 
 
 def refuse_unwritable(file: Path | None) -> None:
-    """Raise `typer.BadParameter` where a file that is written at the end has no place: hours later is too late."""
+    """Raise `OSError` where a file that is written at the end has no place: hours later is too late."""
     if file and (file.is_dir() or not file.absolute().parent.is_dir()):
-        what = "is a folder" if file.is_dir() else f"cannot be written: there is no folder {file.parent}"
-        raise typer.BadParameter(f"{file} {what}")
+        number = errno.EISDIR if file.is_dir() else errno.ENOENT
+        raise OSError(number, os.strerror(number), str(file))
 
 
 @contextmanager

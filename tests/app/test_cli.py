@@ -12,7 +12,7 @@ from app.cli_options import container_for
 from app.exit_codes import ExitCode, exit_code_of
 from tests.app.conftest import RunningGateway
 from tests.app.test_report_page import report_of
-from worker.contract.failure import FailureCode
+from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container
 
 
@@ -96,12 +96,12 @@ def test_a_report_that_could_not_be_written_is_refused_before_any_work(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clip.mp4").write_bytes(b"abc")
     done = CliRunner().invoke(cli, [*command, "--report", place])
-    assert done.exit_code == ExitCode.USAGE
-    said = " ".join(done.output.replace("│", " ").split())
-    assert "is a folder" in said or "there is no folder missing" in said
+    assert isinstance(done.exception, IsADirectoryError if place == "." else FileNotFoundError)
+    assert done.exception.filename == place
 
 
 def test_what_is_no_report_and_no_job_is_refused_by_name(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["report", str(tmp_path / "none.json")])
-    assert done.exit_code == ExitCode.USAGE
-    assert "neither a file nor the id of a job" in " ".join(done.output.replace("│", " ").split())
+    assert isinstance(done.exception, JobFailureError)
+    assert "neither a file nor the id of a job" in done.exception.message
+    assert exit_code_of(done.exception.code) is ExitCode.NOT_POSSIBLE

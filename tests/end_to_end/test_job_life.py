@@ -209,7 +209,7 @@ def test_a_cancel_takes_effect_though_the_network_cannot_be_interrupted(house: H
     with house.workers(VSR_BATCH_FRAMES="24") as workers:
         job_id = house.submit(source)
         [name] = workers.names()
-        wait_for("the segment", lambda: "segment" in workers.tasks())
+        wait_for("the batch", lambda: workers.metrics().get("vsr_batch_frames_count", 0) > 0)
 
         # When it is canceled
         house.registry.cancel(job_id)
