@@ -247,6 +247,8 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     # Starlette answers these outside of every middleware, then raises on, so that the server logs the traceback.
     response = render(translate(error))
     response.headers["X-Request-ID"] = correlation_id.get() or ""
+    # Which the server does then: a client that was not told would send its next request into a closing connection.
+    response.headers["Connection"] = "close"
     return response
 
 

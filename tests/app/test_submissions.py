@@ -398,6 +398,7 @@ def test_redis_failing_in_the_middle_of_an_acceptance_leaves_nothing_and_keeps_t
 
     # Then no job is left that nobody was told of, and the client can try again
     assert answer.status_code == (503 if failing_command == "enqueue" else 500)
+    assert answer.headers.get("Connection") == (None if failing_command == "enqueue" else "close")
     assert gateway.files() == uploaded
     assert gateway.storage.job_ids() == []
     assert gateway.http.post("/v1/jobs", json={"upload_id": "clip"}).status_code == 202
