@@ -193,6 +193,9 @@ def test_a_video_whose_transparency_is_opaque_all_over_keeps_it(tmp_path: Path, 
         opaque[..., 3] = 255
         for number in range(3):
             frame = av.VideoFrame.from_ndarray(opaque, "rgba").reformat(format="yuva444p10le")
+            # swscale leaves some pixels half transparent now and then, where the width is no multiple of 16
+            plane = frame.planes[3]
+            plane.update(np.full(plane.buffer_size // 2, 1023, np.uint16).tobytes())
             frame.pts, frame.time_base = number, Fraction(1, 25)
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
