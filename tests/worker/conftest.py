@@ -19,7 +19,7 @@ from worker.contract.storage import JobFolder
 from worker.pipeline import render_segment
 from worker.plan import Plan, make_plan
 from worker.settings import VideoLimits
-from worker.upscaler import FrameBatch, Upscaler
+from worker.upscaler import PixelRepeater, Upscaler
 
 RgbImage = npt.NDArray[np.uint8]
 FAST = JobOptions(encoder_preset="ultrafast")
@@ -28,13 +28,14 @@ REPOSITORY = Path(__file__).parents[2]
 SHARED_CLIPS = REPOSITORY.parent / "shared" / "data" / "clips"
 
 
-class PixelRepeater:
-    """Enlarges by repeating pixels: a frame that is swapped, missing or repeated shows exactly."""
-
-    fingerprint = "pixel-repeater"
-
-    def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
-        return center_lr.repeat(2, axis=1).repeat(2, axis=2)
+WINDOWS_MEDIA: dict[str, object] = {
+    "time_base": Fraction(1, 1000),
+    "codec": "wmv2",
+    "options": {"qscale": "3"},
+    "audio_tracks": 1,
+    "audio_codec": "wmav2",
+}
+"""Properties of a video whose sound no container of ours holds."""
 
 
 @dataclass

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.worker.conftest import WINDOWS_MEDIA
 from worker.assemble import assemble
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, VideoCodec
@@ -225,15 +226,7 @@ def test_sound_that_no_container_of_ours_holds_is_converted_without_loss(
     make_video: MakeVideo, upscale: Upscale, look: Look, container: Container
 ) -> None:
     # given Windows Media sound
-    source = make_video(
-        "old.wmv",
-        time_base=Fraction(1, 1000),
-        codec="wmv2",
-        options={"qscale": "3"},
-        frames=30,
-        audio_tracks=1,
-        audio_codec="wmav2",
-    )
+    source = make_video("old.wmv", frames=30, **WINDOWS_MEDIA)
     result, report, _ = upscale(source, JobOptions(container=container, encoder_preset="ultrafast"))
     # then the report says what became of it
     sound = next(stream for stream in report.streams if stream.type == "audio")

@@ -1,5 +1,6 @@
 """The report: what it says of the result is read from the result, and a promise that is not kept fails the job."""
 
+import struct
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import worker.assemble
+from tests.worker.conftest import WINDOWS_MEDIA
 from worker.assemble import assemble, network_name
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions
@@ -164,15 +166,7 @@ def test_sound_and_picture_are_compared_at_start_middle_and_end(make_video: Make
 def test_converted_sound_is_compared_by_what_is_heard(
     make_video: MakeVideo, upscale: Upscale, container: Container
 ) -> None:
-    source = make_video(
-        "old.wmv",
-        time_base=Fraction(1, 1000),
-        codec="wmv2",
-        options={"qscale": "3"},
-        frames=30,
-        audio_tracks=1,
-        audio_codec="wmav2",
-    )
+    source = make_video("old.wmv", frames=30, **WINDOWS_MEDIA)
     _, report, _ = upscale(source, JobOptions(container=container, encoder_preset="ultrafast"))
     assert [offset.at for offset in report.sound_offsets] == ["start", "middle", "end"]
     assert stream(report, "audio").outcome == "converted"
@@ -299,6 +293,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return spoil_with
 
 
+DURATION_OF_8_BYTES = b"\x44\x89\x88"
+"""Matroska's element, in milliseconds as a double."""
+
+
 def rotated_film(make_video: MakeVideo, suffix: str) -> Path:
     return make_video(
         f"film.{suffix}", frames=20, audio_tracks=1, rotation=-90, time_base=Fraction(1, 1000), metadata={"title": "A"}
@@ -339,19 +337,28 @@ def test_converted_sound_that_comes_late_fails_the_check(
     make_video: MakeVideo, upscale: Upscale, spoil: Callable[..., None]
 ) -> None:
     spoil(sound_later_seconds=Fraction(5, 1000), rotated=False)
-    source = make_video(
-        "old.wmv",
-        time_base=Fraction(1, 1000),
-        codec="wmv2",
-        options={"qscale": "3"},
-        frames=30,
-        audio_tracks=1,
-        audio_codec="wmav2",
-    )
+    source = make_video("old.wmv", frames=30, **WINDOWS_MEDIA)
     with pytest.raises(
         JobFailureError, match=r"sound of stream 1 is \+[45]\.\d+ ms off against the picture at the start"
     ):
         upscale(source, MKV)
+
+
+def test_a_file_that_announces_another_length_fails_its_check(
+    make_video: MakeVideo, upscale: Upscale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a finished Matroska file whose header says an hour
+    write = worker.assemble.write_result
+
+    def write_and_boast(target: Path, *arguments: Any) -> None:  # noqa: ANN401
+        write(target, *arguments)
+        content = target.read_bytes()
+        at = content.index(DURATION_OF_8_BYTES) + len(DURATION_OF_8_BYTES)
+        target.write_bytes(content[:at] + struct.pack(">d", 3_600_000.0) + content[at + 8 :])
+
+    monkeypatch.setattr(worker.assemble, "write_result", write_and_boast)
+    with pytest.raises(JobFailureError, match=r"the file announces 3600\.000 s"):
+        upscale(rotated_film(make_video, "mkv"))
 
 
 def test_a_variable_rate_with_b_frames_at_a_cut_off_end_announces_what_it_can(

@@ -34,8 +34,6 @@ from worker.video.read_picture import (
 from worker.video.source import decode_all, frame_crc32, frame_stamp, main_video_stream, new_ledger, open_source
 from worker.video.values import Colour, FrameTable, OtherStream, Survey
 
-__all__ = ["read_picture", "survey"]
-
 _REPEAT = -1
 _WAY_OUT = "Mend the file, or go on with what can be decoded (--on-error conceal, on_error=conceal)"
 _CONTAINER_FIELDS: dict[int, FieldOrder] = {2: "top_first", 3: "bottom_first", 4: "top_first", 5: "bottom_first"}

@@ -21,8 +21,8 @@ from worker.video.containers import FORMATS, has_edit_lists
 from worker.video.mux import UpscaledVideo, kept_chapters, kept_metadata
 from worker.video.packets import StreamContents, read_contents
 from worker.video.png_sequence import FACTS_NAME, check_zip, picture_name, read_facts
+from worker.video.read_picture import read_picture
 from worker.video.sound import heard_times
-from worker.video.survey import read_picture
 from worker.video.values import FrameTable, Picture
 
 _MAX_SHIFT_SECONDS = 1
@@ -106,7 +106,7 @@ def check_result(
         read = read_contents(result, list(pairs.values()), on_progress=on_progress)
         contents = dict(zip(pairs, read, strict=True))
         streams = {index: _stream_facts(stream, contents[index]) for index, stream in pairs.items()}
-        timing = _check_video_times(contents[replaced.index], table, container)
+        timing = check_video_times(contents[replaced.index], table, container)
         lost += _lost_chapters(kept_chapters(source, upscaled.until), result, timing)
         _check_duration(result, container, contents[replaced.index], contents.values())
         if FORMATS[container] not in result.format.name.split(","):
@@ -262,7 +262,8 @@ def _check_video(target: Path, stream: Stream, promised: Picture) -> tuple[Pictu
     return found, list(lost)
 
 
-def _check_video_times(contents: StreamContents, table: FrameTable, container: Container) -> Timing:
+def check_video_times(contents: StreamContents, table: FrameTable, container: Container) -> Timing:
+    """Compare the times of the result's frames with the source's. Raises `JobFailureError(VERIFICATION_FAILED)`."""
     if len(contents.pts) != len(table):
         raise _failure(f"{len(contents.pts)} frames are there instead of {len(table)}")
     # Matroska holds no decoding times: there the reader guesses them.
