@@ -318,7 +318,9 @@ def _log_for_people_on_a_terminal() -> LogSettings:
     "vsr submit film.mkv -o film.mp4 --quality high --drop-unsupported --report film.json"
 )
 def submit(
-    file: Annotated[Path, typer.Argument(help="The video.", exists=True, dir_okay=False, show_default=False)],
+    source: Annotated[
+        str, typer.Argument(help="The video, or its URL, which the service fetches itself.", show_default=False)
+    ],
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the job is done.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Then download the result to this file.")
@@ -335,10 +337,21 @@ def submit(
     frame_rate: FrameRateOption = None,
     drop_unsupported: DropUnsupportedOption = False,
     report: Annotated[Path | None, typer.Option(help="Then save the report to this file (JSON).")] = None,
+    webhook_url: Annotated[str | None, typer.Option(help="An https URL that the service tells of the end.")] = None,
+    reuse_result: Annotated[
+        bool, typer.Option("--reuse-result", help="Take an earlier job's result of the same bytes and options.")
+    ] = False,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a video to a running service. Ctrl-C while waiting cancels the job."""
+    """Submit a video to a running service. Ctrl-C while waiting cancels the job."""
+    is_url = "://" in source
+    if is_url and reuse_result:
+        raise typer.BadParameter(
+            "the service knows no bytes of a URL before it has fetched it", param_hint="--reuse-result"
+        )
+    if not is_url and not Path(source).is_file():
+        raise typer.BadParameter(f"{source}: there is no such file", param_hint="SOURCE")
     container = container_for(output, container)
     refuse_unwritable(output)
     refuse_unwritable(report)
@@ -359,10 +372,15 @@ def submit(
         on_error=on_error,
         frame_rate=frame_rate,
         drop_unsupported=drop_unsupported or None,
+        webhook_url=webhook_url,
+        reuse_result=reuse_result or None,
     )
     with _client(url) as client:
-        with ProgressLine("uploading", rate_unit="bytes/s", quiet=as_json) as line:
-            job = client.submit(file, options, on_progress=line.update)
+        if is_url:
+            job = client.submit_url(source, options)
+        else:
+            with ProgressLine("uploading", rate_unit="bytes/s", quiet=as_json) as line:
+                job = client.submit(Path(source), options, on_progress=line.update)
         if wait or output or report:
             try:
                 job = _wait(client, job.id, quiet=as_json)

@@ -10,10 +10,13 @@ from typer.testing import CliRunner
 from app.cli import cli
 from app.cli_options import container_for
 from app.exit_codes import ExitCode, exit_code_of
-from tests.app.conftest import RunningGateway
+from tests.app.conftest import RunningGateway, StartGateway
 from tests.app.test_report_page import report_of
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.contract.job import Container
+from worker.contract.job import Container, now
+from worker.contract.presets import LoadedModel, announce_loaded
+
+LOADED = LoadedModel(preset="aligned", scale=2, description="", device="cpu", loaded_at=now(), network="2:weights")
 
 
 def vsr(*arguments: str | Path) -> str:
@@ -49,6 +52,52 @@ def test_options_that_nobody_said_are_left_to_the_service(gateway: RunningGatewa
     clip.write_bytes(b"abc")
     job = json.loads(vsr("submit", clip, "--json", "--url", gateway.url))
     assert (job["options"]["quality"], job["options"]["on_error"]) == (None, "fail")
+
+
+def test_a_url_is_submitted_for_the_service_to_fetch_and_a_receiver_named(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    # Given
+    gateway = start_gateway(allow_source_url=True, webhook_secret="a secret of more than twenty-four letters")
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"abc")
+    receiver = ("--webhook-url", "https://hooks.example.com/vsr?token=hidden")
+
+    # When
+    fetched = json.loads(vsr("submit", "https://media.example.com/film.mov", "--json", "--url", gateway.url))
+    told = json.loads(vsr("submit", clip, *receiver, "--json", "--url", gateway.url))
+
+    # Then
+    assert (fetched["source"]["name"], fetched["source"]["url"]) == ("film.mov", "https://media.example.com/film.mov")
+    assert told["links"]["webhook"] == f"/v1/jobs/{told['id']}/webhook"
+
+
+def test_a_result_that_is_there_already_can_be_taken(gateway: RunningGateway, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"abc")
+    words = ("submit", clip, "--reuse-result", "--json", "--url", gateway.url)
+    first = json.loads(vsr(*words))
+    gateway.finish_job(first["id"], b"result")
+    report = report_of(losses=()).model_copy(update={"network": "2:weights"})
+    gateway.storage.folder(first["id"]).report.write_text(report.model_dump_json())
+    announce_loaded(gateway.redis, LOADED, ttl_seconds=60)
+
+    again = json.loads(vsr(*words))
+
+    assert (again["id"], again["status"], again["result_is_reused"]) == (first["id"], "succeeded", True)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["no-such-clip.mp4"], "there is no such file"),
+        (["https://a.example.com/b.mp4", "--reuse-result"], "no bytes of a"),
+    ],
+)
+def test_what_cannot_be_submitted_is_refused_before_the_service_is_asked(words: list[str], why: str) -> None:
+    done = CliRunner().invoke(cli, ["submit", *words])
+    assert done.exit_code == ExitCode.USAGE
+    assert why in done.output
 
 
 def test_the_report_of_a_job_is_shown_as_a_page_or_as_it_is(gateway: RunningGateway) -> None:
