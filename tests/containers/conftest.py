@@ -159,6 +159,7 @@ def house(docker: Docker, base_image: str, workshop: Path) -> Iterator[House]:
         docker("build", "--quiet", "--network=host", "--tag", services[service]["image"], "-", stdin=recipe)
 
     ports = {"VSR_PORT": str(_free_port()), "PROMETHEUS_PORT": str(_free_port())}
+    password = secrets.token_hex(16)
     with _find_links_over_http() as find_links:
         # Without a bridge that reaches out, a build shares this machine's network: hence `network: host`, and hence the
         # wheels' address on loopback.
@@ -170,7 +171,7 @@ def house(docker: Docker, base_image: str, workshop: Path) -> Iterator[House]:
             *("--project-directory", str(REPOSITORY)),
             *("--file", str(REPOSITORY / "docker-compose.yml"), "--file", str(override)),
         ]
-        environment = {**docker.environment, **ports}
+        environment = {**docker.environment, **ports, "VSR_REDIS_PASSWORD": password}
 
         def compose(*arguments: str) -> str:
             return _run([*command, *arguments], environment)

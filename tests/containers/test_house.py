@@ -61,6 +61,11 @@ def test_the_gateway_misses_nothing_and_warns_of_nothing(house: House) -> None:
     assert poll(readiness, until=lambda found: found == expected) == expected
 
 
+def test_redis_answers_nobody_without_the_password(house: House) -> None:
+    words = house.compose("exec", "-T", "redis", "env", "-u", "REDISCLI_AUTH", "redis-cli", "ping")
+    assert "NOAUTH" in words
+
+
 def test_prometheus_has_counted_the_finished_job(house: House) -> None:
     # Given the job of the test above, when Prometheus has scraped the worker since, then it knows
     finished = 'sum(vsr_jobs_finished_total{status="succeeded"})'

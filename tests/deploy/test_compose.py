@@ -28,6 +28,14 @@ def test_redis_keeps_every_task_on_disk_and_forgets_none(compose: dict[str, Any]
     assert redis["volumes"] == ["redis:/data"]
 
 
+def test_redis_asks_for_the_password_that_ours_have(compose: dict[str, Any]) -> None:
+    password = compose["services"]["redis"]["environment"]["REDISCLI_AUTH"]
+    assert password.startswith("${VSR_REDIS_PASSWORD:-")
+    assert f"--requirepass {password}" in compose["services"]["redis"]["command"]
+    for service in OURS:
+        assert compose["services"][service]["environment"]["VSR_REDIS_URL"] == f"redis://:{password}@redis:6379/0"
+
+
 def test_redis_and_the_workers_are_on_a_network_with_no_way_out(compose: dict[str, Any]) -> None:
     assert compose["networks"]["back"]["internal"] is True
     for service in ("redis", "worker", "worker-gpu"):
