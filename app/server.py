@@ -11,7 +11,7 @@ from types import FrameType
 import structlog
 import uvicorn
 from prometheus_client import CollectorRegistry, start_http_server
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.gateway import RedisAddressError, create_app
 from app.keys import KeysError
@@ -23,7 +23,8 @@ log = structlog.get_logger(__name__)
 
 # Open streams would hold the exit for ever.
 _GRACEFUL_SHUTDOWN_SECONDS = 2
-_READ_BYTES = 64 * 1024
+# Of one request line with its headers, or of what follows a chunked body.
+_MAX_HEAD_BYTES = 64 * 1024
 
 
 class GatewayStartError(Exception):
@@ -101,12 +102,26 @@ def _metrics_served(settings: GatewaySettings, registry: CollectorRegistry) -> I
         thread.join()
 
 
-class _Connection(H11Protocol):
-    """Reads less at a time: asyncio's 256 KiB, times what HTTP makes of them, are too much for two hundred uploads."""
+class _Connection(HttpToolsProtocol):
+    """With a bound on what comes around a body: httptools itself keeps headers of any size, and any number of them."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        transport.max_size = _READ_BYTES  # type: ignore[attr-defined]
+        self._head_bytes = 0
         super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("Request header fields too large.")
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._head_bytes = 0
+        super().on_message_complete()
 
 
 class _Server(uvicorn.Server):

@@ -1,11 +1,12 @@
 """The gateway as a process: what stops it from starting, how it ends, and what a kill leaves."""
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -120,12 +121,56 @@ def test_a_kill_in_the_middle_of_an_upload_leaves_nothing_after_the_next_start(r
         assert list((tmp_path / "uploads").iterdir()) == []
 
 
-def begin_upload(url: str, storage_dir: Path) -> socket.socket:
+def connection_to(url: str) -> socket.socket:
     address = urlsplit(url)
-    client = socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=20)
+    return socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=20)
+
+
+def memory_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def begin_upload(url: str, storage_dir: Path) -> socket.socket:
+    client = connection_to(url)
     client.sendall(b"PUT /v1/uploads/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nabc")
     wait_until(lambda: list((storage_dir / "uploads").glob("*.part")))
     return client
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Endless: ",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Many: "
+        + b"\r\nX-Many: ".join([b"a" * 1000] * 60)
+        + b"\r\nX-Endless: ",
+        b"PUT /v1/uploads/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Tail: ",
+    ],
+    ids=["one header", "many headers", "a trailer"],
+)
+def test_headers_without_end_are_refused_and_the_connection_closed(redis_url: str, tmp_path: Path, head: bytes) -> None:
+    with gateway_process(redis_url, tmp_path) as (process, url), connection_to(url) as client:
+        memory_before = memory_bytes(process.pid)
+
+        # When a client goes on for as long as it is let
+        client.sendall(head)
+        sent_bytes = 0
+        with suppress(ConnectionError):
+            while sent_bytes < 50_000_000:
+                sent_bytes += client.send(b"a" * 100_000)
+
+        # Then it was not let for long, and others are answered
+        assert sent_bytes < 10_000_000
+        assert memory_bytes(process.pid) - memory_before < 20_000_000
+        assert httpx2.get(f"{url}/healthz").status_code == 200
+
+
+def test_uploads_on_one_connection_may_be_larger_than_their_headers(redis_url: str, tmp_path: Path) -> None:
+    with gateway_process(redis_url, tmp_path) as (_, url), httpx2.Client(base_url=url) as client:
+        for number in range(3):
+            assert client.put(f"/v1/uploads/{number}", content=b"a" * 1_000_000).status_code == 201
+        chunks = (b"a" * 1000 for _ in range(1000))
+        assert client.put("/v1/uploads/chunked", content=chunks).json()["size_bytes"] == 1_000_000
 
 
 def test_metrics_have_a_port_of_their_own_where_that_is_asked_for(redis_url: str, tmp_path: Path) -> None:
