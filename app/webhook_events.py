@@ -182,6 +182,6 @@ def _moment_of(retry_after: str | None, moment: datetime) -> datetime:
         return moment + min(PATIENCE, timedelta(seconds=int(retry_after[:9])))
     try:
         asked = parsedate_to_datetime(retry_after)
-    except ValueError:
+        return (asked if asked.tzinfo else asked.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):  # a zone, or with it a moment, beyond all calendars
         return moment
-    return asked if asked.tzinfo else asked.replace(tzinfo=UTC)

@@ -252,6 +252,26 @@ def test_a_receiver_that_asks_for_patience_gets_it(desk: Desk, start_host: Start
     assert timedelta(minutes=59) <= following - clock.now <= timedelta(minutes=61)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "Fri, 31 Dec 2027 23:59:59 +99999999999999999999",
+        "Fri, 31 Dec 9999 23:59:59 -2359",
+        "Sat, 01 Jan 0001 00:00:00 +2359",
+    ],
+)
+def test_an_answer_that_asks_for_patience_beyond_all_calendars_is_an_attempt_like_any_other(
+    desk: Desk, start_host: StartHost, asked: str
+) -> None:
+    clock = Clock()
+    job_id = ended(desk, start_host(answer("503 Service Unavailable", Retry_After=asked)).url)
+    deliverer(desk, clock).do(desk.claim(WEBHOOK))
+    event = event_of(desk, job_id)
+    assert [attempt.status_code for attempt in event.attempts] == [503]
+    assert event.next_attempt_at is not None
+    assert clock.now < event.next_attempt_at <= clock.now + timedelta(hours=24)
+
+
 def test_nobody_can_put_an_event_off_past_the_day(desk: Desk, start_host: StartHost) -> None:
     clock = Clock()
     for asked in ("9" * 30, "Fri, 31 Dec 9999 23:59:59 GMT", "soon", "-5", ""):
