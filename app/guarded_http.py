@@ -37,8 +37,12 @@ _CHUNK_BYTES = 64 * 1024
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}$)({_LABEL}\.)*{_LABEL}\.?")
-# `ipaddress` calls some special networks global: the relays of 6to4, and those younger than its tables.
-_NOT_PUBLIC = tuple(ipaddress.ip_network(name) for name in ("192.88.99.0/24", "100.64.0.0/10", "3fff::/20"))
+# `ipaddress` calls some special networks global: the relays of 6to4, those younger than its tables, and the assignments
+# of the IETF, where clouds tell secrets: Oracle's metadata are at 192.0.0.192. Azure's platform has a public address.
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(name)
+    for name in ("192.88.99.0/24", "100.64.0.0/10", "3fff::/20", "192.0.0.0/24", "168.63.129.16/32")
+)
 # All of IPv6 that was ever given out to hosts; what lies outside is local, reserved or a way to write IPv4.
 _IPV6_IN_USE = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")

@@ -67,6 +67,8 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "https://169.254.169.254/latest/meta-data/",
         "https://2852039166/latest/meta-data/",
         "https://192.0.0.1/",
+        "https://192.0.0.192/opc/v2/instance/",
+        "https://168.63.129.16/machine/",
         "https://198.18.0.1/",
         "https://224.0.0.1/",
         "https://255.255.255.255/",
@@ -92,7 +94,7 @@ def test_an_address_that_is_not_public_is_refused_however_it_is_written(url: str
     assert connections == []
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "168.63.129.17"])
 def test_an_address_of_the_open_internet_is_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
