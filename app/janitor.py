@@ -36,7 +36,7 @@ from worker.contract.failure import JobFailureError
 from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus, now
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
-from worker.contract.storage import PARTIAL_SUFFIX, JobStorage, remove_tree
+from worker.contract.storage import PARTIAL_SUFFIX, JobStorage, remove_partial, remove_tree
 
 log = structlog.get_logger(__name__)
 
@@ -203,7 +203,7 @@ class Janitor:
                 continue
             with suppress(FileNotFoundError):
                 if self._clock.age_seconds(path.stat().st_mtime) > _ABANDONED_SECONDS:
-                    path.unlink()
+                    remove_partial(path)
                     self._count("partial")
                     log.info("removed a partial file that nobody writes", job_id=folder.name, file=path.name)
 

@@ -3,7 +3,7 @@
 from pydantic import ValidationError
 
 from worker.contract.queue import TaskKind, job_id_of, task_id
-from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, JobStorage, process_mark
+from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, JobStorage, process_mark, remove_partial
 from worker.plan import Plan
 
 
@@ -34,5 +34,6 @@ def remove_partial_files(storage: JobStorage, task: str, pid: int) -> None:
     folder = storage.folder(job_id_of(task))
     segment_index = task.removeprefix(task_id(TaskKind.SEGMENT, job_id_of(task), 0)[:-5])
     started = f"segments/{segment_index}.*" if segment_index.isdigit() else "*"
-    for partial in folder.path.glob(f"{started}.{process_mark(pid)}.*{PARTIAL_SUFFIX}"):
-        partial.unlink(missing_ok=True)
+    for name in (started, "caged"):
+        for partial in folder.path.glob(f"{name}.{process_mark(pid)}.*{PARTIAL_SUFFIX}"):
+            remove_partial(partial)

@@ -29,7 +29,14 @@ from worker.contract.job import JobError, JobRecord, JobStatus, PartialResult, R
 from worker.contract.queue import MAX_ATTEMPTS, TaskKind, TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.report import Report
-from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, JobStorage, publishing, write_atomically
+from worker.contract.storage import (
+    PARTIAL_SUFFIX,
+    JobFolder,
+    JobStorage,
+    publishing,
+    remove_partial,
+    write_atomically,
+)
 from worker.job_files import finished_segments, read_plan, segments_from_start
 from worker.loaded_models import LoadedModels
 from worker.pipeline import StageTimes, render_segment
@@ -171,11 +178,13 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
             return
         # Here, where the error and with it all that its frames held is gone.
         bench.watch.demand_lease()
+        if bench.registry.is_final(job.id):  # what it has finished may be wanted
+            raise JobCanceledError
         smaller = step_down(folder, made, rendering)
         counter = metrics.TILE_BACKOFFS if smaller.tile_px != rendering.tile_px else metrics.BATCH_BACKOFFS
         counter.inc()
         log.warning("memory_short", index=index, reason=reason, rendered=str(rendering), now_rendered=str(smaller))
-        start_over(bench.registry, bench.queue, made, job.id)
+        start_over(bench.registry, bench.queue, made, folder, job.id)
         bench.models.release_memory()
 
 
@@ -387,7 +396,7 @@ def _remove_what_the_result_replaces(folder: JobFolder) -> None:
     folder.pictures.unlink(missing_ok=True)
     folder.rendering.unlink(missing_ok=True)
     for partial in folder.path.glob(f"*{PARTIAL_SUFFIX}"):
-        partial.unlink(missing_ok=True)
+        remove_partial(partial)
 
 
 def _plan_of(folder: JobFolder) -> Plan:

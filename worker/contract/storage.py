@@ -10,6 +10,7 @@
                                 and 00000.json ...: what is known of them for the report
                  result.mp4     the finished file (the suffix is the container's)
                  report.json    what was kept and what was changed
+                 caged.*.part/  what the process that reads the source is writing just now (worker.cage)
                  webhook.json   who was told of its end, and how often; `app.webhook_events` alone reads it
 {root}/deleted/                 job folders on their way out
 """
@@ -20,15 +21,24 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JOB_ID_PATTERN, Container, JobRecord
 
 PARTIAL_SUFFIX = ".part"
+_LOCK_WAIT_SECONDS = 2.0
+_LOCK_POLL_SECONDS = 0.01
+
+
+class StorageBusyError(Exception):
+    """Somebody else holds a job's lock for too long: frozen, or on a disk that does not answer. Try again later."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +95,10 @@ class JobFolder:
 class JobStorage:
     """The storage folder. Writing raises `JobFailureError(OUT_OF_DISK)` when the disk is full."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, lock_wait_seconds: float = _LOCK_WAIT_SECONDS) -> None:
+        """`lock_wait_seconds`: how long to wait for somebody who writes the same job; it takes milliseconds."""
         self.root = root
+        self._lock_wait_seconds = lock_wait_seconds
         self.jobs = root / "jobs"
         self.uploads = root / "uploads"
         self.deleted = root / "deleted"
@@ -115,11 +127,18 @@ class JobStorage:
         write_atomically(folder.record, record.model_dump_json(indent=2).encode())
 
     def read_record(self, job_id: str) -> JobRecord | None:
-        """None when there is no such job."""
+        """None when there is no such job. Raises `ValidationError` for what is no record, or another job's."""
         try:
-            return JobRecord.model_validate_json(self.folder(job_id).record.read_bytes())
+            record = JobRecord.model_validate_json(self.folder(job_id).record.read_bytes())
         except FileNotFoundError:
             return None
+        if record.id != job_id:
+            wrong = ValueError(f"the record in the folder of job {job_id} is that of another job")
+            raise ValidationError.from_exception_data(
+                JobRecord.__name__,
+                [{"type": "value_error", "loc": ("id",), "input": record.id, "ctx": {"error": wrong}}],
+            )
+        return record
 
     def job_ids(self) -> list[str]:
         """Every job with a record, oldest first (ids sort by time of creation)."""
@@ -165,9 +184,10 @@ class JobStorage:
             folder.rendering,
             *(folder.result(container) for container in Container),
         ]
-        found = [path for path in (*media, *folder.path.glob(f"*{PARTIAL_SUFFIX}")) if path.is_file()]
+        partial = list(folder.path.glob(f"*{PARTIAL_SUFFIX}"))
+        found = [path for path in media if path.is_file()] + partial
         for path in found:
-            path.unlink(missing_ok=True)
+            remove_partial(path)
         if folder.segments.is_dir():
             remove_tree(folder.segments)
             found.append(folder.segments)
@@ -175,20 +195,47 @@ class JobStorage:
 
     @contextmanager
     def locked(self, job_id: str) -> Iterator[bool]:
-        """One writer of a job's storage at a time, also among processes. False: the job has no storage (any more)."""
-        try:
-            descriptor = os.open(self.folder(job_id).path, os.O_RDONLY)
-        except FileNotFoundError:
-            yield False
-            return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield True
-        finally:
-            os.close(descriptor)
+        """One writer of a job's storage at a time, also among processes. False: the job has no storage (any more).
+
+        Raises `StorageBusyError` where another holds it for too long.
+        """
+        with ExitStack() as held:
+            try:
+                held.enter_context(folder_locked(self.folder(job_id).path, self._lock_wait_seconds))
+            except FileNotFoundError:
+                is_there = False
+            else:
+                is_there = True
+            yield is_there
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.root).free
+
+
+@contextmanager
+def folder_locked(folder: Path, wait_seconds: float) -> Iterator[None]:
+    """Hold the lock of a folder. Raises `FileNotFoundError`, and `StorageBusyError` where another holds it so long.
+
+    Whoever dies lets go of it; whoever is frozen does not, hence the limit.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + wait_seconds
+        while not _try_to_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise StorageBusyError(f"another process has held {folder.name} for {wait_seconds:g} s")
+            time.sleep(_LOCK_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_to_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
@@ -208,6 +255,26 @@ def publishing(target: Path) -> Iterator[Path]:
             fsync_folder(target.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def partial_folder(folder: Path, name: str) -> Iterator[Path]:
+    """Make a folder in `folder` that is named like a partial file, and remove it with all that is left in it."""
+    made = folder / f"{name}.{process_mark(os.getpid())}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}"
+    with out_of_disk_named():
+        made.mkdir(mode=0o700)
+    try:
+        yield made
+    finally:
+        remove_tree(made)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove a partial file, or a partial folder; that it is gone already is no error."""
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def process_mark(pid: int) -> str:
@@ -242,7 +309,8 @@ def out_of_disk_named() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        # EFBIG: beyond what the file system, or a limit on this process (ulimit -f), lets one file be.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise JobFailureError(
             FailureCode.OUT_OF_DISK, "the disk is full: free some space or choose another folder, then run it again"
