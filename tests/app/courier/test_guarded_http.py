@@ -94,7 +94,9 @@ def test_an_address_that_is_not_public_is_refused_however_it_is_written(url: str
     assert connections == []
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "168.63.129.17"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "168.63.129.17"]
+)
 def test_an_address_of_the_open_internet_is_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
