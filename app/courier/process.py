@@ -243,11 +243,10 @@ class Courier:
             other = self._in_hand.get(key)
             if other is None:
                 in_hand = self._in_hand[key] = _InHand(errand)
-            elif errand.kind is ErrandKind.FETCH:
-                other.errand.claim = errand.claim  # it goes on where it is
         if other:
-            if errand.kind is ErrandKind.WEBHOOK:
-                self._errands.postpone(errand, _POLL_SECONDS)
+            # A download goes on where it is; an event may be another one.
+            if errand.kind is ErrandKind.WEBHOOK or not other.errand.take_over(errand):
+                self._errands.give_back(errand, _POLL_SECONDS)
             yield None
             return
         try:

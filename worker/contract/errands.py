@@ -32,7 +32,8 @@ return {due[1], ends, redis.call('HINCRBY', KEYS[2], due[1], 1), redis.call('HGE
 """
 
 # Only for the owner of the claim, which is known by its end. ARGV: job id, claim, microseconds from now (none: it is
-# done), how many claims to take back, how many failures to add.
+# done), what to add to its claims, what to add to its failures. Nothing is computed of the last two here: to some
+# servers -0, as Lua writes it, is no number.
 _MOVE = """
 if redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then return false end
 if ARGV[3] == '' then
@@ -44,7 +45,7 @@ end
 local time = redis.call('TIME')
 local due = string.format('%.0f', time[1] * 1000000 + time[2] + ARGV[3])
 redis.call('ZADD', KEYS[1], due, ARGV[1])
-redis.call('HINCRBY', KEYS[2], ARGV[1], -ARGV[4])
+redis.call('HINCRBY', KEYS[2], ARGV[1], ARGV[4])
 redis.call('HINCRBY', KEYS[3], ARGV[1], ARGV[5])
 return due
 """
@@ -68,8 +69,17 @@ class Errand:
     """How many couriers died of it, or with it."""
     failures: int
     """How often it was postponed."""
+    is_ours: bool = True
+    """False: let go of, or done. Its last claim is then nobody's to renew."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """A claim is renewed by another thread than the one that ends it."""
+
+    def take_over(self, newer: "Errand") -> bool:
+        """Go on under a newer claim of ours for the same. False: this one is let go of already."""
+        with self.lock:
+            if self.is_ours:
+                self.claim = newer.claim
+            return self.is_ours
 
 
 class Errands:
@@ -90,15 +100,15 @@ class Errands:
 
     def renew(self, errand: Errand, claim_seconds: float) -> bool:
         """False: the claim ran out and somebody else has the errand, or it is gone."""
-        return self._moved(errand, str(round(claim_seconds * 1_000_000)))
+        return self._moved(errand, str(round(claim_seconds * 1_000_000)), is_renewal=True)
 
     def postpone(self, errand: Errand, seconds: float) -> None:
         """Let go of it after a failure: due again then. Nothing happens if it is not ours any more."""
-        self._moved(errand, str(round(seconds * 1_000_000)), claims_taken_back=1, failures=1)
+        self._moved(errand, str(round(seconds * 1_000_000)), claims=-1, failures=1)
 
     def give_back(self, errand: Errand, seconds: float = 0.0) -> None:
         """Let go of it as if it had never been claimed."""
-        self._moved(errand, str(round(seconds * 1_000_000)), claims_taken_back=1)
+        self._moved(errand, str(round(seconds * 1_000_000)), claims=-1)
 
     def finish(self, errand: Errand) -> None:
         """It is done. Nothing happens if it was put up again meanwhile."""
@@ -111,18 +121,18 @@ class Errands:
     def count(self, kind: ErrandKind) -> int:
         return int(self._redis.zcard(_key(kind)))
 
-    def _moved(self, errand: Errand, microseconds: str, claims_taken_back: int = 0, failures: int = 0) -> bool:
+    def _moved(
+        self, errand: Errand, microseconds: str, claims: int = 0, failures: int = 0, *, is_renewal: bool = False
+    ) -> bool:
         with errand.lock:
-            reply = cast(
-                bytes | None,
-                self._move(
-                    keys=_keys(errand.kind),
-                    args=[errand.job_id, errand.claim, microseconds, claims_taken_back, failures],
-                ),
-            )
+            if not errand.is_ours:
+                return False
+            args = [errand.job_id, errand.claim, microseconds, claims, failures]
+            reply = cast(bytes | None, self._move(keys=_keys(errand.kind), args=args))
             if reply is None:
                 return False
             errand.claim = reply.decode()
+            errand.is_ours = is_renewal
             return True
 
 

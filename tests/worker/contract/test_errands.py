@@ -1,5 +1,6 @@
 """An errand is done by one courier at a time, outlives every courier, and comes back with the job that needs it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,35 @@ def test_what_is_postponed_is_not_due_and_what_is_given_back_counts_no_attempt(
     errands.put(ErrandKind.FETCH, errand.job_id)
     again = claimed(errands, ErrandKind.FETCH)
     assert (again.losses, again.failures) == (0, 1)
+
+
+@pytest.mark.parametrize("end", ["give_back", "postpone", "finish"])
+def test_what_was_let_go_of_is_not_renewed_by_the_thread_that_renews_claims(
+    registry: JobRegistry, errands: Errands, end: str
+) -> None:
+    # Given an errand that is let go of, while another thread of its courier still has it on its list
+    registry.add(job(source_url="https://example.com/clip.mp4"))
+    errand = claimed(errands, ErrandKind.FETCH)
+    newer = replace(errand, claim="another")
+    ends = {"give_back": errands.give_back, "postpone": lambda one: errands.postpone(one, 0), "finish": errands.finish}
+    ends[end](errand)
+
+    # When
+    renewed = errands.renew(errand, CLAIM_SECONDS)
+
+    # Then it is due, or done, and nothing goes on under its name
+    assert renewed is False
+    assert errand.take_over(newer) is False
+    assert (errands.claim(ErrandKind.FETCH, CLAIM_SECONDS) is None) == (end == "finish")
+
+
+def test_a_claim_of_ones_own_that_was_taken_anew_goes_on(registry: JobRegistry, errands: Errands, redis: Redis) -> None:
+    registry.add(job(source_url="https://example.com/clip.mp4"))
+    errand = claimed(errands, ErrandKind.FETCH)
+    let_time_pass(redis, ErrandKind.FETCH)
+
+    assert errand.take_over(claimed(errands, ErrandKind.FETCH))
+    assert errands.renew(errand, CLAIM_SECONDS)
 
 
 def test_indexing_a_job_again_changes_nothing_about_its_errand(registry: JobRegistry, errands: Errands) -> None:
