@@ -234,6 +234,7 @@ class JobRecord(_Frozen):
     )
     webhook_url: str | None = Field(None, description="Who is told of the job's end.")
     request_id: str | None = Field(None, description="Of the request that made the job; on every log line about it.")
+    revision: int = Field(0, ge=0, description="Raised by every change: of two copies the higher one is the later.")
 
     @property
     def wants_partial_result(self) -> bool:

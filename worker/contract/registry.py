@@ -1,6 +1,8 @@
 """What Redis knows about jobs: an index over storage, and the live figures. Losing it loses no job.
 
-vsr:job:{id}             hash   record (JSON), as in job.json
+vsr:job:{id}             hash   record (JSON), as in job.json, and its revision
+vsr:jobs:unwritten       set    ids of jobs that were changed here, and perhaps not yet in storage
+vsr:jobs:checked         string the server process (run_id) whose whole index was compared with storage
 vsr:progress:{id}        hash   frames_total, segments_total, frames_done (of finished segments),
                                 frames_before, rendering_since, rendered_until (for the rate),
                                 batch_frames, tile_px (0: whole frames),
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
+from pydantic import ValidationError
 from redis import Redis
 from redis.client import Pipeline
 
@@ -25,6 +28,8 @@ from worker.contract.job import JobError, JobRecord, JobStatus, PartialResult, P
 from worker.contract.storage import JobStorage
 
 _PARTIAL_KEY = "vsr:jobs:partial"
+_UNWRITTEN_KEY = "vsr:jobs:unwritten"
+_CHECKED_KEY = "vsr:jobs:checked"
 
 # Finishing a segment twice (a retry after a crash in between) must count once, and exactly one caller must learn that
 # the last one is done: hence one atomic script. Returns 1 when every segment is done.
@@ -43,6 +48,13 @@ _NOTE_PROGRESS = """
 if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
 """
 
+# ARGV: job id, the revision that storage has now. 0: Redis has a later one by now, which is still to be written.
+_NOTE_WRITTEN = """
+if tonumber(redis.call('HGET', KEYS[2], 'revision') or 0) > tonumber(ARGV[2]) then return 0 end
+redis.call('SREM', KEYS[1], ARGV[1])
+return 1
+"""
+
 
 class JobRegistry:
     """Reads and changes jobs. Every change of status goes through `change`, which decides races once."""
@@ -52,6 +64,7 @@ class JobRegistry:
         self._storage = storage
         self._finish_segment = redis.register_script(_FINISH_SEGMENT)
         self._note_progress = redis.register_script(_NOTE_PROGRESS)
+        self._note_written = redis.register_script(_NOTE_WRITTEN)
 
     # --- the record ---------------------------------------------------------------------------------------------
 
@@ -74,32 +87,63 @@ class JobRegistry:
 
     def get(self, job_id: str) -> JobRecord | None:
         """The job, from Redis or, where Redis has forgotten it, from storage. None: no such job."""
-        content = cast(bytes | None, self._redis.hget(_job_key(job_id), "record"))
-        return JobRecord.model_validate_json(content) if content else self._storage.read_record(job_id)
+        return self._known(job_id) or self._storage.read_record(job_id)
 
     def change(self, job_id: str, change: Callable[[JobRecord], JobRecord | None]) -> JobRecord | None:
         """Apply `change` to the record atomically, then make it durable.
 
-        `change` sees the current record and returns the new one, or None to leave it (it may run more than once).
-        Returns the new record, or None if nothing was changed or there is no such job.
+        `change` sees the current record, which is the later of Redis's and storage's, and returns the new one, or None
+        to leave it (it may run more than once). Returns the new record, or None if nothing was changed or there is no
+        such job. Where storage fails (`JobFailureError(OUT_OF_DISK)`, `StorageBusyError`) the change has been made, but
+        is not durable before the reconciler's next pass.
         """
         key = _job_key(job_id)
-
         changed: JobRecord | None = None
+        attempted: JobRecord | None = None
+        is_written = True
 
         def apply(pipe: Pipeline) -> None:
-            nonlocal changed
+            nonlocal changed, attempted, is_written
             content = cast(bytes | None, pipe.hget(key, "record"))
-            current = JobRecord.model_validate_json(content) if content else self._storage.read_record(job_id)
+            if attempted and content == attempted.model_dump_json().encode():
+                # Redis did what we asked, and its answer was lost: redis-py runs this again.
+                pipe.multi()
+                changed = attempted
+                return
+            known = JobRecord.model_validate_json(content) if content else None
+            stored = self._stored(job_id, known)
+            current = _latest(stored, known)
             changed = change(current) if current else None
+            if current and changed and changed != current:
+                changed = changed.model_copy(update={"revision": current.revision + 1})
             pipe.multi()
             if current and changed:
                 self._index_in(pipe, changed, has_just_ended=changed.status.is_final and not current.status.is_final)
+                # Together with the change: so nobody can die, or fail, between telling Redis and telling storage
+                # without the reconciler hearing of it.
+                is_written = changed == stored
+                if is_written:
+                    pipe.srem(_UNWRITTEN_KEY, job_id)
+                else:
+                    pipe.sadd(_UNWRITTEN_KEY, job_id)
+            attempted = changed
 
         self._redis.transaction(apply, key)
-        if changed:
-            self._write_current_record(job_id)
+        if changed and not is_written:
+            self._write_down(changed)
         return changed
+
+    def settle(self, job_id: str) -> JobRecord | None:
+        """Where Redis and storage disagree, make both know the later of the two. Returns it; None: no such job."""
+        with self._redis.pipeline() as pipe:
+            pipe.hget(_job_key(job_id), "record")
+            pipe.sismember(_UNWRITTEN_KEY, job_id)
+            content, is_unwritten = pipe.execute()
+        if content and not is_unwritten:
+            known = JobRecord.model_validate_json(content)
+            if known == self._stored(job_id, known):
+                return known
+        return self.change(job_id, lambda current: current)
 
     def remove(self, job_id: str) -> None:
         """Forget the job: storage first, so that nothing can rebuild it from there."""
@@ -111,6 +155,7 @@ class JobRegistry:
                 for key in _all_indexes(record.owner if record else None):
                     pipe.zrem(key, job_id)
                 pipe.srem(_PARTIAL_KEY, job_id)
+                pipe.srem(_UNWRITTEN_KEY, job_id)
                 if record:
                     pipe.srem(_results_key(record.owner, record.source_sha256), job_id)
                 if record and record.owner:
@@ -235,6 +280,17 @@ class JobRegistry:
         """Canceled jobs of which a worker still has to put together what was finished."""
         return sorted(_texts(self._redis.smembers(_PARTIAL_KEY)))
 
+    def unwritten_ids(self) -> list[str]:
+        """Jobs that were changed, and perhaps not yet in storage: whoever did it is at it, died, or failed at it."""
+        return sorted(_texts(self._redis.smembers(_UNWRITTEN_KEY)))
+
+    def is_checked(self) -> bool:
+        """Whether the index was compared with storage since Redis started: what it read then may be from before."""
+        return cast(bytes | None, self._redis.get(_CHECKED_KEY)) == self._server_run_id()
+
+    def note_checked(self) -> None:
+        self._redis.set(_CHECKED_KEY, self._server_run_id())
+
     def indexed_ids(self) -> set[str]:
         """Every job that Redis knows."""
         return set(_texts(self._redis.zrange(_index_key(None), 0, -1)))
@@ -309,7 +365,7 @@ class JobRegistry:
     # --- inside -------------------------------------------------------------------------------------------------
 
     def _index_in(self, pipe: Pipeline, record: JobRecord, *, has_just_ended: bool = False) -> None:
-        pipe.hset(_job_key(record.id), "record", record.model_dump_json())
+        pipe.hset(_job_key(record.id), mapping={"record": record.model_dump_json(), "revision": record.revision})
         expect_errands(pipe, record, has_just_ended=has_just_ended)
         if record.owner and record.media_removed_at is None:
             pipe.hset(_source_bytes_key(record.owner), record.id, record.source_size_bytes)
@@ -331,12 +387,41 @@ class JobRegistry:
             else:
                 pipe.zrem(key, record.id)
 
-    def _write_current_record(self, job_id: str) -> None:
-        """Write what Redis has now, so that the last change is also the last write."""
-        with self._storage.locked(job_id) as is_there:
-            content = cast(bytes | None, self._redis.hget(_job_key(job_id), "record"))
-            if is_there and content:  # else it was removed meanwhile
-                self._storage.write_record(JobRecord.model_validate_json(content))
+    def _known(self, job_id: str) -> JobRecord | None:
+        content = cast(bytes | None, self._redis.hget(_job_key(job_id), "record"))
+        return JobRecord.model_validate_json(content) if content else None
+
+    def _stored(self, job_id: str, known: JobRecord | None) -> JobRecord | None:
+        """A damaged file counts as none where Redis knows the record, and is replaced by that."""
+        try:
+            return self._storage.read_record(job_id)
+        except ValidationError:
+            if known is None:
+                raise
+            return None
+
+    def _write_down(self, changed: JobRecord) -> None:
+        """Write what Redis has now, or `changed` if it has lost that: so the last change is also the last write."""
+        with self._storage.locked(changed.id):
+            while self._storage.folder(changed.id).record.exists():  # else it was removed meanwhile
+                known = self._known(changed.id)
+                stored = self._stored(changed.id, known or changed)
+                latest = _latest(known, changed, stored)
+                assert latest
+                if latest != stored:
+                    self._storage.write_record(latest)
+                # Looked at once more after the write: on a file system whose locks end at the host, two may write.
+                if self._note_written(keys=[_UNWRITTEN_KEY, _job_key(changed.id)], args=[changed.id, latest.revision]):
+                    return
+        self._redis.srem(_UNWRITTEN_KEY, changed.id)
+
+    def _server_run_id(self) -> bytes:
+        return cast(dict[str, str], self._redis.info("server"))["run_id"].encode()
+
+
+def _latest(*copies: JobRecord | None) -> JobRecord | None:
+    """Of copies of one record; the first where they are of the same revision."""
+    return max((copy for copy in copies if copy), key=lambda copy: copy.revision, default=None)
 
 
 def _texts(reply: object) -> list[str]:

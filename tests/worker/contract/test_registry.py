@@ -5,11 +5,23 @@ from threading import Thread
 
 import pytest
 from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from worker.contract.failure import FailureCode
-from worker.contract.job import Container, JobError, JobOptions, JobRecord, JobStatus, ResultInfo, new_job_id, now
+from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import (
+    Container,
+    JobError,
+    JobOptions,
+    JobRecord,
+    JobStatus,
+    PartialResult,
+    ResultInfo,
+    new_job_id,
+    now,
+)
 from worker.contract.registry import JobRegistry
-from worker.contract.storage import JobStorage
+from worker.contract.storage import JobStorage, StorageBusyError, folder_locked
 
 RESULT = ResultInfo(container=Container.MP4, width=128, height=96, frames=9, size_bytes=1, sha256="0" * 64)
 
@@ -24,6 +36,10 @@ def storage(tmp_path: Path) -> JobStorage:
 @pytest.fixture
 def registry(redis: Redis, storage: JobStorage) -> JobRegistry:
     return JobRegistry(redis, storage)
+
+
+class Killed(BaseException):
+    """SIGKILL, for what runs in this process."""
 
 
 def make_record() -> JobRecord:
@@ -173,3 +189,193 @@ def test_ids_sort_by_time_and_never_reach_outside_the_storage(storage: JobStorag
     assert new_job_id()[:8] <= new_job_id()[:8]
     with pytest.raises(ValueError, match="not a job id"):
         storage.folder("../../etc/passwd....")
+
+
+@pytest.mark.parametrize("fault", [Killed(), JobFailureError(FailureCode.OUT_OF_DISK, "the disk is full")])
+def test_a_change_that_storage_never_heard_of_is_known_to_be_unwritten_and_can_be_written(
+    registry: JobRegistry, storage: JobStorage, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    # Given a worker that succeeds, and dies (or finds the disk full) between telling Redis and telling storage
+    record = make_record()
+    registry.add(record)
+
+    def cut_short(record: JobRecord) -> None:
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "write_record", cut_short)
+        with pytest.raises((Killed, JobFailureError)):
+            registry.succeed(record.id, RESULT)
+    assert registry.unwritten_ids() == [record.id]
+
+    # When somebody looks after it
+    settled = registry.settle(record.id)
+
+    # Then storage knows what Redis decided
+    assert settled is not None
+    assert settled.status is JobStatus.SUCCEEDED
+    assert storage.read_record(record.id) == settled
+    assert registry.unwritten_ids() == []
+
+
+def test_a_change_whose_answer_was_lost_is_known_to_be_ones_own(
+    registry: JobRegistry, storage: JobStorage, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a Redis that carries out a transaction, and whose answer comes too late
+    record = make_record()
+    registry.add(record)
+    execute = Pipeline._execute_transaction
+    lost = []
+
+    def late(self: Pipeline, *arguments: object) -> object:
+        answer = execute(self, *arguments)
+        if not lost:
+            lost.append(answer)
+            self.watching = True  # as it is until the answer is read
+            raise RedisTimeoutError("Timeout reading from socket")
+        return answer
+
+    # When a job is canceled
+    monkeypatch.setattr(Pipeline, "_execute_transaction", late)
+    canceled = registry.cancel(record.id, keep_partial=True)
+
+    # Then it was canceled by us, durably and once
+    assert lost
+    assert canceled is not None
+    assert canceled.partial_result is PartialResult.BEING_MADE
+    assert storage.read_record(record.id) == canceled
+    assert canceled.revision == 1
+    assert registry.unwritten_ids() == []
+
+
+def test_a_change_lost_by_redis_right_after_it_was_made_is_durable(
+    registry: JobRegistry, storage: JobStorage, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a Redis that is wiped before storage was told
+    record = make_record()
+    registry.add(record)
+
+    # When
+    write = registry._write_down
+
+    def write_after_the_wipe(changed: JobRecord) -> None:
+        redis.flushall()
+        write(changed)
+
+    monkeypatch.setattr(registry, "_write_down", write_after_the_wipe)
+    registry.succeed(record.id, RESULT)
+
+    # Then
+    on_disk = storage.read_record(record.id)
+    assert on_disk is not None
+    assert on_disk.status is JobStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize("later_in", ["redis", "storage"])
+def test_of_redis_and_storage_the_later_revision_wins(
+    registry: JobRegistry, storage: JobStorage, later_in: str
+) -> None:
+    # Given a job that was failed and is tried again, of which one of the two knows only the failure
+    record = make_record()
+    registry.add(record)
+    failed = registry.fail(record.id, JobError(code=FailureCode.INTERNAL, message="lost"))
+    retried = registry.retry(record.id)
+    assert failed
+    assert retried
+    if later_in == "redis":
+        storage.write_record(failed)
+    else:
+        registry.index(failed)
+
+    # When
+    settled = registry.settle(record.id)
+
+    # Then
+    assert settled == storage.read_record(record.id) == registry.get(record.id) == retried
+    assert registry.unfinished_ids() == [record.id]
+
+
+def test_what_redis_forgot_in_a_power_cut_still_decides_races(registry: JobRegistry, storage: JobStorage) -> None:
+    # Given a canceled job that Redis believes to be under way
+    record = make_record()
+    registry.add(record)
+    canceled = registry.cancel(record.id)
+    registry.index(record)
+
+    # When its worker reports success
+    succeeded = registry.succeed(record.id, RESULT)
+
+    # Then it comes too late
+    assert succeeded is None
+    assert storage.read_record(record.id) == canceled
+
+
+def test_putting_a_job_back_into_the_index_writes_nothing(
+    registry: JobRegistry, storage: JobStorage, redis: Redis
+) -> None:
+    # Given a job in an emptied Redis
+    record = make_record()
+    registry.add(record)
+    redis.flushall()
+    written = storage.folder(record.id).record.stat()
+
+    # When
+    registry.settle(record.id)
+
+    # Then
+    assert registry.indexed_ids() == {record.id}
+    assert storage.folder(record.id).record.stat() == written
+
+
+def test_a_record_of_before_there_were_revisions_can_be_changed(registry: JobRegistry, storage: JobStorage) -> None:
+    # Given a job of the version before
+    record = make_record()
+    registry.add(record)
+    file = storage.folder(record.id).record
+    file.write_text(record.model_dump_json(exclude={"revision"}))
+    assert "revision" not in file.read_text()
+
+    # When
+    canceled = registry.cancel(record.id)
+
+    # Then
+    assert canceled is not None
+    assert canceled.revision == 1
+    assert storage.read_record(record.id) == canceled
+
+
+def test_a_damaged_record_is_replaced_by_what_redis_knows(registry: JobRegistry, storage: JobStorage) -> None:
+    record = make_record()
+    registry.add(record)
+    storage.folder(record.id).record.write_bytes(b"{")
+    assert registry.settle(record.id) == record
+    assert storage.read_record(record.id) == record
+
+
+def test_a_job_whose_storage_somebody_holds_for_too_long_is_changed_and_written_later(
+    redis: Redis, tmp_path: Path
+) -> None:
+    # Given a process that froze while it held a job
+    storage = JobStorage(tmp_path, lock_wait_seconds=0.05)
+    storage.prepare()
+    registry = JobRegistry(redis, storage)
+    record = make_record()
+    registry.add(record)
+
+    # When
+    with folder_locked(storage.folder(record.id).path, 0), pytest.raises(StorageBusyError):
+        registry.cancel(record.id)
+
+    # Then
+    assert registry.is_final(record.id)
+    assert registry.unwritten_ids() == [record.id]
+    registry.settle(record.id)
+    assert storage.read_record(record.id) == registry.get(record.id)
+
+
+def test_a_redis_that_was_started_again_is_one_that_nobody_has_checked(registry: JobRegistry, redis: Redis) -> None:
+    assert not registry.is_checked()
+    registry.note_checked()
+    assert registry.is_checked()
+    redis.set("vsr:jobs:checked", "0" * 40)  # as an earlier server process has left it
+    assert not registry.is_checked()
