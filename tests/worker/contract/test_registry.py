@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -225,9 +226,9 @@ def test_a_change_whose_answer_was_lost_is_known_to_be_ones_own(
     record = make_record()
     registry.add(record)
     execute = Pipeline._execute_transaction
-    lost = []
+    lost: list[object] = []
 
-    def late(self: Pipeline, *arguments: object) -> object:
+    def late(self: Pipeline, *arguments: Any) -> object:
         answer = execute(self, *arguments)
         if not lost:
             lost.append(answer)
