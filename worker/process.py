@@ -1,14 +1,20 @@
 """One worker process: loads its model once, then takes tasks from the queue until it is told to stop.
 
-Started by the supervisor as `python -m worker.process`, with its settings in the environment. With everything imported,
-which takes most of the time of a start, it waits for its name on standard input: until then it is nobody's, and may be
-kept as a spare. It ends with one of `worker.exit_codes.ExitCode`.
+Started by the supervisor as `python -m worker.process`, with its settings in the environment, this is no worker yet but
+the template of all (worker.process_template): with everything imported, it forks a worker whenever it is told a name,
+which ends with one of `worker.exit_codes.ExitCode`.
 """
 
+import gc
 import json
 import logging
 import os
+import select
+import signal
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from types import FrameType
 
 import structlog
@@ -25,6 +31,7 @@ from worker.cage import Cages
 from worker.confinement import YES
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.logs import configure_logging
+from worker.contract.processes import ending_with_parent
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
@@ -42,16 +49,76 @@ log = structlog.get_logger(__name__)
 _WORKER_TTL_SECONDS = 35
 # A few beats of the lease may be missed before the gateway forgets what this process has loaded.
 _BEATS_BEFORE_FORGOTTEN = 4
+_STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 def main() -> int:
+    """The template's life; a worker process, being a fork of it, returns from here too."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    # A stop is for the workers. Whoever stops a whole group of processes must not end them through their template.
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
     cages = Cages(WorkerSettings(), VideoLimits())
     protections = cages.in_force()
-    place = sys.stdin.readline()
-    if not place:  # the supervisor has no use for it
-        cages.shut()
-        return ExitCode.OK
-    name, environment = json.loads(place)
+    cages.shut()
+    die_with_template = ending_with_parent(signal.SIGKILL)
+    bell = _ring_when_a_child_ends()
+    gc.freeze()  # what is here now is shared by all, and a collection would copy it
+    orders = b""
+    _say(channel, "ready")
+    while True:
+        select.select([channel, bell], [], [])
+        with suppress(BlockingIOError):
+            bell.recv(4096)
+            for pid, returncode in _ended_children():
+                _say(channel, "ended", pid, returncode)
+        if not select.select([channel], [], [], 0)[0]:
+            continue
+        heard = channel.recv(65536)
+        if not heard:  # the supervisor has gone
+            return ExitCode.OK
+        *lines, orders = (orders + heard).split(b"\n")
+        for line in lines:
+            name, environment = json.loads(line)
+            if (pid := os.fork()) == 0:
+                die_with_template()
+                _become_an_own_process(channel, bell)
+                return work(name, environment, protections)
+            _say(channel, "forked", pid)
+
+
+def _say(channel: socket.socket, word: str, *numbers: int) -> None:
+    channel.sendall(json.dumps([word, *numbers]).encode() + b"\n")
+
+
+def _ring_when_a_child_ends() -> socket.socket:
+    """Return what can be read when that happens."""
+    bell, ringer = socket.socketpair()
+    bell.setblocking(False)
+    ringer.setblocking(False)
+    signal.set_wakeup_fd(ringer.detach(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    return bell
+
+
+def _ended_children() -> Iterator[tuple[int, int]]:
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            yield ended[0], os.waitstatus_to_exitcode(ended[1])
+
+
+def _become_an_own_process(*of_template: socket.socket) -> None:
+    """Leave behind what a fork inherits and a started process has not."""
+    os.setsid()
+    os.close(signal.set_wakeup_fd(-1))
+    for one in of_template:
+        one.close()
+    for number in (*_STOPS, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def work(name: str, environment: dict[str, str], protections: dict[str, str]) -> int:
+    """A worker process's life. `environment`: what its place has beside that of all."""
     os.environ.update(environment)
     settings, redis_settings, storage_settings = WorkerSettings(), RedisSettings(), StorageSettings()
     log_settings = LogSettings()
@@ -87,7 +154,7 @@ def main() -> int:
     )
     worker.watch = watch
     watch.start()
-    cages.check = watch.check
+    cages = Cages(settings, VideoLimits(), watch.check)
     workbench.set(Workbench(registry, queue, storage, models, watch, settings, VideoLimits(), cages))
     worker.work(with_scheduler=False)
     cages.shut()

@@ -20,6 +20,7 @@ from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.report import RenderingReport, Report
 from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, write_atomically
+from worker.job_files import finished_segments
 from worker.plan import SCALE, Plan
 
 _TILES_PX = (512, 256, 128, 64)
@@ -113,12 +114,18 @@ def step_down(folder: JobFolder, plan: Plan, seen: Rendering) -> Rendering:
         return smaller
 
 
-def start_over(registry: JobRegistry, queue: TaskQueue, plan: Plan, job_id: str) -> None:
-    """After `step_down` in the service: count from zero, and let the removed segments be handed out again.
+def stepped_down_since(folder: JobFolder, moment: float) -> bool:
+    """Whether the job has gone a step down after `moment`, in seconds since 1970."""
+    rendering = read_rendering(folder)
+    return rendering is not None and rendering.backoffs > 0 and folder.rendering.stat().st_mtime >= moment
 
-    The reconciler does so, as with every segment that is missing and that nobody has.
+
+def start_over(registry: JobRegistry, queue: TaskQueue, plan: Plan, folder: JobFolder, job_id: str) -> None:
+    """After `step_down` in the service: count anew, and let the removed segments be handed out again.
+
+    The reconciler does so, as with every segment that is missing and that nobody has. Harmless at any time.
     """
-    registry.start_rendering(job_id, plan.frames, len(plan.segments), {})
+    registry.start_rendering(job_id, plan.frames, len(plan.segments), finished_segments(plan, folder))
     queue.forget_ended_tasks(job_id, len(plan.segments))
 
 

@@ -64,11 +64,6 @@ class WorkerSettings(BaseSettings):
     )
     metrics_host: str = Field("127.0.0.1", description="Address of the worker's own /metrics; 0.0.0.0 in a container.")
     metrics_port: int = Field(9100, ge=0, le=65535, description="Port of the worker's own /metrics. 0: any free one.")
-    spare_process: bool = Field(
-        True,
-        description="Keep one more process waiting with everything imported, about 250 MB without a model, which takes "
-        "the place of one that died at once.",
-    )
     lease_seconds: float = Field(15.0, gt=0, description="A worker silent for longer is taken for lost.")
     stall_seconds: float = Field(
         600.0, gt=0, description="A task without a finished frame for so long is ended. Must exceed the slowest batch."

@@ -16,6 +16,7 @@ from redis.lock import Lock
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.job import Job
 from rq.registry import FailedJobRegistry, FinishedJobRegistry
+from rq.utils import utcparse
 from rq.worker import BaseWorker
 from rq.worker_registration import REDIS_WORKER_KEYS, WORKERS_BY_QUEUE_KEY
 
@@ -47,6 +48,11 @@ class TaskRecovery:
     def tasks_of(self, worker_name: str) -> list[str]:
         """The ids of the tasks that this worker is, or was, at."""
         return [_task_of(execution) for execution in self._executions_of(worker_name)]
+
+    def began_at(self, task: str) -> float | None:
+        """When a worker last began this task, in seconds since 1970. None: nobody ever did."""
+        moment = cast(bytes | None, self._redis.hget(Job.key_for(task), "started_at"))
+        return utcparse(moment.decode()).timestamp() if moment else None
 
     def reap(self, worker_name: str, *, count_attempt: bool = True) -> dict[str, bool]:
         """Give the dead worker's task back to the front of the queue.
