@@ -69,7 +69,7 @@ class Host:
     def signal(self, number: signal.Signals) -> None:
         """To everything on this machine, the supervisor first."""
         assert self.process is not None
-        for pid in [self.process.pid, *children_of(self.process.pid)]:
+        for pid in [self.process.pid, *descendants_of(self.process.pid)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -83,7 +83,7 @@ class Host:
 
     def pids(self) -> set[int]:
         """The processes under the supervisor."""
-        return set(children_of(self.process.pid)) if self.process else set()
+        return set(descendants_of(self.process.pid)) if self.process else set()
 
 
 class Cluster:
@@ -257,7 +257,10 @@ def task_of(execution: str) -> str:
     return execution.rpartition(":")[0]
 
 
-def children_of(pid: int) -> list[int]:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
+def descendants_of(pid: int) -> list[int]:
+    """Workers are their template's children, and what reads a video is a worker's."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [one for child in children for one in (child, *descendants_of(child))]
