@@ -6,12 +6,15 @@ W (`segments_in_flight`) is the job's own, from its plan: at each step the same,
 The gateway enqueues by name: it never imports the functions.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from redis import Redis
 from rq import Queue, Retry, Worker
 from rq.exceptions import DuplicateJobError
-from rq.job import Job, JobStatus
+from rq.executions import ExecutionRegistry
+from rq.job import Job
+from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.serializers import JSONSerializer
 
 QUEUE_NAME = "vsr"
@@ -22,6 +25,39 @@ MAX_ATTEMPTS = 3
 _TASK_TIMEOUT_SECONDS = 24 * 3600
 _RESULT_TTL_SECONDS = 24 * 3600
 _FAILURE_TTL_SECONDS = 7 * 24 * 3600
+# How many tasks one call of the script below forgets: it keeps all others from Redis meanwhile.
+_FORGOTTEN_AT_A_TIME = 500
+
+# Forget tasks, all or only those that nobody waits for or is at. In one script: between a look and a removal a worker
+# could begin. Nothing is read of a task itself: its hash may be what a worker has written since Redis lost the rest.
+# KEYS: queue, handover, started, finished, failed, and of each task its hash, executions and results.
+# ARGV: 1 to leave the living, then the tasks.
+_FORGET = """
+local living, executions = {}, {}
+for place = 1, 2 do
+  for _, task in ipairs(redis.call('LRANGE', KEYS[place], 0, -1)) do living[task] = true end
+end
+for _, execution in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
+  local task = string.match(execution, '^(.*):')
+  living[task] = true
+  executions[task] = executions[task] or {}
+  table.insert(executions[task], execution)
+end
+for number = 2, #ARGV do
+  local task = ARGV[number]
+  if not (living[task] and ARGV[1] == '1') then
+    if living[task] then
+      redis.call('LREM', KEYS[1], 0, task)
+      redis.call('LREM', KEYS[2], 0, task)
+      for _, execution in ipairs(executions[task] or {}) do redis.call('ZREM', KEYS[3], execution) end
+    end
+    redis.call('ZREM', KEYS[4], task)
+    redis.call('ZREM', KEYS[5], task)
+    local first = 6 + 3 * (number - 2)
+    redis.call('DEL', KEYS[first], KEYS[first + 1], KEYS[first + 2])
+  end
+end
+"""
 
 
 class TaskKind(StrEnum):
@@ -33,6 +69,7 @@ class TaskKind(StrEnum):
 class TaskQueue:
     def __init__(self, redis: Redis) -> None:
         self.rq = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
+        self._forget = redis.register_script(_FORGET)
 
     def enqueue_plan(self, job_id: str) -> None:
         self._enqueue(TaskKind.PLAN, job_id)
@@ -59,16 +96,17 @@ class TaskQueue:
         self._enqueue(TaskKind.ASSEMBLE, job_id)
 
     def enqueue_again(self, kind: TaskKind, job_id: str, index: int | None = None) -> None:
-        """As if for the first time, whatever is left of an earlier run: for tasks that nobody has."""
-        if remains := Job.fetch_many([task_id(kind, job_id, index)], self.rq.connection, serializer=JSONSerializer)[0]:
-            remains.delete()
+        """As if for the first time, whatever is left of an earlier run; nothing where somebody has it by now."""
+        self._forget_tasks([task_id(kind, job_id, index)], only_ended=True)
         self._enqueue(kind, job_id, index)
 
     def forget_ended_tasks(self, job_id: str, segments_total: int) -> None:
         """Remove what RQ remembers of the job's tasks that nobody waits for or is at, so that they can be enqueued."""
-        for task in self._tasks_of(job_id, segments_total):
-            if task.get_status(refresh=False) not in (JobStatus.QUEUED, JobStatus.STARTED):
-                task.delete()
+        self._forget_tasks(_tasks_of(job_id, segments_total), only_ended=True)
+
+    def forget_tasks(self, job_id: str, segments_total: int) -> None:
+        """Remove the job's tasks, so that none of a deleted job is left."""
+        self._forget_tasks(_tasks_of(job_id, segments_total), only_ended=False)
 
     def waiting(self) -> int:
         return self.rq.count
@@ -89,16 +127,18 @@ class TaskQueue:
         except DuplicateJobError:
             return
 
-    def forget_tasks(self, job_id: str, segments_total: int) -> None:
-        """Remove the job's tasks, so that none of a deleted job is left."""
-        for task in self._tasks_of(job_id, segments_total):
-            task.delete()
-
-    def _tasks_of(self, job_id: str, segments_total: int) -> list[Job]:
-        identifiers = [task_id(TaskKind.PLAN, job_id), task_id(TaskKind.ASSEMBLE, job_id)]
-        identifiers += [task_id(TaskKind.SEGMENT, job_id, index) for index in range(segments_total)]
-        known = Job.fetch_many(identifiers, self.rq.connection, serializer=JSONSerializer)
-        return [task for task in known if task]
+    def _forget_tasks(self, tasks: Sequence[str], *, only_ended: bool) -> None:
+        places = [
+            self.rq.key,
+            self.rq.intermediate_queue_key,
+            self.rq.started_job_registry.key,
+            FinishedJobRegistry(queue=self.rq).key,
+            FailedJobRegistry(queue=self.rq).key,
+        ]
+        for first in range(0, len(tasks), _FORGOTTEN_AT_A_TIME):
+            some = tasks[first : first + _FORGOTTEN_AT_A_TIME]
+            keys = [key for task in some for key in _keys_of(task)]
+            self._forget(keys=places + keys, args=[int(only_ended), *some])
 
 
 def task_id(kind: TaskKind, job_id: str, index: int | None = None) -> str:
@@ -108,3 +148,13 @@ def task_id(kind: TaskKind, job_id: str, index: int | None = None) -> str:
 def job_id_of(task: str) -> str:
     """The job of a task id."""
     return task.partition("-")[0]
+
+
+def _tasks_of(job_id: str, segments_total: int) -> list[str]:
+    segments = [task_id(TaskKind.SEGMENT, job_id, index) for index in range(segments_total)]
+    return [task_id(TaskKind.PLAN, job_id), *segments, task_id(TaskKind.ASSEMBLE, job_id)]
+
+
+def _keys_of(task: str) -> tuple[str, str, str]:
+    """All that RQ keeps of a task beside its place: its hash, its executions and its results."""
+    return Job.key_for(task), ExecutionRegistry.key_template.format(task), f"rq:results:{task}"

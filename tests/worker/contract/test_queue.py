@@ -3,6 +3,9 @@
 import pytest
 from redis import Redis
 from rq import SimpleWorker
+from rq.executions import Execution
+from rq.job import Job
+from rq.serializers import JSONSerializer
 
 from worker.contract.job import new_job_id
 from worker.contract.queue import TaskKind, TaskQueue, job_id_of, task_id
@@ -74,3 +77,96 @@ def test_a_task_id_tells_its_job(redis: Redis) -> None:
     job_id = new_job_id()
     assert job_id_of(task_id(TaskKind.SEGMENT, job_id, 7)) == job_id
     assert job_id_of(task_id(TaskKind.ASSEMBLE, job_id)) == job_id
+
+
+def take_task(queue: TaskQueue) -> Job:
+    taken = queue.rq.dequeue_any([queue.rq], None, connection=queue.rq.connection, serializer=JSONSerializer)
+    assert taken is not None
+    return taken[0]
+
+
+def start_task(queue: TaskQueue, worker: SimpleWorker) -> Execution:
+    """As far as the first line of the task's function."""
+    task = take_task(queue)
+    execution = worker.prepare_execution(task)
+    worker.prepare_job_execution(task, remove_from_intermediate_queue=True)
+    return execution
+
+
+@pytest.fixture
+def worker(redis: Redis) -> SimpleWorker:
+    queue = TaskQueue(redis)
+    worker = SimpleWorker([queue.rq], name="w1", connection=redis, serializer=JSONSerializer)
+    worker.register_birth()
+    return worker
+
+
+@pytest.mark.parametrize("is_at", ["queue", "handover", "work"])
+def test_a_task_that_somebody_has_is_not_enqueued_again(redis: Redis, worker: SimpleWorker, is_at: str) -> None:
+    # Given a task that was enqueued, or taken, or begun, since somebody found it missing
+    queue, job_id = TaskQueue(redis), new_job_id()
+    queue.enqueue_plan(job_id)
+    if is_at == "handover":
+        take_task(queue)
+    if is_at == "work":
+        start_task(queue, worker)
+    before = {key: redis.dump(key) for key in redis.scan_iter()}
+
+    # When
+    queue.enqueue_again(TaskKind.PLAN, job_id)
+
+    # Then it is left alone
+    assert {key: redis.dump(key) for key in redis.scan_iter()} == before
+
+
+@pytest.mark.parametrize("forget", ["enqueue_again", "forget_ended_tasks", "forget_tasks"])
+def test_what_a_worker_wrote_of_a_task_that_redis_lost_stops_nobody(
+    redis: Redis, worker: SimpleWorker, forget: str
+) -> None:
+    # Given a Redis that was wiped between a task's handover and its start, and a worker that died then
+    queue, job_id = TaskQueue(redis), new_job_id()
+    queue.enqueue_plan(job_id)
+    task = take_task(queue)
+    redis.flushall()
+    worker.prepare_execution(task)
+    worker.prepare_job_execution(task, remove_from_intermediate_queue=True)
+    redis.delete(queue.rq.started_job_registry.key)
+    assert redis.hget(Job.key_for(task.id), "data") is None
+
+    # When
+    if forget == "enqueue_again":
+        queue.enqueue_again(TaskKind.PLAN, job_id)
+    else:
+        getattr(queue, forget)(job_id, 0)
+        queue.enqueue_plan(job_id)
+
+    # Then it is a task like any other
+    assert queue.rq.job_ids == [task.id]
+    assert take_task(queue).kwargs == {"job_id": job_id}
+
+
+def test_the_tasks_of_a_job_can_be_forgotten_after_its_worker_was_lost(redis: Redis, worker: SimpleWorker) -> None:
+    # Given a task whose worker is gone for so long that Redis dropped the execution, but not yet its name
+    queue, job_id = TaskQueue(redis), new_job_id()
+    queue.enqueue_first_segments(job_id, 3, 2)
+    execution = start_task(queue, worker)
+    redis.delete(execution.key)
+
+    # When
+    queue.forget_tasks(job_id, 3)
+
+    # Then
+    assert queue.waiting() == 0
+    assert [key for key in redis.scan_iter() if job_id.encode() in key] == []
+    assert redis.zcard(queue.rq.started_job_registry.key) == 0
+
+
+def test_the_tasks_of_a_long_job_are_forgotten_in_many_steps(redis: Redis) -> None:
+    queue, job_id, other = TaskQueue(redis), new_job_id(), new_job_id()
+    queue.enqueue_first_segments(job_id, 1200, 1200)
+    queue.enqueue_plan(other)
+
+    queue.forget_tasks(job_id, 1200)
+
+    assert queue.rq.job_ids == [task_id(TaskKind.PLAN, other)]
+    assert redis.keys("rq:job:*") == [b"rq:job:" + task_id(TaskKind.PLAN, other).encode()]
