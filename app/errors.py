@@ -251,6 +251,17 @@ class ShuttingDownError(ProblemError):
         super().__init__("The request was cut off. Try again soon.", {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
+class TooManyConnectionsError(ProblemError):
+    status, code, title = 503, "too_many_connections", "Too many requests are under way"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} requests are being worked on already. Try again soon.",
+            {"Retry-After": str(RETRY_AFTER_SECONDS)},
+            limit=limit,
+        )
+
+
 class OutOfDiskError(ProblemError):
     status, code, title = 507, FailureCode.OUT_OF_DISK.value, "The storage has no room for this"
 

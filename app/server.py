@@ -1,8 +1,10 @@
 """Running the gateway in this process until it is told to stop."""
 
-import asyncio
+import functools
+import resource
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +13,8 @@ from types import FrameType
 import structlog
 import uvicorn
 from prometheus_client import CollectorRegistry, start_http_server
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.connections import SPARE_CONNECTIONS, Connection, Connections
 from app.gateway import RedisAddressError, create_app
 from app.keys import KeysError
 from app.settings import GatewaySettings
@@ -23,8 +25,12 @@ log = structlog.get_logger(__name__)
 
 # Open streams would hold the exit for ever.
 _GRACEFUL_SHUTDOWN_SECONDS = 2
-# Of one request line with its headers, or of what follows a chunked body.
-_MAX_HEAD_BYTES = 64 * 1024
+# Connections that the kernel holds for us; in one moment all of them may come in.
+_BACKLOG = 512
+# Those of Redis, of the log, of libraries; twice over.
+_OWN_FILES = 256
+# How long a thread may keep Python's lock while the event loop waits for it: by default ten times as long.
+_SWITCH_SECONDS = 0.0005
 
 
 class GatewayStartError(Exception):
@@ -52,6 +58,7 @@ def serve_gateway(
         raise GatewayStartError(str(error)) from error
     prepare_storage(storage_settings)
     with _metrics_served(settings, app.state.prometheus), _listening(settings.host, settings.port) as listener:
+        shared = Connections(_connections_within_files(settings.max_connections), settings.head_timeout_seconds)
         config = uvicorn.Config(
             app,
             timeout_graceful_shutdown=_GRACEFUL_SHUTDOWN_SECONDS,
@@ -60,12 +67,14 @@ def serve_gateway(
             access_log=False,
             server_header=False,
             ws="none",
-            http=_Connection,
+            backlog=_BACKLOG,
+            http=functools.partial(Connection, shared=shared),  # type: ignore[arg-type]
         )
         url = _url(listener)
         if not settings.has_keys:
             who = "everyone who reaches this address" if settings.allow_anonymous else "programs on this machine only"
             log.warning("no API keys are configured (VSR_API_KEYS)", url=url, answers=who)
+        sys.setswitchinterval(_SWITCH_SECONDS)
         with _returning_on_signals():
             _Server(config, lambda: on_listening(url) if on_listening else None).run(sockets=[listener])
 
@@ -102,26 +111,20 @@ def _metrics_served(settings: GatewaySettings, registry: CollectorRegistry) -> I
         thread.join()
 
 
-class _Connection(HttpToolsProtocol):
-    """With a bound on what comes around a body: httptools itself keeps headers of any size, and any number of them."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._head_bytes = 0
-        super().connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._head_bytes += len(data)
-        super().data_received(data)
-        if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response("Request header fields too large.")
-
-    def on_body(self, body: bytes) -> None:
-        self._head_bytes = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._head_bytes = 0
-        super().on_message_complete()
+def _connections_within_files(wanted: int) -> int:
+    """How many there may be, each with a file that it fills or reads, once this process may open as many as it can."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    around = _BACKLOG + SPARE_CONNECTIONS + _OWN_FILES
+    needed = 2 * wanted + around
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed == needed:
+        return wanted
+    possible = max(1, (allowed - around) // 2)
+    log.warning("fewer connections than VSR_MAX_CONNECTIONS: raise the limit of open files", connections=possible)
+    return possible
 
 
 class _Server(uvicorn.Server):

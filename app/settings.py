@@ -2,9 +2,9 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.guarded_http import TargetPolicy
@@ -95,6 +95,9 @@ class GatewaySettings(OutboundSettings):
     upload_idle_timeout_seconds: float = Field(
         60.0, gt=0, description="An upload that sends nothing for so long is given up."
     )
+    upload_min_bytes_per_second: int = Field(
+        1024, ge=0, description="An upload that is slower over five minutes is given up. 0: however slow."
+    )
     upload_retention_seconds: float = Field(
         24 * 3600.0, gt=0, description="Uploads that did not become a job are removed when older than this."
     )
@@ -126,6 +129,18 @@ class GatewaySettings(OutboundSettings):
     max_active_jobs_per_key: int = Field(
         100, ge=0, description="Jobs of one API key that may wait or run at a time. 0: any number."
     )
+    max_connections: int = Field(
+        1024,
+        ge=1,
+        description="Requests that this gateway works on at a time, more than `max_uploads`; others are answered 503. "
+        "As many connections, and a few more, may be open: then those that ask for nothing are closed for new ones.",
+    )
+    head_timeout_seconds: float = Field(
+        20.0,
+        gt=0,
+        description="A connection that has not sent a whole request head for so long is closed; so is one that still "
+        "sends the body of a request that was refused.",
+    )
     max_uploads: int = Field(
         256,
         ge=0,
@@ -143,6 +158,12 @@ class GatewaySettings(OutboundSettings):
     @classmethod
     def split_at_commas(cls, value: object) -> object:
         return [part for item in value.split(",") if (part := item.strip())] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def leave_connections_for_others(self) -> Self:
+        if self.max_connections <= self.max_uploads:
+            raise ValueError("max_connections must be more than max_uploads, or nothing else would get through")
+        return self
 
     @field_validator("api_keys")
     @classmethod

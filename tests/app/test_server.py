@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,13 +33,20 @@ sys.exit(7)
 
 @contextmanager
 def gateway_process(
-    redis_url: str, storage_dir: Path, extra: dict[str, str] | None = None
+    redis_url: str, storage_dir: Path, extra: dict[str, str] | None = None, before: Sequence[str] = ()
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A gateway in a process of its own, and its address. Exits with 7 when `serve_gateway` returns."""
+    """A gateway in a process of its own, and its address. Exits with 7 when `serve_gateway` returns.
+
+    `before`: of its command.
+    """
     environment = {"VSR_REDIS_URL": redis_url, "VSR_STORAGE_DIR": str(storage_dir), "VSR_MIN_FREE_BYTES": "0"}
     environment |= extra or {}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*before, sys.executable, "-c", PROGRAM],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None
