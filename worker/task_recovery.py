@@ -5,18 +5,23 @@ A task is in exactly one of three places, and moves between them atomically:
     rq:queue:vsr ──BLMOVE──▶ rq:queue:vsr:intermediate ──ms later──▶ rq:wip:vsr, scored by the end of its lease
 
 RQ's own maintenance does this too late (up to 13 minutes), lets two callers enqueue the same task twice, or keeps its
-lock for 15 minutes if the holder dies. Here everything happens under one short lock, as soon as a death is known.
+lock for 15 minutes if the holder dies. Here every move is one script that looks first: it may be asked for by several
+supervisors at once, and again by a client that has not heard the answer.
+
+No clock of another host counts: a lease has run out when nobody has renewed it for its whole length by our own clock.
 """
 
 import time
+from dataclasses import dataclass
 from typing import cast
 
 from redis import Redis
 from redis.lock import Lock
+from rq import worker_registration
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.job import Job
 from rq.registry import FailedJobRegistry, FinishedJobRegistry
-from rq.utils import utcparse
+from rq.utils import now, utcformat, utcparse
 from rq.worker import BaseWorker
 from rq.worker_registration import REDIS_WORKER_KEYS, WORKERS_BY_QUEUE_KEY
 
@@ -30,12 +35,57 @@ _LOCK_WAIT_SECONDS = 1
 _HANDOVER_SECONDS = 5.0
 
 
+# Give one execution's task back to the front of the queue. Only if it is still that execution's: so a second call does
+# nothing. KEYS: started, queue, handover, the task's hash. ARGV: execution, task, the lease's end for which this holds
+# (none: whichever), whether it costs an attempt, now.
+# Returns 0: it is not that execution's any more, or has ended; 1: it is back; 2: it has no attempt left.
+_GIVE_BACK = """
+local lease_end = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not lease_end or (ARGV[3] ~= '' and tonumber(lease_end) ~= tonumber(ARGV[3])) then return 0 end
+local status = redis.call('HGET', KEYS[4], 'status')
+if redis.call('HEXISTS', KEYS[4], 'data') == 0 then
+  -- Redis lost the task, and a worker wrote on: whoever reconciles enqueues it anew.
+  redis.call('DEL', KEYS[4])
+  status = 'lost'
+elseif status == 'started' and ARGV[4] == '1' then
+  if tonumber(redis.call('HGET', KEYS[4], 'retries_left') or 0) <= 0 then return 2 end
+  redis.call('HINCRBY', KEYS[4], 'retries_left', -1)
+end
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('LREM', KEYS[3], 0, ARGV[2])
+if status ~= 'started' and status ~= 'queued' then return 0 end
+redis.call('HSET', KEYS[4], 'status', 'queued', 'enqueued_at', ARGV[5])
+redis.call('PERSIST', KEYS[4])
+redis.call('LREM', KEYS[2], 0, ARGV[2])
+redis.call('LPUSH', KEYS[2], ARGV[2])
+return 1
+"""
+
+# The same for a task that was taken from the queue and never started. KEYS: started, queue, handover. ARGV: the task.
+_RETURN_FROM_HANDOVER = """
+for _, execution in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  if string.match(execution, '^(.*):') == ARGV[1] then return 0 end
+end
+if redis.call('LREM', KEYS[3], 0, ARGV[1]) == 0 then return 0 end
+redis.call('LREM', KEYS[2], 0, ARGV[1])
+redis.call('LPUSH', KEYS[2], ARGV[1])
+return 1
+"""
+_BACK, _NO_ATTEMPT_LEFT = 1, 2
+
+
 class TaskRecovery:
-    def __init__(self, redis: Redis, queue: TaskQueue) -> None:
+    def __init__(self, redis: Redis, queue: TaskQueue, lease_seconds: float = 15.0) -> None:
+        """`lease_seconds`: how long a lease lives without being renewed; workers do so every third of it."""
         self._redis = redis
         self._rq = queue.rq
         self._wip = queue.rq.started_job_registry
+        self._lease_seconds = lease_seconds
+        self._leases: dict[str, _Lease] = {}
+        self._leases_seen_at = 0.0
         self._handover_since: dict[str, float] = {}
+        self._give_back = redis.register_script(_GIVE_BACK)
+        self._return = redis.register_script(_RETURN_FROM_HANDOVER)
 
     def lock(self) -> Lock:
         """Held by whoever moves tasks or enqueues missing ones; a context manager."""
@@ -63,24 +113,28 @@ class TaskRecovery:
         tasks = {}
         for execution in self._executions_of(worker_name):
             task = _task_of(execution)
-            tasks[task] = self._redis.zscore(self._wip.key, execution) is not None
-            if tasks[task] and not count_attempt:
-                self._redis.hincrby(Job.key_for(task), "retries_left", 1)
-            # RQ retries every execution whose lease ended before a given time; those with score 1 are exactly ours.
-            self._redis.zadd(self._wip.key, {execution: 1}, xx=True)
-        self._wip.cleanup(timestamp=1)
-        for task in tasks:  # died between the handover and the start
-            self._return_from_handover(task)
+            tasks[task] = self._gave_back(execution, count_attempt=count_attempt)
+            self._return_from_handover(task)  # died between the handover and the start
         self._unregister(worker_name)
         return tasks
 
     def has_expired_leases(self) -> bool:
-        """Whether `reap_expired_leases` would find anything: one small read, without the lock."""
-        return bool(self._redis.zcount(self._wip.key, "-inf", time.time()))
+        """Whether `reap_expired_leases` would find anything: one small read.
 
-    def reap_expired_leases(self) -> None:
-        """The same for every task whose lease ran out: its host is lost, or its process hangs."""
-        self._wip.cleanup()
+        To be called about every second: it is the looking that finds out. After a pause in it, because Redis was away
+        or we were frozen, nobody knows who could have renewed what, and all leases are watched anew.
+        """
+        self._look_at_leases()
+        return bool(self._expired_leases())
+
+    def reap_expired_leases(self) -> list[str]:
+        """Give back every task whose lease ran out: its host is lost, or its process hangs. Returns the tasks."""
+        self._look_at_leases()
+        return [
+            _task_of(execution)
+            for execution, lease in self._expired_leases().items()
+            if self._gave_back(execution, lease_end=lease.end)
+        ]
 
     def return_stuck_handovers(self) -> None:
         """Tasks taken from the queue by a worker that died before it could say so: seen there twice, seconds apart."""
@@ -113,11 +167,45 @@ class TaskRecovery:
         return {task.decode() for task in [*queued, *in_handover]} | {_task_of(item.decode()) for item in running}
 
     def forget_expired(self) -> None:
-        """RQ keeps lists of ended tasks; drop those whose hashes have expired."""
+        """RQ keeps lists of ended tasks, and of workers; drop those whose hashes have expired."""
         for registry in (FinishedJobRegistry, FailedJobRegistry):
             registry(queue=self._rq).cleanup()
+        worker_registration.clean_worker_registry(self._rq)
 
     # --- inside -------------------------------------------------------------------------------------------------
+
+    def _look_at_leases(self) -> None:
+        seen_at = time.monotonic()
+        leases = cast(list[tuple[bytes, float]], self._redis.zrange(self._wip.key, 0, -1, withscores=True))
+        if seen_at - self._leases_seen_at > self._lease_seconds / 3:
+            self._leases = {}
+        self._leases_seen_at = seen_at
+        before = self._leases
+        self._leases = {}
+        for member, end in leases:
+            known = before.get(member.decode())
+            self._leases[member.decode()] = known if known and known.end == end else _Lease(end, seen_at)
+
+    def _expired_leases(self) -> "dict[str, _Lease]":
+        return {
+            execution: lease
+            for execution, lease in self._leases.items()
+            if self._leases_seen_at - lease.since > self._lease_seconds
+        }
+
+    def _gave_back(self, execution: str, *, lease_end: float | None = None, count_attempt: bool = True) -> bool:
+        """Whether the execution's task went back now. `lease_end`: not if it was renewed since."""
+        task = _task_of(execution)
+        places = [self._wip.key, self._rq.key, self._rq.intermediate_queue_key]
+        end = "" if lease_end is None else repr(lease_end)
+        outcome = self._give_back(
+            keys=[*places, Job.key_for(task)], args=[execution, task, end, int(count_attempt), utcformat(now())]
+        )
+        if outcome == _NO_ATTEMPT_LEFT:
+            # RQ fails every execution whose lease ended before a given time; those with score 1 are exactly ours.
+            self._redis.zadd(self._wip.key, {execution: 1}, xx=True)
+            self._wip.cleanup(timestamp=1)
+        return cast(int, outcome) == _BACK
 
     def _executions_of(self, worker_name: str) -> list[str]:
         members = cast(set[bytes], self._redis.smembers(_executions_key(worker_name)))
@@ -132,12 +220,7 @@ class TaskRecovery:
         return [task.decode() for task in in_handover if task.decode() not in started]
 
     def _return_from_handover(self, task: str) -> None:
-        with self._redis.pipeline() as pipe:
-            pipe.lrem(self._rq.intermediate_queue_key, 1, task)
-            pipe.lrem(self._rq.key, 1, task)
-            pipe.lpush(self._rq.key, task)
-            if task in self._in_handover():
-                pipe.execute()
+        self._return(keys=[self._wip.key, self._rq.key, self._rq.intermediate_queue_key], args=[task])
 
     def _unregister(self, worker_name: str) -> None:
         """A killed worker cannot say goodbye; without this it would be counted as alive for another minute."""
@@ -147,6 +230,14 @@ class TaskRecovery:
             pipe.srem(WORKERS_BY_QUEUE_KEY % self._rq.name, key)
             pipe.delete(key, _executions_key(worker_name))
             pipe.execute()
+
+
+@dataclass(frozen=True)
+class _Lease:
+    end: float
+    """By the clock of whoever holds it: of no meaning here, but that every renewal changes it."""
+    since: float
+    """When we first saw it end then, by our monotonic clock."""
 
 
 def _worker_key(worker_name: str) -> str:

@@ -3,14 +3,42 @@
 import time
 
 import pytest
-from redis import Redis
+from redis import Redis, UnixDomainSocketConnection
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq import Worker
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from tests.worker.lifecycle.conftest import make_worker, start_task, take_task
 from worker.contract.job import new_job_id
 from worker.contract.queue import MAX_ATTEMPTS, TaskKind, TaskQueue, task_id
+from worker.redis_clients import brief_redis
 from worker.task_recovery import TaskRecovery
+
+LEASE_SECONDS = 15.0
+
+
+class Clock:
+    """The monotonic clock of this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: self._now)
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+
+    def watch(self, recovery: TaskRecovery, seconds: float) -> None:
+        """As the supervisor does: look at the leases every second."""
+        for _ in range(round(seconds)):
+            recovery.has_expired_leases()
+            self.advance(1)
+        recovery.has_expired_leases()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
 @pytest.fixture
@@ -20,7 +48,7 @@ def queue(redis: Redis) -> TaskQueue:
 
 @pytest.fixture
 def recovery(redis: Redis, queue: TaskQueue) -> TaskRecovery:
-    return TaskRecovery(redis, queue)
+    return TaskRecovery(redis, queue, LEASE_SECONDS)
 
 
 def retries_left(queue: TaskQueue, task: str) -> int | None:
@@ -118,17 +146,19 @@ def test_a_task_whose_worker_died_on_the_way_to_its_start_comes_back_at_once(
 
 
 def test_a_lease_that_ran_out_gives_the_task_to_others_and_its_old_owner_is_told(
-    queue: TaskQueue, recovery: TaskRecovery, redis: Redis
+    queue: TaskQueue, recovery: TaskRecovery, clock: "Clock"
 ) -> None:
-    # Given a worker whose host is gone: its lease has run out
+    # Given a worker whose host is gone: nobody renews its lease
     job_id = new_job_id()
     queue.enqueue_plan(job_id)
-    execution = start_task(make_worker(queue, "w1"), queue)
+    start_task(make_worker(queue, "w1"), queue)
     assert not recovery.has_lost_its_task("w1")
-    redis.zadd(queue.rq.started_job_registry.key, {execution.composite_key: time.time() - 1})
 
-    # When
-    recovery.reap_expired_leases()
+    # When it has been watched for as long as it lasts
+    clock.watch(recovery, LEASE_SECONDS - 1)
+    assert recovery.reap_expired_leases() == []
+    clock.watch(recovery, 2)
+    assert recovery.reap_expired_leases() == [task_id(TaskKind.PLAN, job_id)]
 
     # Then
     assert queue.rq.job_ids == [task_id(TaskKind.PLAN, job_id)]
@@ -150,3 +180,128 @@ def test_rq_says_that_a_task_without_attempts_left_has_failed(queue: TaskQueue, 
     # Then it is nowhere any more, and known to have failed
     assert recovery.live_tasks() == set()
     assert recovery.has_failed(task_id(TaskKind.PLAN, job_id))
+
+
+@pytest.mark.parametrize("jump_seconds", [-3600, 20, 3600])
+def test_a_worker_whose_clock_is_set_keeps_its_task(
+    queue: TaskQueue, recovery: TaskRecovery, clock: Clock, redis: Redis, jump_seconds: float
+) -> None:
+    # Given a worker that renews its lease, and whose clock differs from ours, or is set in between
+    queue.enqueue_plan(new_job_id())
+    execution = start_task(make_worker(queue, "w1"), queue)
+    for beat in range(12):
+        end = time.time() + LEASE_SECONDS + 5 * beat + (jump_seconds if beat >= 4 else 0)
+        redis.zadd(queue.rq.started_job_registry.key, {execution.composite_key: end})
+
+        # When it is watched for a minute, then nothing is taken from it
+        clock.watch(recovery, 5)
+        assert recovery.reap_expired_leases() == []
+    assert queue.waiting() == 0
+
+
+def test_who_did_not_look_for_a_while_takes_nothing_from_anybody(
+    queue: TaskQueue, recovery: TaskRecovery, clock: Clock
+) -> None:
+    # Given a supervisor that was frozen, or without Redis, for longer than the lease
+    queue.enqueue_plan(new_job_id())
+    start_task(make_worker(queue, "w1"), queue)
+    clock.watch(recovery, 10)
+    clock.advance(600)
+
+    # When it looks again, the lease is as new
+    assert not recovery.has_expired_leases()
+    clock.watch(recovery, LEASE_SECONDS - 1)
+    assert not recovery.has_expired_leases()
+
+    # And runs out like any other
+    clock.watch(recovery, 2)
+    assert recovery.has_expired_leases()
+
+
+def test_a_lease_that_is_renewed_after_the_look_is_not_taken(
+    queue: TaskQueue, recovery: TaskRecovery, clock: Clock, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a lease that looks expired, and is renewed in the moment before its task is taken
+    queue.enqueue_plan(new_job_id())
+    execution = start_task(make_worker(queue, "w1"), queue)
+    clock.watch(recovery, LEASE_SECONDS + 1)
+    assert recovery.has_expired_leases()
+    look = recovery._look_at_leases
+
+    def look_and_renew() -> None:
+        look()
+        redis.zincrby(queue.rq.started_job_registry.key, 5, execution.composite_key)
+
+    # When
+    monkeypatch.setattr(recovery, "_look_at_leases", look_and_renew)
+
+    # Then it stays with its worker
+    assert recovery.reap_expired_leases() == []
+    assert queue.waiting() == 0
+    assert not recovery.has_lost_its_task("w1")
+
+
+def test_a_task_given_back_twice_for_want_of_an_answer_is_queued_once(
+    queue: TaskQueue, redis_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given two tasks whose worker is lost, and a Redis whose every answer comes too late once
+    job_id = new_job_id()
+    queue.enqueue_first_segments(job_id, 2, 2)
+    worker = make_worker(queue, "w1")
+    start_task(worker, queue)
+    start_task(worker, queue)
+    recovery = TaskRecovery(brief_redis(redis_url), queue, LEASE_SECONDS)
+    clock.watch(recovery, LEASE_SECONDS + 1)
+    read_response = UnixDomainSocketConnection.read_response
+    lost: list[int] = []
+
+    def late(self: UnixDomainSocketConnection, *arguments: object, **options: object) -> object:
+        answer: object = read_response(self, *arguments, **options)
+        if isinstance(answer, int) and not lost:  # of a script
+            lost.append(answer)
+            raise RedisTimeoutError("Timeout reading from socket")
+        return answer
+
+    # When
+    with monkeypatch.context() as patched:
+        patched.setattr(UnixDomainSocketConnection, "read_response", late)
+        recovery.reap_expired_leases()
+    recovery.reap("w1")
+
+    # Then
+    assert lost
+    assert sorted(queue.rq.job_ids) == [task_id(TaskKind.SEGMENT, job_id, index) for index in (0, 1)]
+    assert [retries_left(queue, task) for task in queue.rq.job_ids] == [MAX_ATTEMPTS - 1] * 2
+
+
+def test_a_task_of_which_redis_lost_all_but_what_its_worker_wrote_since_goes_with_that_worker(
+    queue: TaskQueue, recovery: TaskRecovery, redis: Redis
+) -> None:
+    # Given a Redis that was wiped between the handover and the start
+    queue.enqueue_plan(new_job_id())
+    worker = make_worker(queue, "w1")
+    task = take_task(queue)
+    redis.flushall()
+    worker.prepare_execution(task)
+    worker.prepare_job_execution(task, remove_from_intermediate_queue=True)
+
+    # When that worker dies
+    recovery.reap("w1")
+
+    # Then nothing is left that would keep the task from being enqueued anew
+    assert recovery.live_tasks() == set()
+    assert not redis.exists(Job.key_for(task.id))
+
+
+def test_the_names_of_lost_hosts_workers_are_forgotten(queue: TaskQueue, recovery: TaskRecovery, redis: Redis) -> None:
+    # Given a living worker, and three whose hosts are gone: their keys have expired
+    make_worker(queue, "alive")
+    for number in range(3):
+        redis.delete(make_worker(queue, f"lost{number}").key)
+
+    # When
+    recovery.forget_expired()
+
+    # Then they count no more
+    assert queue.fair_segments_in_flight() == 2
+    assert [worker.name for worker in Worker.all(queue=queue.rq)] == ["alive"]
