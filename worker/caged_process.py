@@ -43,8 +43,13 @@ PROGRESS, FRAME, RESULT, FAILURE, BUG = b"P", b"F", b"R", b"X", b"B"
 
 LENGTH = struct.Struct("=Q")
 SLOT = struct.Struct("=I")
+MAX_TEXT_BYTES = {PROGRESS: 0, FRAME: SLOT.size, FAILURE: 16 * 1024, BUG: 32 * 1024}
+"""What follows each word but a result at most; the parent reads no more. Of a traceback the end says more."""
+PROGRESS_EVERY_SECONDS = 0.05
+
 _PR_SET_PDEATHSIG = 1
-_PROGRESS_EVERY_SECONDS = 0.05
+_MAX_MESSAGE_LETTERS = 1000
+"""Of a failure: it may quote a file. JSON takes twelve bytes for a letter at most."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Place:
     reads: tuple[Path, ...]
     """The source, and what else the job has to read."""
     writes: tuple[Path, ...] = ()
-    """Folders."""
+    """Folders, with nothing in them that anybody else relies on: whoever takes the process over may do there all."""
     memory_bytes: int = 4 * 1024**3
 
 
@@ -110,7 +115,7 @@ def main() -> None:
     try:
         in_force = confine((*place.reads, *installation()), place.writes, place.memory_bytes)
     except OSError as error:
-        inside.say(BUG, str(error).encode())
+        inside.say(BUG, str(error).encode()[-MAX_TEXT_BYTES[BUG] :])
         return
     inside.say(RESULT, json.dumps(in_force).encode())
     while (call := inside.receive()) is not None:
@@ -170,14 +175,17 @@ class _Inside:
         except MemoryError:
             self._fail(_too_much_memory())
         except Exception:  # noqa: BLE001  # the parent raises it again
-            self.say(BUG, traceback.format_exc().encode(errors="replace"))
+            self.say(BUG, traceback.format_exc().encode(errors="replace")[-MAX_TEXT_BYTES[BUG] :])
 
     def _fail(self, failure: JobFailureError) -> None:
-        self.say(FAILURE, json.dumps([failure.code, failure.message]).encode())
+        message = failure.message
+        if len(message) > _MAX_MESSAGE_LETTERS:
+            message = f"{message[: _MAX_MESSAGE_LETTERS - 3]}..."
+        self.say(FAILURE, json.dumps([failure.code, message]).encode())
 
     def note_progress(self) -> None:
         now = time.monotonic()
-        if now - self._said_progress_at >= _PROGRESS_EVERY_SECONDS:
+        if now - self._said_progress_at >= PROGRESS_EVERY_SECONDS:
             self._said_progress_at = now
             self.say(PROGRESS)
 

@@ -17,6 +17,7 @@ from worker.contract.job import Container, JobOptions, Progress, VideoCodec
 from worker.contract.report import Report
 from worker.contract.storage import JobFolder, fsync_folder, write_atomically
 from worker.loaded_models import LoadedModels, usable_device
+from worker.opened_source import opened_source
 from worker.pipeline import render_segment
 from worker.plan import SCALE, Plan, make_plan, sha256_of_file
 from worker.rendering import Rendering, agreed_rendering, read_rendering, step_down, with_rendering
@@ -25,7 +26,7 @@ from worker.upscaler import Upscaler
 from worker.video.containers import holds_codec
 from worker.video.mux import segment_maker
 from worker.video.png_sequence import files_of_others, read_folder_tag, unpack
-from worker.video.png_source import is_picture_sequence, sha256_of_folder, take_in
+from worker.video.png_source import sha256_of_folder
 from worker.video.tag import read_tag
 
 log = structlog.get_logger(__name__)
@@ -106,7 +107,7 @@ def upscale_file(
     there = _tag_of_output(shown, output, source, unpacked=unpacked, overwrite=overwrite)
     workspace = JobFolder(output.with_name(output.name + WORKSPACE_SUFFIX))
     # Before the networks: it starts while they are loaded.
-    with closing(open_decoding(settings, limits, reads=(source,), writes=(workspace.path,))) as decoding:
+    with closing(open_decoding(settings, limits, reads=(source, workspace.path))) as decoding:
         models = LoadedModels(
             usable_device(settings.device), settings.weights_dir, settings.tile_px, settings.batch_frames
         )
@@ -135,7 +136,7 @@ def upscale_file(
         plan, started_over = _plan(
             workspace, source, source_sha256, options, limits, usual, fingerprints, settings.segment_frames, decoding
         )
-        opened = _opened_source(decoding, source, workspace, options, limits)
+        opened = opened_source(decoding, source, workspace.pictures, options, limits, _unheard)
         workspace.make_segments()
         while True:
             rendering = agreed_rendering(workspace, usual)
@@ -153,15 +154,16 @@ def upscale_file(
             log.warning("memory_short", rendered=str(rendering), now_rendered=str(smaller))
             models.release_memory()
         result = workspace.result(container)
-        report = decoding.call(
-            assemble,
-            plan,
-            opened,
-            plan.segment_files(workspace),
-            result,
-            returns=Report,
-            on_progress=_unheard,
-        )
+        with decoding.making(result) as (writer, path):
+            report = writer.call(
+                assemble,
+                plan,
+                opened,
+                plan.segment_files(workspace),
+                path,
+                returns=Report,
+                on_progress=_unheard,
+            )
         report = with_rendering(report, rendering)
         if unpacked:
             _deliver_unpacked(result, output, workspace)
@@ -249,7 +251,7 @@ def _plan(
             options,
             limits,
             source.suffix,
-            opened=_opened_source(decoding, source, workspace, options, limits),
+            opened=opened_source(decoding, source, workspace.pictures, options, limits, _unheard),
             source_sha256=source_sha256,
             segment_frames=segment_frames,
             try_encoder=False,
@@ -262,14 +264,6 @@ def _plan(
         raise
     write_atomically(workspace.plan, plan.model_dump_json().encode())
     return plan, why
-
-
-def _opened_source(
-    decoding: Decoding, source: Path, workspace: JobFolder, options: JobOptions, limits: VideoLimits
-) -> Path:
-    """Return the file that is read as the video; made here first where the source is pictures."""
-    decoding.call(take_in, source, workspace.pictures, options, limits, returns=Path, on_progress=_unheard)
-    return workspace.pictures if is_picture_sequence(source) else source
 
 
 def _unheard() -> None:

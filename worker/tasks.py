@@ -39,6 +39,7 @@ from worker.contract.storage import (
 )
 from worker.job_files import finished_segments, read_plan, segments_from_start
 from worker.loaded_models import LoadedModels
+from worker.opened_source import opened_source
 from worker.pipeline import StageTimes, render_segment
 from worker.plan import Plan, make_plan
 from worker.rendering import (
@@ -53,7 +54,6 @@ from worker.rendering import (
 )
 from worker.settings import VideoLimits, WorkerSettings
 from worker.task_watch import JobCanceledError, TaskGivenBackError, TaskWatch
-from worker.video.png_source import is_picture_sequence, take_in
 
 log = structlog.get_logger(__name__)
 
@@ -254,17 +254,19 @@ def _publish_result(bench: Workbench, job: JobRecord, made: Plan, whole: Plan) -
     """Put the file and its report in their places. `made`: all of the job's plan (`whole`), or its beginning."""
     folder = bench.storage.folder(job.id)
     result = folder.result(made.container)
+    source = _opened_source(bench, job)
     with metrics.STAGE_DURATION_SECONDS.labels("assemble").time(), publishing(result) as partial:
-        report = bench.decoding(job).call(
-            assemble_video,
-            made,
-            _opened_source(bench, job),
-            made.segment_files(folder),
-            partial,
-            whole=whole if made.frames < whole.frames else None,
-            returns=Report,
-            on_progress=bench.on_progress,
-        )
+        with bench.decoding(job).making(partial) as (writer, path):
+            report = writer.call(
+                assemble_video,
+                made,
+                source,
+                made.segment_files(folder),
+                path,
+                whole=whole if made.frames < whole.frames else None,
+                returns=Report,
+                on_progress=bench.on_progress,
+            )
         bench.watch.demand_lease()
     report = with_rendering(report, read_rendering(folder))
     write_atomically(folder.report, report.model_dump_json(indent=2).encode())
@@ -279,18 +281,10 @@ def _publish_result(bench: Workbench, job: JobRecord, made: Plan, whole: Plan) -
 
 
 def _opened_source(bench: Workbench, job: JobRecord) -> Path:
-    """Return the file that is read as the video; made here first where the source is a zip of pictures."""
     folder = bench.storage.folder(job.id)
-    bench.decoding(job).call(
-        take_in,
-        folder.source,
-        folder.pictures,
-        job.options,
-        bench.limits,
-        returns=Path,
-        on_progress=bench.on_progress,
+    return opened_source(
+        bench.decoding(job), folder.source, folder.pictures, job.options, bench.limits, bench.on_progress
     )
-    return folder.pictures if is_picture_sequence(folder.source) else folder.source
 
 
 # --- around every step ------------------------------------------------------------------------------------------------

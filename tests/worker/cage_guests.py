@@ -38,6 +38,16 @@ def write(path: Path, size: int, *, on_progress: Progress) -> str:
     return "written"
 
 
+def replace(made: Path, place: Path, *, on_progress: Progress) -> str:
+    """Make a file and put it in the place of another."""
+    made.write_bytes(b"forged")
+    try:
+        made.replace(place)
+    except OSError as error:
+        return type(error).__name__
+    return "replaced"
+
+
 def try_everything(unix_socket: str, parent: int, *, on_progress: Progress) -> dict[str, str]:
     """What became of each attempt to get out."""
 

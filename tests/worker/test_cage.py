@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from tests.worker import cage_guests as guests
-from worker.cage import Cage, CagedBugError, Cages, Place, Uncaged, memory_limit_bytes
+from worker.cage import Cage, CagedBugError, Cages, Decoding, Place, Uncaged, memory_limit_bytes
 from worker.confinement import PROTECTIONS
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobOptions
-from worker.contract.storage import PARTIAL_SUFFIX, process_mark
 from worker.plan import Plan, make_plan
 from worker.settings import VideoLimits, WorkerSettings
 from worker.video.decode import decode_frames
@@ -46,8 +45,8 @@ def open_cage(job: Path) -> Iterator[Callable[..., Cage]]:
     def open_one(
         memory_bytes: int = 4 * 1024**3, stall_seconds: float = 60.0, check: Callable[[], None] = silent
     ) -> Cage:
-        place = Place((GUESTS, job), (job,), memory_bytes)
-        opened.append(Cage(place, "best-effort", stall_seconds=stall_seconds, check=check))
+        place = Place((GUESTS, job), memory_bytes=memory_bytes)
+        opened.append(Cage(place, "best-effort", LIMITS, stall_seconds=stall_seconds, check=check))
         return opened[-1]
 
     yield open_one
@@ -88,33 +87,88 @@ def test_a_caged_process_reaches_no_network_program_process_or_memory(open_cage:
     assert set(found.values()) <= {"PermissionError", "ValueError"}, found
 
 
-def test_a_caged_process_reads_and_writes_the_files_of_its_job_alone(
+def test_a_caged_process_reads_the_files_of_its_job_alone_and_writes_none(
     open_cage: Callable[..., Cage], job: Path, tmp_path: Path
 ) -> None:
     # Given a file of the job and one of its neighbour
     own, neighbour = job / "source", tmp_path / "neighbour"
     own.write_text("own")
     neighbour.write_text("private")
-    cage = open_cage()
-
-    def read(path: Path) -> str:
-        return cage.call(guests.read, path, returns=str, on_progress=silent)
-
-    def write(path: Path, size: int = 10) -> str:
-        return cage.call(guests.write, path, size, returns=str, on_progress=silent)
-
-    # Then only the first can be read, also around a corner
-    assert read(own) == "own"
     (job / "link").symlink_to(neighbour)
-    assert [read(neighbour), read(job / "link"), read(Path("/etc/passwd"))] == ["PermissionError"] * 3
-    # And only beside it something be written
-    assert [write(job / "result"), write(neighbour), write(tmp_path / "new")] == ["written", *["PermissionError"] * 2]
-    assert neighbour.read_text() == "private"
+    cage = open_cage()
+    # Then only the first can be read, also around a corner
+    assert read(cage, own) == "own"
+    assert [read(cage, path) for path in (neighbour, job / "link", Path("/etc/passwd"))] == ["PermissionError"] * 3
+    # And nothing be written
+    targets = [own, job / "new", neighbour, tmp_path / "new"]
+    assert [write(cage, path) for path in targets] == ["PermissionError"] * 4
+    assert [own.read_text(), neighbour.read_text()] == ["own", "private"]
 
 
-def test_a_caged_process_that_only_reads_cannot_write_a_byte(job: Path) -> None:
-    with Cage(Place((GUESTS, job)), "best-effort", stall_seconds=60) as cage:
-        assert cage.call(guests.write, job / "new", 1, returns=str, on_progress=silent) == "PermissionError"
+def test_a_process_that_makes_a_file_writes_nowhere_else(open_cage: Callable[..., Cage], job: Path) -> None:
+    # Given a job with a record, a plan, and a segment that is being written
+    (job / "segments").mkdir()
+    own = [job / "job.json", job / "plan.json", job / "webhook.json", job / "segments" / "00000.mp4.host.1.abcd.part"]
+    for path in own:
+        path.write_text("own")
+    # When a process makes the result, then it can touch nothing but that
+    with open_cage().making(job / "result.mp4") as (writer, made):
+        assert [write(writer, path) for path in (*own, job / "new")] == ["PermissionError"] * 5
+        assert writer.call(guests.replace, made, own[-1], returns=str, on_progress=silent) == "PermissionError"
+        assert write(writer, made) == "written"
+        assert not (job / "result.mp4").exists()
+    # And at the end that is in its place, alone
+    assert (job / "result.mp4").read_text() == "x" * 10
+    assert [path.read_text() for path in own] == ["own"] * 4
+    assert sorted(path.name for path in job.iterdir()) == sorted(
+        ["segments", "result.mp4", *(path.name for path in own[:3])]
+    )
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_was_being_made_is_removed_where_it_fails(
+    open_cage: Callable[..., Cage], job: Path, *, dies: bool
+) -> None:
+    # When the making ends with an error, or its process in mid work
+    with (
+        pytest.raises((ZeroDivisionError, JobFailureError)),
+        open_cage().making(job / "result.mp4") as (writer, made),
+    ):
+        write(writer, made)
+        if dies:
+            writer.call(guests.crash, returns=int, on_progress=silent)
+        raise ZeroDivisionError
+    # Then nothing is there
+    assert list(job.iterdir()) == []
+
+
+def test_a_killed_process_makes_its_file_anew(open_cage: Callable[..., Cage], job: Path) -> None:
+    with open_cage().making(job / "result.mp4") as (writer, made):
+        assert isinstance(writer, Cage)
+        write(writer, made.with_name("half"))
+        assert writer.pid is not None
+        os.kill(writer.pid, signal.SIGKILL)
+        assert write(writer, made) == "written"
+        assert [path.name for path in made.parent.iterdir()] == ["result.mp4"]
+    assert (job / "result.mp4").is_file()
+
+
+def test_a_link_is_no_file_that_was_made(open_cage: Callable[..., Cage], job: Path) -> None:
+    # Given what a process could leave where Landlock is missing
+    with (
+        pytest.raises(JobFailureError, match="astray"),
+        open_cage().making(job / "result.mp4") as (_, made),
+    ):
+        made.symlink_to("/etc/passwd")
+    assert list(job.iterdir()) == []
+
+
+def read(cage: Decoding, path: Path) -> str:
+    return cage.call(guests.read, path, returns=str, on_progress=silent)
+
+
+def write(cage: Decoding, path: Path, size: int = 10) -> str:
+    return cage.call(guests.write, path, size, returns=str, on_progress=silent)
 
 
 def test_a_caged_process_knows_no_secret_and_holds_no_foreign_descriptor(
@@ -143,11 +197,11 @@ def test_a_process_without_all_protections_is_none_where_they_are_required(
 ) -> None:
     # Given a system that lacks one
     monkeypatch.setattr("worker.cage.PROTECTIONS", (*PROTECTIONS, "moat"))
-    cage = Cage(Place((GUESTS, job)), "required", stall_seconds=60)
+    cage = Cage(Place((GUESTS, job)), "required", LIMITS, stall_seconds=60)
     monkeypatch.setattr(
         Cage,
         "_next_message",
-        lambda self, deadline: (b"R", b'{"moat": "no (dry)", %s}' % _all_in_force()),
+        lambda self: (b"R", b'{"moat": "no (dry)", %s}' % _all_in_force()),
         raising=True,
     )
     # Then nothing is read, and the reason is told
@@ -229,7 +283,8 @@ def test_a_caged_process_dies_with_its_worker(job: Path) -> None:
         "from pathlib import Path\n"
         "from tests.worker import cage_guests as guests\n"
         "from worker.cage import Cage, Place\n"
-        "cage = Cage(Place((Path(sys.argv[1]),)), 'best-effort', stall_seconds=60)\n"
+        "from worker.settings import VideoLimits\n"
+        "cage = Cage(Place((Path(sys.argv[1]),)), 'best-effort', VideoLimits(), stall_seconds=60)\n"
         "cage.in_force()\n"
         "print(cage.pid, flush=True)\n"
         "cage.call(guests.hang, returns=int, on_progress=lambda: None)\n"
@@ -243,16 +298,6 @@ def test_a_caged_process_dies_with_its_worker(job: Path) -> None:
         worker.kill()
     # Then the process is gone too
     wait_until(lambda: is_gone(pid))
-
-
-def test_what_it_was_writing_when_it_ended_is_removed(open_cage: Callable[..., Cage], job: Path) -> None:
-    cage = open_cage()
-    cage.in_force()
-    assert cage.pid is not None
-    (job / f"result.mp4.{process_mark(cage.pid)}.abcd{PARTIAL_SUFFIX}").touch()
-    (job / f"result.mp4.another.1.abcd{PARTIAL_SUFFIX}").touch()
-    cage.close()
-    assert [path.name for path in job.iterdir()] == [f"result.mp4.another.1.abcd{PARTIAL_SUFFIX}"]
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -420,13 +465,17 @@ def test_a_worker_has_one_cage_per_job_and_the_next_is_ready(tmp_path: Path) -> 
     assert cages.of(first) is cage
     assert set(cage.in_force().values()) == {"yes"}
     pid = cage.pid
+    assert cages.of(first) is cage  # once more, now that it has answered
+    spare = cages.spare_pid
     other = cages.of(second)
     # Then they have nothing in common, and the first process is gone
     assert isinstance(other, Cage)
     assert pid is not None
     assert is_gone(pid)
-    assert other.pid != pid
+    assert other.pid == spare != pid
     assert other.place.reads == (second,)
+    other.in_force()
+    cages.of(second)
     children = [other.pid, cages.spare_pid]
     cages.shut()
     assert all(child is not None and is_gone(child) for child in children)

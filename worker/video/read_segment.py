@@ -11,6 +11,9 @@ from worker.video.encode import ENCODER_THREADS
 from worker.video.frames import RgbFrame
 from worker.video.values import Picture
 
+# Ours, from our own encoders: nothing else is to be found in its place.
+_OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm", "protocol_whitelist": "file"}
+
 
 def read_segment(
     segment: Path,
@@ -27,7 +30,7 @@ def read_segment(
     to_rgb: ToRgb | None = None
     decoded = 0
     try:
-        with av.open(str(segment), "r") as container:
+        with av.open(str(segment), "r", options=_OPTIONS) as container:
             stream = container.streams.video[0]
             stream.thread_type, stream.thread_count = "AUTO", ENCODER_THREADS
             for frame in container.decode(stream):
