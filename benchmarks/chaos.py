@@ -51,10 +51,9 @@ def main() -> None:
             )
     print(f"seed {options.seed}, {options.hosts} hosts with {options.workers} workers, lease {options.lease:g} s")
     print(outcome.table())
-    for name, trouble in vars(outcome).items():
-        if name in ("lost", "failed", "duplicated", "wrong_bytes", "left_behind") and trouble:
-            print(f"{name}: {trouble}")
-    if outcome.lost or outcome.failed or outcome.duplicated or outcome.wrong_bytes:
+    for name, trouble in outcome.troubles.items():
+        print(f"{name}: {trouble}")
+    if outcome.troubles:
         raise SystemExit(1)
 
 

@@ -59,7 +59,7 @@ def _stop(cluster: Cluster, house: House, video: Path, chance: random.Random) ->
     if house.job(job_id).status is JobStatus.RUNNING and {task.retries_left for task in house.queue.rq.jobs} - {3}:
         raise SystemExit("a stop has used up an attempt")
     host.start()
-    wait_for("the job's end", lambda: house.job(job_id).status.is_final or _goes_on(house, job_id, finished))
+    wait_for("more to be finished, and nothing twice", lambda: _goes_on(house, job_id, finished))
     house.registry.cancel(job_id)
     return seconds
 

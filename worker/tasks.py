@@ -148,6 +148,7 @@ def _segment(bench: Workbench, job: JobRecord, index: int) -> None:
     made = _plan_of(folder)
     if made.segment_file(folder, index).exists():
         metrics.SEGMENTS.labels("existing").inc()
+        log.info("segment_existing", index=index)
     else:
         _render(bench, job, made, index)
         metrics.SEGMENTS.labels("finished").inc()

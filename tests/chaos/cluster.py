@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ from app.embedded_redis import EmbeddedRedis
 from worker.contract.storage import JobStorage
 
 GIVE_UP_SECONDS = 45.0
+# A folder whose sitecustomize.py lets faults in that no signal can make.
+DOOR = str(Path(__file__).with_name("doors"))
 _SAMPLE_SECONDS = 0.01
 
 
@@ -56,12 +59,16 @@ class Host:
         self._lives = 0
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, clock_seconds: float = 0) -> None:
+        """`clock_seconds`: how far ahead its clock is (below zero: behind)."""
         self._lives += 1
+        environment = self._environment
+        if clock_seconds:
+            environment = environment | {"PYTHONPATH": DOOR, "VSR_TEST_CLOCK_SECONDS": str(clock_seconds)}
         with (self._logs / f"host-{self.number}-life-{self._lives}.jsonl").open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "worker.supervisor", str(self._workers)],
-                env=self._environment,
+                env=environment,
                 stderr=log,
                 start_new_session=True,
             )
@@ -236,13 +243,17 @@ class WatchedTasks:
     def begun_since(self, task: str, moment: float) -> bool:
         return any(seen > moment for seen in list(self.begun.get(task, {}).values()))
 
-    def repetitions(self, since: float, until: float) -> int:
-        """How many segments were begun between the two, and had been begun before."""
-        return sum(
-            sum(since <= seen < until for seen in sorted(executions.values())[1:])
-            for task, executions in list(self.begun.items())
-            if "-segment-" in task
-        )
+    def repetitions(self, since: float, until: float, found_finished: Counter[str]) -> int:
+        """How many segments were begun between the two, and had been begun before.
+
+        `found_finished`: how many of a task's executions, the last ones, had nothing left to do.
+        """
+        count = 0
+        for task, executions in list(self.begun.items()):
+            if "-segment-" in task:
+                moments = sorted(executions.values())
+                count += sum(since <= seen < until for seen in moments[1 : len(moments) - found_finished[task]])
+        return count
 
     def _run(self) -> None:
         while not self._stopped.wait(_SAMPLE_SECONDS):

@@ -60,39 +60,64 @@ def kill_a_worker(chaos: Chaos) -> float:
     """SIGKILL of one worker process, as the kernel does when memory is short."""
     wait_for("a segment under way", chaos.victims)
     time.sleep(chaos.chance.uniform(0, 0.5))
-    wait_for("a segment under way", chaos.victims)
-    execution, (_, pid) = chaos.chance.choice(sorted(chaos.victims().items()))
-    killed_at = time.monotonic()
-    kill(pid, signal.SIGKILL)
-    return chaos.recovery([execution], killed_at)
+    while True:
+        wait_for("a segment under way", chaos.victims)
+        for execution, (_, pid) in sorted(chaos.victims().items(), key=lambda _: chaos.chance.random()):
+            # Held still until it is certain what it is at: the segment may have ended since we looked.
+            kill(pid, signal.SIGSTOP)
+            if execution in chaos.victims():
+                killed_at = time.monotonic()
+                kill(pid, signal.SIGKILL)
+                return chaos.recovery([execution], killed_at)
+            kill(pid, signal.SIGCONT)
 
 
 def kill_a_host(chaos: Chaos) -> float:
     """SIGKILL of a supervisor and all its processes at once; the machine comes back later."""
     host = chaos.chance.choice(chaos.cluster.hosts)
-    wait_for("a segment under way on this host", lambda: chaos.victims(host))
-    executions = list(chaos.victims(host))
-    killed_at = time.monotonic()
+    executions, killed_at = held_still(chaos, host)
     host.signal(signal.SIGKILL)
     assert host.process is not None
     host.process.wait()
-    seconds = chaos.recovery(executions, killed_at)
-    host.start()
+    try:
+        return chaos.recovery(executions, killed_at)
+    finally:
+        host.start()
+        wait_for("the host's workers", lambda: chaos.cluster.workers_on(host))
+
+
+def set_a_clock(chaos: Chaos) -> float:
+    """A whole machine dies, and comes back at once with a clock that is wrong by up to an hour."""
+    host = chaos.chance.choice(chaos.cluster.hosts)
+    executions, killed_at = held_still(chaos, host)
+    host.signal(signal.SIGKILL)
+    assert host.process is not None
+    host.process.wait()
+    host.start(clock_seconds=chaos.chance.uniform(-3600, 3600))
     wait_for("the host's workers", lambda: chaos.cluster.workers_on(host))
-    return seconds
+    return chaos.recovery(executions, killed_at)
 
 
 def freeze_a_host(chaos: Chaos) -> float:
     """SIGSTOP of a whole machine for longer than the lease: when it wakes, its work belongs to another."""
     host = chaos.chance.choice(chaos.cluster.hosts)
-    wait_for("a segment under way on this host", lambda: chaos.victims(host))
-    executions = list(chaos.victims(host))
-    frozen_at = time.monotonic()
-    host.signal(signal.SIGSTOP)
-    seconds = chaos.recovery(executions, frozen_at)
-    host.signal(signal.SIGCONT)
-    wait_for("the host's workers", lambda: chaos.cluster.workers_on(host))
-    return seconds
+    executions, frozen_at = held_still(chaos, host)
+    try:
+        return chaos.recovery(executions, frozen_at)
+    finally:
+        host.signal(signal.SIGCONT)
+        wait_for("the host's workers", lambda: chaos.cluster.workers_on(host))
+
+
+def held_still(chaos: Chaos, host: Host) -> tuple[list[str], float]:
+    """Stop all of a machine in the middle of segments; return their executions, and since when they are held."""
+    while True:
+        wait_for("a segment under way on this host", lambda: chaos.victims(host))
+        host.signal(signal.SIGSTOP)
+        held_at = time.monotonic()
+        if executions := list(chaos.victims(host)):
+            return executions, held_at
+        host.signal(signal.SIGCONT)
 
 
 def kill_redis(chaos: Chaos) -> float:
@@ -134,6 +159,7 @@ def kill_the_gateway(chaos: Chaos) -> float:
 FAULTS: dict[str, Callable[[Chaos], float]] = {
     "worker killed": kill_a_worker,
     "host killed": kill_a_host,
+    "host killed, back with a wrong clock": set_a_clock,
     "host frozen beyond its lease": freeze_a_host,
     "Redis killed": kill_redis,
     "Redis frozen": freeze_redis,

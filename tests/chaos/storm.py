@@ -9,6 +9,7 @@ lost          acknowledged, and never ended          failed        ended without
 duplicated    ended more than once, or a segment that was published more than once
 """
 
+import math
 import random
 import statistics
 import threading
@@ -36,6 +37,7 @@ _END_SECONDS = 180.0
 class FaultCount:
     tries: int = 0
     recovery_seconds: list[float] = field(default_factory=list)
+    """Of those that were recovered from in time."""
     segments_redone: list[int] = field(default_factory=list)
 
 
@@ -53,19 +55,29 @@ class Outcome:
     wrong_bytes: list[str] = field(default_factory=list)
     left_behind: list[str] = field(default_factory=list)
     """Partial files that nobody removed."""
+    not_recovered: list[str] = field(default_factory=list)
+    """Faults after which what was waited for did not come in time."""
+
+    @property
+    def troubles(self) -> dict[str, object]:
+        """What must not be: empty where all went well."""
+        names = ("lost", "failed", "duplicated", "wrong_bytes", "left_behind", "not_recovered")
+        return {name: trouble for name in names if (trouble := getattr(self, name))}
+
     faults: dict[str, FaultCount] = field(default_factory=dict)
 
     def table(self) -> str:
         lines = [
             f"attempted {self.attempted}, acknowledged {self.acknowledged}, ok {self.ok}, recovered {self.recovered}, "
             f"lost {len(self.lost)}, failed {len(self.failed)}, duplicated {len(self.duplicated)}, "
-            f"wrong bytes {len(self.wrong_bytes)}, left behind {len(self.left_behind)}",
+            f"wrong bytes {len(self.wrong_bytes)}, left behind {len(self.left_behind)}, "
+            f"not recovered {len(self.not_recovered)}",
             "",
             "| fault | tries | recovery median s | max s | segments redone, most per fault |",
             "| --- | --- | --- | --- | --- |",
         ]
         for name, count in self.faults.items():
-            seconds = count.recovery_seconds
+            seconds = count.recovery_seconds or [math.nan]
             lines.append(
                 f"| {name} | {count.tries} | {statistics.median(seconds):.2f} | {max(seconds):.2f} "
                 f"| {max(count.segments_redone, default=0)} |"
@@ -136,13 +148,21 @@ def storm(
         began.append((name, time.monotonic()))
         count = outcome.faults.setdefault(name, FaultCount())
         count.tries += 1
-        count.recovery_seconds.append(FAULTS[name](chaos))
+        try:
+            count.recovery_seconds.append(FAULTS[name](chaos))
+        except NeverHappenedError as error:
+            outcome.not_recovered.append(f"{name}: {error}")
         time.sleep(chaos.chance.uniform(0, pause_seconds))
     traffic.stop()
     _wait_for_the_end(cluster, traffic)
     began.append(("", time.monotonic()))
+    found_finished = Counter(
+        f"{event['job_id']}-segment-{event['index']:05d}"
+        for event in cluster.events()
+        if event["event"] == "segment_existing"
+    )
     for (name, since), (_, until) in pairwise(began):
-        outcome.faults[name].segments_redone.append(cluster.watched.repetitions(since, until))
+        outcome.faults[name].segments_redone.append(cluster.watched.repetitions(since, until, found_finished))
     _count(outcome, cluster, traffic, videos)
     return outcome
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from app.client import Client, ProblemResponseError
-from tests.chaos.cluster import Cluster, wait_for
+from tests.chaos.cluster import DOOR, Cluster, wait_for
 from tests.chaos.storm import OPTIONS
 from tests.chaos.videos import videos_with_results
 from worker.contract.failure import FailureCode
 from worker.contract.job import JobStatus
 
-DOOR = str(Path(__file__).with_name("doors"))
 CHOSEN = OPTIONS.model_dump(include={"preset", "encoder_preset"})
 
 
@@ -54,6 +53,28 @@ def test_decoding_that_stands_still_is_ended_and_done_again(tmp_path: Path) -> N
         assert job.status is JobStatus.SUCCEEDED
         client.download(job.id, tmp_path / "result.mp4")
         assert (tmp_path / "result.mp4").read_bytes() == expected
+
+
+def test_hosts_whose_clocks_are_hours_apart_take_nothing_from_each_other(tmp_path: Path) -> None:
+    # Given two hosts, one of which lives an hour ahead, and its clock is then set back by two
+    videos = videos_with_results(tmp_path, lengths=(72, 96))
+    with Cluster(tmp_path / "c", VSR_LEASE_SECONDS="3") as cluster, Client(cluster.url) as client:
+        for clock_seconds in (3600, -3600):
+            cluster.hosts[1].stop()
+            cluster.hosts[1].start(clock_seconds)
+            cluster.wait_for_workers()
+
+            # When both share the work
+            jobs = {client.submit(video, CHOSEN).id: expected for video, expected in videos.items() for _ in range(2)}
+
+            # Then it is done, and no task was begun twice
+            for job_id, expected in jobs.items():
+                assert client.wait(job_id).status is JobStatus.SUCCEEDED
+                client.download(job_id, tmp_path / "result.mp4")
+                assert (tmp_path / "result.mp4").read_bytes() == expected
+        assert {
+            task: len(executions) for task, executions in cluster.watched.begun.items() if len(executions) > 1
+        } == {}
 
 
 @pytest.fixture

@@ -2,12 +2,21 @@
 
 VSR_TEST_FAULT says what goes wrong in every worker process: "poison N" ends it at the first frame of segment N, as a
 bug in a driver would; "hang N" makes decoding stand still there, once: the file VSR_TEST_FAULT_ONCE says that it did.
+VSR_TEST_CLOCK_SECONDS sets the clock that tells the date so much forward (or back); the steady clock stays.
 """
 
 import os
 import sys
 import time
 from pathlib import Path
+
+if clock_seconds := os.environ.get("VSR_TEST_CLOCK_SECONDS"):
+    import datetime
+
+    import time_machine
+
+    there = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=float(clock_seconds))
+    time_machine.travel(there, tick=True).start()
 
 if "worker.process" in sys.orig_argv and (fault := os.environ.get("VSR_TEST_FAULT")):
     import worker.tasks
