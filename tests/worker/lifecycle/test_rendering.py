@@ -17,7 +17,7 @@ from tests.worker.lifecycle.test_tasks import StandingLease
 from worker import tasks
 from worker.cage import Cages
 from worker.contract.failure import FailureCode
-from worker.contract.job import Container, JobOptions, JobStatus
+from worker.contract.job import Container, JobOptions, JobStatus, PartialResult
 from worker.contract.queue import TaskKind, task_id
 from worker.contract.report import RenderingReport, Report
 from worker.contract.storage import JobFolder
@@ -146,6 +146,31 @@ def test_below_the_smallest_tile_the_job_says_that_memory_is_short(
     assert job.error is not None
     assert job.error.code is FailureCode.OUT_OF_MEMORY
     assert "tiles of 64 px, 1 at a time" in job.error.message
+
+
+def test_a_canceled_job_that_runs_out_of_memory_keeps_what_it_had_finished(
+    desk: Desk, bench: tasks.Workbench, laid: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a job with two finished segments
+    job_id = accept(desk)
+    tasks.segment(job_id, 0)
+    tasks.segment(job_id, 1)
+
+    # When it is canceled with the wish to keep them, and then the batch under way does not fit
+    def canceled_meanwhile(self: TwoStepUpscaler, center_lr: Tensor) -> Tensor:
+        desk.registry.cancel(job_id, keep_partial=True)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(TwoStepUpscaler, "enlarge", canceled_meanwhile)
+    tasks.segment(job_id, 2)
+    tasks.assemble(job_id)
+
+    # Then they are kept
+    job = desk.registry.get(job_id)
+    assert job is not None
+    assert job.partial_result is PartialResult.KEPT
+    assert job.result is not None
+    assert job.result.frames == 2 * SEGMENT_FRAMES
 
 
 def test_the_command_backs_off_like_the_service_and_knows_its_result_again(
