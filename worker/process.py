@@ -49,6 +49,8 @@ log = structlog.get_logger(__name__)
 _WORKER_TTL_SECONDS = 35
 # A few beats of the lease may be missed before the gateway forgets what this process has loaded.
 _BEATS_BEFORE_FORGOTTEN = 4
+# Who holds a job for longer is frozen, and loses its own lease first.
+_LOCK_WAIT_SECONDS = 30.0
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -132,7 +134,7 @@ def work(name: str, environment: dict[str, str], protections: dict[str, str]) ->
     if redis_settings.redis_url is None:
         raise ValueError("a worker process is started by its supervisor, with VSR_REDIS_URL")
     redis = patient_redis(redis_settings.redis_url.get_secret_value())
-    storage = JobStorage(storage_settings.storage_dir)
+    storage = JobStorage(storage_settings.storage_dir, lock_wait_seconds=_LOCK_WAIT_SECONDS)
     registry = JobRegistry(redis, storage)
     queue = TaskQueue(redis)
     try:

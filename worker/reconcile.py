@@ -5,25 +5,32 @@ at any time: it enqueues only what storage shows to be missing and nobody has, u
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import structlog
 from pydantic import ValidationError
+from redis.exceptions import LockError, LockNotOwnedError
+from redis.lock import Lock
 
-from worker.contract.failure import FailureCode
+from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobError, JobRecord, JobStatus, PartialResult
 from worker.contract.queue import TaskKind, TaskQueue, task_id
 from worker.contract.registry import JobRegistry
-from worker.contract.storage import JobStorage
+from worker.contract.storage import JobStorage, StorageBusyError
 from worker.job_files import finished_segments, read_plan
 from worker.task_recovery import TaskRecovery
 
 log = structlog.get_logger(__name__)
 
+_LOCK_KEY = "vsr:lock:reconcile"
+# What a supervisor that dies in a pass costs the others; one job takes far less, and then the lock is renewed.
+_LOCK_SECONDS = 5
 _GIVEN_UP = "every worker process that tried it was lost"
 
 
 class Reconciler:
+    """May run in a thread of its own, beside one that uses the same `TaskRecovery` for deaths and leases."""
+
     def __init__(
         self,
         registry: JobRegistry,
@@ -39,51 +46,63 @@ class Reconciler:
         self._storage = storage
         self._recovery = recovery
 
-    def run(self, *, reap_expired_leases: bool = True) -> None:
+    def run(self) -> None:
         """One pass over everything; nothing if another supervisor is at it.
 
-        `reap_expired_leases`: False right after Redis was away, when every lease has run out while its worker lives.
+        Raises `RedisError` where Redis is away; whatever is wrong with one job is logged, and keeps no other waiting.
         """
-        lock = self._recovery.lock()
+        lock = self._queue.rq.connection.lock(_LOCK_KEY, timeout=_LOCK_SECONDS)
         if not lock.acquire(blocking=False):
             return
         try:
-            if reap_expired_leases:
-                self._recovery.reap_expired_leases()
             self._recovery.return_stuck_handovers()
             self._recovery.forget_expired()
-            self._rebuild_index()
-            for job_id in [*self._registry.unfinished_ids(), *self._registry.partial_ids()]:
-                lock.reacquire()
-                with _unreadable_files_logged(job_id):
-                    if record := self._storage.read_record(job_id):
-                        self._reconcile(record)
+            for job_id, work in self._pass():
+                if not _is_ours(lock):
+                    return
+                with _trouble_logged(job_id):
+                    work(job_id)
         finally:
-            lock.release()
+            with suppress(LockError):  # the last job took longer than the lock lasts
+                lock.release()
 
-    def _rebuild_index(self) -> None:
-        """Make Redis know exactly the jobs of storage, which new ones enter first and deleted ones leave first."""
+    def _pass(self) -> Iterator[tuple[str, Callable[[str], object]]]:
+        """What to do for which job, in this order: those that somebody waits for come first."""
+        for job_id in self._registry.unwritten_ids():
+            yield job_id, self._registry.settle
+        # Storage knows new jobs first, and loses deleted ones first.
         indexed = self._registry.indexed_ids()
         stored = self._storage.job_ids()
-        for job_id in stored:
-            if job_id in indexed:
-                continue
-            with _unreadable_files_logged(job_id):
-                if record := self._storage.read_record(job_id):
-                    log.warning("job_indexed_again", job_id=job_id, status=record.status)
-                    # Not `index`: the status may have changed since it was read.
-                    self._registry.change(job_id, lambda current: current)
+        # A Redis that was started again may have lost its last second, and with it that an old job is tried again.
+        is_checked = self._registry.is_checked()
+        unsettled = [job_id for job_id in stored if job_id not in indexed or not is_checked]
+        ended: list[str] = []
+        for job_id in unsettled:
+            yield job_id, lambda job_id: self._index_again(job_id, later=ended)
+        for job_id in [*self._registry.unfinished_ids(), *self._registry.partial_ids()]:
+            yield job_id, self._reconcile
+        for job_id in ended:
+            yield job_id, self._registry.settle
         for job_id in indexed.difference(stored):
-            self._registry.remove(job_id)
+            yield job_id, self._registry.remove
+        if not is_checked:
+            self._registry.note_checked()
 
-    def _reconcile(self, record: JobRecord) -> None:
-        if record.status.is_final:
-            if not (record.wants_partial_result and self._registry.is_final(record.id)):
-                # Redis lost its last second in a power cut; storage did not.
-                self._registry.index(record)
-            if not self._registry.wants_partial_result(record.id):
-                return
-        elif record.awaits_source:
+    def _index_again(self, job_id: str, later: list[str]) -> None:
+        """Let Redis know the job, if it is one to work on; else put it on the list `later`."""
+        record = self._storage.read_record(job_id)
+        if record is None:
+            return
+        if record.status.is_final and not record.wants_partial_result:
+            later.append(job_id)
+        else:
+            self._registry.settle(job_id)
+
+    def _reconcile(self, job_id: str) -> None:
+        record = self._registry.settle(job_id)
+        if record is None or (record.status.is_final and not record.wants_partial_result):
+            return
+        if not record.status.is_final and record.awaits_source:
             self._registry.expect_errands(record)
             return
         # First the tasks, then storage: a task that ends in between has left its work there.
@@ -124,10 +143,23 @@ class Reconciler:
         return expected or [(TaskKind.ASSEMBLE, None)]
 
 
+def _is_ours(lock: Lock) -> bool:
+    """Renew it, or take it again: one job may have taken longer than it lasts. False: somebody else has it by now."""
+    try:
+        lock.reacquire()
+    except LockNotOwnedError:
+        return bool(lock.acquire(blocking=False))
+    return True
+
+
 @contextmanager
-def _unreadable_files_logged(job_id: str) -> Iterator[None]:
-    """One damaged file, or one of another version, must not keep the other jobs from their turn."""
+def _trouble_logged(job_id: str) -> Iterator[None]:
+    """A damaged file or one of another version, a full disk, a frozen process that holds a job: of this job alone."""
     try:
         yield
     except ValidationError as error:
         log.error("job_files_unreadable", job_id=job_id, reason=str(error))
+    except JobFailureError as failure:
+        log.error("job_not_reconciled", job_id=job_id, reason=failure.message)
+    except (StorageBusyError, OSError) as error:
+        log.error("job_not_reconciled", job_id=job_id, reason=f"{type(error).__name__}: {error}")

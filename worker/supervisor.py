@@ -19,8 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -29,7 +27,7 @@ from uuid import uuid4
 import structlog
 from pydantic import ValidationError
 from redis import Redis
-from redis.exceptions import LockError, RedisError
+from redis.exceptions import RedisError
 from rq.exceptions import DeserializationError, InvalidJobOperation, NoSuchJobError
 
 from worker.contract.failure import FailureCode, JobFailureError
@@ -39,7 +37,7 @@ from worker.contract.queue import TaskKind, TaskQueue, job_id_of
 from worker.contract.redis_faults import is_unavailable
 from worker.contract.registry import JobRegistry
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
-from worker.contract.storage import JobStorage
+from worker.contract.storage import JobStorage, StorageBusyError
 from worker.cpu_environment import CPU_ENVIRONMENT
 from worker.exit_codes import CANNOT_START, ExitCode
 from worker.gpus import gpu_uuids
@@ -60,8 +58,17 @@ _POLL_SECONDS = 0.05
 _DELAYS_SECONDS = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0)
 _LOOK_SECONDS = 1.0
 _LAST_TRIES_SECONDS = 2.0
+_LOCK_WAIT_SECONDS = 1.0
 # What may go wrong with one job beside Redis: its files, the disk, what another version or hand has left in RQ's keys.
-_TROUBLE = (OSError, JobFailureError, NoSuchJobError, InvalidJobOperation, DeserializationError, ValidationError)
+_TROUBLE = (
+    OSError,
+    JobFailureError,
+    StorageBusyError,
+    NoSuchJobError,
+    InvalidJobOperation,
+    DeserializationError,
+    ValidationError,
+)
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -93,7 +100,8 @@ def run_worker(
         log.error("worker_cannot_start", reason=f"Redis is unreachable: {error}")
         return ExitCode.REDIS_UNREACHABLE
 
-    storage = JobStorage(storage_settings.storage_dir.resolve())
+    # Without patience: whoever froze while it holds a job must not hold up the supervisor, which comes back anyway.
+    storage = JobStorage(storage_settings.storage_dir.resolve(), lock_wait_seconds=_LOCK_WAIT_SECONDS)
     try:
         storage.prepare()
     except OSError as error:
@@ -201,7 +209,7 @@ class Supervisor:
         self._settings = settings
         self._storage = storage
         queue = TaskQueue(redis)
-        self._recovery = TaskRecovery(redis, queue)
+        self._recovery = TaskRecovery(redis, queue, settings.lease_seconds)
         self._registry, self._queue = JobRegistry(redis, storage), queue
         self._reconciler = Reconciler(self._registry, queue, storage, self._recovery, metrics.note_failed_job)
         self._oom_watch = OomWatch()
@@ -209,7 +217,6 @@ class Supervisor:
         self._stop_asked = False
         self._stopping = threading.Event()
         self._look_at = 0.0
-        self._redis_answered_at = self._redis_back_at = time.monotonic()
         self._redis_is_away = False
 
     def run(self) -> int:
@@ -303,15 +310,12 @@ class Supervisor:
     # --- tasks --------------------------------------------------------------------------------------------------
 
     def _recover_the_dead(self) -> None:
-        """Give back what they held. While Redis is away, or somebody else moves tasks, they stay on the list."""
+        """Give back what they held. While Redis is away they stay on the list."""
         for dead in list(self._dead):
             if time.monotonic() < dead.try_at:
                 continue
             try:
-                with self._moving_tasks() as may_move:
-                    if not may_move:
-                        return
-                    self._recover(dead)
+                self._recover(dead)
             except RedisError as error:
                 self._note_trouble_with_redis(error)
                 if is_unavailable(error):
@@ -383,10 +387,7 @@ class Supervisor:
                     log.warning("worker_process_killed", worker=slot.name, reason="it lost its task and does not know")
                     slot.process.kill()
             self._note_redis_answered()
-            if self._redis_was_there_all_along() and self._recovery.has_expired_leases():
-                with self._moving_tasks() as may_move:
-                    if may_move:
-                        self._recovery.reap_expired_leases()
+            self._recovery.reap_expired_leases()
         except RedisError as error:
             self._note_trouble_with_redis(error)
         except _TROUBLE as error:
@@ -398,24 +399,11 @@ class Supervisor:
         while not self._stopping.wait(pause_seconds):
             pause_seconds = self._settings.reconcile_seconds
             try:
-                self._reconciler.run(reap_expired_leases=self._redis_was_there_all_along())
+                self._reconciler.run()
             except RedisError as error:
                 self._note_trouble_with_redis(error)
             except _TROUBLE as error:
                 log.error("reconciling_failed", reason=_in_words(error))
-
-    @contextmanager
-    def _moving_tasks(self) -> Iterator[bool]:
-        """Hold the lock of those who move tasks. False: somebody else holds it. Never waits: deaths must be noticed."""
-        lock = self._recovery.lock()
-        if not lock.acquire(blocking=False):
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            with suppress(LockError):  # it took longer than the lock lasts
-                lock.release()
 
     def _note_trouble_with_redis(self, error: RedisError) -> None:
         """Away or full, it is waited for; an answer that nobody expected is a bug, or another hand's key."""
@@ -430,13 +418,6 @@ class Supervisor:
         if self._redis_is_away:
             log.info("redis_answers_again")
         self._redis_is_away = False
-        if time.monotonic() - self._redis_answered_at > _LOOK_SECONDS + self._settings.lease_seconds / 3:
-            self._redis_back_at = time.monotonic()
-        self._redis_answered_at = time.monotonic()
-
-    def _redis_was_there_all_along(self) -> bool:
-        """Long enough for every living worker to renew its lease."""
-        return time.monotonic() - self._redis_back_at > self._settings.lease_seconds
 
     # --- the end ------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import cast
 
 from redis import Redis
-from redis.lock import Lock
 from rq import worker_registration
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.job import Job
@@ -27,10 +26,6 @@ from rq.worker_registration import REDIS_WORKER_KEYS, WORKERS_BY_QUEUE_KEY
 
 from worker.contract.queue import TaskQueue
 
-_LOCK_KEY = "vsr:lock:recovery"
-# What a supervisor that dies inside it costs the others; a pass that takes longer says so with `reacquire`.
-_LOCK_SECONDS = 5
-_LOCK_WAIT_SECONDS = 1
 # The handover takes milliseconds. A task that is still in between after this belongs to nobody.
 _HANDOVER_SECONDS = 5.0
 
@@ -75,7 +70,7 @@ _BACK, _NO_ATTEMPT_LEFT = 1, 2
 
 
 class TaskRecovery:
-    def __init__(self, redis: Redis, queue: TaskQueue, lease_seconds: float = 15.0) -> None:
+    def __init__(self, redis: Redis, queue: TaskQueue, lease_seconds: float) -> None:
         """`lease_seconds`: how long a lease lives without being renewed; workers do so every third of it."""
         self._redis = redis
         self._rq = queue.rq
@@ -86,10 +81,6 @@ class TaskRecovery:
         self._handover_since: dict[str, float] = {}
         self._give_back = redis.register_script(_GIVE_BACK)
         self._return = redis.register_script(_RETURN_FROM_HANDOVER)
-
-    def lock(self) -> Lock:
-        """Held by whoever moves tasks or enqueues missing ones; a context manager."""
-        return cast(Lock, self._redis.lock(_LOCK_KEY, timeout=_LOCK_SECONDS, blocking_timeout=_LOCK_WAIT_SECONDS))
 
     def is_registered(self, worker_name: str) -> bool:
         """Whether this worker ever got as far as waiting for tasks."""
@@ -118,22 +109,18 @@ class TaskRecovery:
         self._unregister(worker_name)
         return tasks
 
-    def has_expired_leases(self) -> bool:
-        """Whether `reap_expired_leases` would find anything: one small read.
+    def reap_expired_leases(self) -> list[str]:
+        """Give back every task whose lease ran out: its host is lost, or its process hangs. Returns the tasks.
 
         To be called about every second: it is the looking that finds out. After a pause in it, because Redis was away
         or we were frozen, nobody knows who could have renewed what, and all leases are watched anew.
         """
         self._look_at_leases()
-        return bool(self._expired_leases())
-
-    def reap_expired_leases(self) -> list[str]:
-        """Give back every task whose lease ran out: its host is lost, or its process hangs. Returns the tasks."""
-        self._look_at_leases()
         return [
             _task_of(execution)
-            for execution, lease in self._expired_leases().items()
-            if self._gave_back(execution, lease_end=lease.end)
+            for execution, lease in self._leases.items()
+            if self._leases_seen_at - lease.since > self._lease_seconds
+            and self._gave_back(execution, lease_end=lease.end)
         ]
 
     def return_stuck_handovers(self) -> None:
@@ -185,13 +172,6 @@ class TaskRecovery:
         for member, end in leases:
             known = before.get(member.decode())
             self._leases[member.decode()] = known if known and known.end == end else _Lease(end, seen_at)
-
-    def _expired_leases(self) -> "dict[str, _Lease]":
-        return {
-            execution: lease
-            for execution, lease in self._leases.items()
-            if self._leases_seen_at - lease.since > self._lease_seconds
-        }
 
     def _gave_back(self, execution: str, *, lease_end: float | None = None, count_attempt: bool = True) -> bool:
         """Whether the execution's task went back now. `lease_end`: not if it was renewed since."""

@@ -127,7 +127,7 @@ class Errands:
         with errand.lock:
             if not errand.is_ours:
                 return False
-            args = [errand.job_id, errand.claim, microseconds, claims, failures]
+            args: list[str | int] = [errand.job_id, errand.claim, microseconds, claims, failures]
             reply = cast(bytes | None, self._move(keys=_keys(errand.kind), args=args))
             if reply is None:
                 return False

@@ -54,11 +54,11 @@ class Desk:
     """Everything a reconciler needs, and a way to bring jobs into any state."""
 
     def __init__(self, redis: Redis, folder: Path) -> None:
-        self.storage = JobStorage(folder)
+        self.storage = JobStorage(folder, lock_wait_seconds=0.2)
         self.storage.prepare()
         self.registry = JobRegistry(redis, self.storage)
         self.queue = TaskQueue(redis)
-        self.recovery = TaskRecovery(redis, self.queue)
+        self.recovery = TaskRecovery(redis, self.queue, lease_seconds=15)
         self.reconciler = Reconciler(self.registry, self.queue, self.storage, self.recovery)
 
     def accept(self, preset: str = DEFAULT_PRESET) -> str:
