@@ -290,7 +290,7 @@ class Cage:
             yield cage, made
             cage.close()  # it may hold the file open, and change it
             if not stat.S_ISREG(made.lstat().st_mode):
-                cage._protest()  # noqa: SLF001  # a link leads anywhere
+                cage._protest()  # a link leads anywhere
             made.rename(target)
 
     def close(self) -> None:

@@ -1,13 +1,15 @@
 """What the kernel refuses a process that reads strangers' videos, from the moment it confines itself.
 
+    memory_limit        more address space than it may have
     no_new_privileges   gaining any by a program, core dumps, being looked into by others, outliving the parent
     network_namespace   every network: the process has one of its own, with nothing in it
-    landlock            every file but those named; signals to others
+    landlock            reading or changing any file but those named; signals to others
     seccomp             sockets (also unix ones, which no namespace stops), programs, new processes, looking into
-                        others, raising its own limits
+                        others and signals to them, locks, watches and the attributes of files, which Landlock lets be,
+                        memory that is not its own, raising its own limits
 
-Linux only, and each only where the system lets it be: what is in force is said, never guessed. Elsewhere the limits on
-memory, files and time remain, which the parent sets (worker.cage).
+All but the first on Linux only, and each only where the system lets it be: what is in force is said, never guessed.
+What the parent does remains anywhere (worker.cage): it ends a process that is stuck, and takes nothing on trust.
 """
 
 import ctypes
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 YES = "yes"
-PROTECTIONS = ("no_new_privileges", "network_namespace", "landlock", "seccomp")
+PROTECTIONS = ("memory_limit", "no_new_privileges", "network_namespace", "landlock", "seccomp")
 
 _MAX_OPEN_FILES = 256
 
@@ -34,33 +36,44 @@ _CLONE_THREAD, _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000, 0x10000000, 0x40000000
 def confine(reads: Iterable[Path], writes: Iterable[Path], memory_bytes: int) -> dict[str, str]:
     """Give up everything but reading `reads` and writing in `writes`, for good. To be called by a single thread.
 
-    Returns for each of `PROTECTIONS` "yes", or why it is not in force.
+    Returns for each of `PROTECTIONS` "yes", or why it is not in force, or not wholly.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    most = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(_MAX_OPEN_FILES, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_within_hard_limit(resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),) * 2)
+    found = {"memory_limit": _tried(lambda: _limit_memory(memory_bytes))}
     if sys.platform != "linux":
-        return dict.fromkeys(PROTECTIONS, f"no ({sys.platform})")
+        return dict.fromkeys(PROTECTIONS, f"no ({sys.platform})") | found
     if len(list(Path("/proc/self/task").iterdir())) != 1:
         raise RuntimeError("there are threads already, which would stay free")
-    steps: dict[str, Callable[[], None]] = {
-        # First: it needs privileges that the others take away.
-        "network_namespace": _leave_the_network,
-        "no_new_privileges": _give_up_privileges,
-        "landlock": lambda: _allow_only(reads, writes),
-        "seccomp": _refuse_system_calls,
-    }
-    found = {}
-    for name, step in steps.items():
-        try:
-            step()
-        except OSError as error:
-            found[name] = f"no ({error.strerror}, kernel {platform.release()})"
-        else:
-            found[name] = YES
+    # First: it needs privileges that the others take away.
+    found["network_namespace"] = _tried(_leave_the_network)
+    found["no_new_privileges"] = _tried(_give_up_privileges)
+    found["landlock"] = _tried(lambda: _allow_only(reads, writes))
+    found["seccomp"] = _tried(_refuse_system_calls)
     return {name: found[name] for name in PROTECTIONS}
+
+
+def _tried(step: Callable[[], str | None]) -> str:
+    """`step` returns what it could not have, if anything."""
+    try:
+        lacking = step()
+    except OSError as error:
+        return f"no ({error.strerror}, kernel {platform.release()})"
+    return f"partly ({lacking}, kernel {platform.release()})" if lacking else YES
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    most = _within_hard_limit(resource.RLIMIT_AS, memory_bytes)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    except ValueError as error:  # Python's word for EINVAL: macOS has the name of this limit, and not the limit
+        raise OSError(errno.EINVAL, str(error)) from error
+
+
+def _within_hard_limit(what: int, wanted: int) -> int:
+    """No process can raise what its user has lowered (ulimit)."""
+    hard = resource.getrlimit(what)[1]
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def _libc() -> ctypes.CDLL:
@@ -115,12 +128,13 @@ _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE, _MAKE_REG = 1 << 1, 1 << 2, 1 
 _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 _OF_VERSION_1 = (1 << 13) - 1
 _SINCE_VERSION = {2: _REFER, 3: _TRUNCATE, 5: _IOCTL_DEV}
+_LACKING_BEFORE_VERSION = {3: "emptying files", 6: "signals"}
 _OF_FILES = _WRITE_FILE | _READ_FILE | _TRUNCATE
 _BIND_AND_CONNECT_TCP = 0b11
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
 
 
-def _allow_only(reads: Iterable[Path], writes: Iterable[Path]) -> None:
+def _allow_only(reads: Iterable[Path], writes: Iterable[Path]) -> str | None:
     libc = _libc()
     version = _checked(libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1)))
     handled = _OF_VERSION_1
@@ -149,6 +163,8 @@ def _allow_only(reads: Iterable[Path], writes: Iterable[Path]) -> None:
         _checked(libc.syscall(_RESTRICT_SELF, ruleset, ctypes.c_uint32(0)))
     finally:
         os.close(ruleset)
+    lacking = [what for since, what in _LACKING_BEFORE_VERSION.items() if version < since]
+    return f"version {version} has no say over {' and '.join(lacking)}" if lacking else None
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:
@@ -167,7 +183,7 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:
 
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _REFUSED = (
-    # x86_64, aarch64. Descriptors that lead out; io_uring makes sockets without any of these calls.
+    # x86_64, aarch64 (None: not there). Descriptors that lead out; io_uring makes sockets without any of these calls.
     (41, 198),  # socket
     (53, 199),  # socketpair
     (42, 203),  # connect
@@ -191,7 +207,77 @@ _REFUSED = (
     (101, 117),  # ptrace
     (310, 270),  # process_vm_readv
     (311, 271),  # process_vm_writev
+    (129, 138),  # rt_sigqueueinfo
+    (297, 240),  # rt_tgsigqueueinfo
+    (312, 272),  # kcmp
+    (440, 440),  # process_madvise
+    (448, 448),  # process_mrelease
+    (256, 238),  # migrate_pages
+    (279, 239),  # move_pages
+    (141, 140),  # setpriority
+    (142, 118),  # sched_setparam
+    (144, 119),  # sched_setscheduler
+    (203, 122),  # sched_setaffinity
+    (314, 274),  # sched_setattr
+    (251, 30),  # ioprio_set
+    # What Landlock lets everybody do with every file: attributes
+    (90, None),  # chmod
+    (91, 52),  # fchmod
+    (268, 53),  # fchmodat
+    (452, 452),  # fchmodat2
+    (92, None),  # chown
+    (94, None),  # lchown
+    (93, 55),  # fchown
+    (260, 54),  # fchownat
+    (188, 5),  # setxattr
+    (189, 6),  # lsetxattr
+    (190, 7),  # fsetxattr
+    (463, 463),  # setxattrat
+    (197, 14),  # removexattr
+    (198, 15),  # lremovexattr
+    (199, 16),  # fremovexattr
+    (466, 466),  # removexattrat
+    (469, 469),  # file_setattr
+    (132, None),  # utime
+    (235, None),  # utimes
+    (261, None),  # futimesat
+    (280, 88),  # utimensat
+    (76, 45),  # truncate: its first versions let this be too
+    # Watches, locks, and ways to a file without its path
+    (253, None),  # inotify_init
+    (294, 26),  # inotify_init1
+    (254, 27),  # inotify_add_watch
+    (300, 262),  # fanotify_init
+    (301, 263),  # fanotify_mark
+    (73, 32),  # flock
+    (303, 264),  # name_to_handle_at
+    (304, 265),  # open_by_handle_at
+    # Memory and messages that others share, or that outlive it, or that its limit does not count
+    (29, 194),  # shmget
+    (30, 196),  # shmat
+    (31, 195),  # shmctl
+    (64, 190),  # semget
+    (65, 193),  # semop
+    (220, 192),  # semtimedop
+    (66, 191),  # semctl
+    (68, 186),  # msgget
+    (69, 189),  # msgsnd
+    (70, 188),  # msgrcv
+    (71, 187),  # msgctl
+    (240, 180),  # mq_open
+    (241, 181),  # mq_unlink
+    (319, 279),  # memfd_create
+    (447, 447),  # memfd_secret
     # Parts of the kernel that no decoder needs
+    (206, 0),  # io_setup
+    (209, 2),  # io_submit
+    (161, 51),  # chroot
+    (155, 41),  # pivot_root
+    (166, 39),  # umount2
+    (428, 428),  # open_tree
+    (429, 429),  # move_mount
+    (430, 430),  # fsopen
+    (442, 442),  # mount_setattr
     (165, 40),  # mount
     (272, 97),  # unshare
     (308, 268),  # setns
@@ -204,6 +290,17 @@ _REFUSED = (
     # Its own limits
     (160, 164),  # setrlimit
 )
+_REFUSED_ARGUMENTS = (
+    # Numbers as above, which argument, and its values (linux/fcntl.h, linux/prctl.h).
+    # fcntl: locks on files; F_SETOWN, F_SETSIG, F_SETOWN_EX, by which the kernel sends signals to anybody; open file
+    # description locks; F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ
+    ((72, 25), 1, (6, 7, 8, 10, 15, 37, 38, 1024, 1026, 1031)),
+    # prctl: PR_SET_PDEATHSIG, by which it dies with its parent; PR_SET_DUMPABLE, PR_SET_MM, PR_SET_PTRACER
+    ((157, 167), 0, (1, 4, 35, 0x59616D61)),
+)
+# ioctl: to ask for a terminal, of which there is none; to close on exec, not to block, how much there is to read.
+# Others set who gets signals, the attributes of files, and much more.
+_IOCTL, _ALLOWED_IOCTLS = (16, 29), (0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 _CLONE, _CLONE3, _PRLIMIT64 = (56, 220), (435, 435), (302, 261)
 _X32_CALLS = 0x40000000
 
@@ -245,6 +342,15 @@ def _program(architecture: int, column: int) -> Sequence[tuple[int, int, int, in
         number = numbers[column]
         if number is not None:
             lines += [(_JUMP_IF_EQUAL, 0, 1, number), refuse]
+    for numbers, argument, values in _REFUSED_ARGUMENTS:
+        lines += [(_JUMP_IF_EQUAL, 0, 2 * len(values) + 2, numbers[column]), (_LOAD, 0, 0, _argument(argument))]
+        for value in values:
+            lines += [(_JUMP_IF_EQUAL, 0, 1, value), refuse]
+        lines.append(allow)
+    lines += [(_JUMP_IF_EQUAL, 0, 2 * len(_ALLOWED_IOCTLS) + 2, _IOCTL[column]), (_LOAD, 0, 0, _argument(1))]
+    for value in _ALLOWED_IOCTLS:
+        lines += [(_JUMP_IF_EQUAL, 0, 1, value), allow]
+    lines.append(refuse)
     lines += [
         # The C library falls back to clone, whose flags can be seen.
         (_JUMP_IF_EQUAL, 0, 1, _CLONE3[column]),

@@ -1,8 +1,12 @@
 """What tests have a caged process do. Modules of its own: the process imports it by name."""
 
 import ctypes
+import fcntl
 import os
+import platform
+import resource
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,33 +52,98 @@ def replace(made: Path, place: Path, *, on_progress: Progress) -> str:
     return "replaced"
 
 
-def try_everything(unix_socket: str, parent: int, *, on_progress: Progress) -> dict[str, str]:
-    """What became of each attempt to get out."""
+def try_everything(
+    neighbour: Path, unix_socket: str, port: int, parent: int, *, on_progress: Progress = lambda: None
+) -> dict[str, str]:
+    """What became of each attempt to get out, or at others. `port`: of a server on this machine."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def called(x86_64: int, aarch64: int, *arguments: object) -> int:
+        words = [ctypes.c_ulong(word) if isinstance(word, int) else word for word in arguments]
+        result: int = libc.syscall(aarch64 if platform.machine() == "aarch64" else x86_64, *words)
+        if result < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+        return result
+
+    def by_number(x86_64: int, aarch64: int, *arguments: object) -> Callable[[], int]:
+        return lambda: called(x86_64, aarch64, *arguments)
+
+    def use_queue() -> None:
+        called(240, 180, b"vsr test", 0o102, 0o600, None)
+        called(241, 181, b"vsr test")
 
     def raise_limit() -> None:
-        import resource
-
         resource.setrlimit(resource.RLIMIT_CPU, (10**6, resource.RLIM_INFINITY))
 
+    def send_signals_by_pipe() -> None:
+        fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, parent)
+
+    def send_signals_by_file() -> None:
+        fcntl.ioctl(os.open(__file__, os.O_RDONLY), 0x8901, struct.pack("=i", parent))
+
+    def lock() -> None:
+        fcntl.flock(os.open(__file__, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def lock_by_fcntl() -> None:
+        fcntl.lockf(os.open(__file__, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    queued = struct.pack("=iii", 0, 0, -1) + bytes(116)
+    folder, name = str(neighbour.parent).encode(), str(neighbour).encode()
     attempts: dict[str, Callable[[], object]] = {
-        "tcp": lambda: socket.create_connection(("127.0.0.1", 1), timeout=1),
-        "unix": lambda: socket.socket(socket.AF_UNIX).connect(unix_socket),
-        "program": lambda: os.execv("/bin/true", ["true"]),
-        "process": os.fork,
+        "tcp": lambda: socket.create_connection(("127.0.0.1", port), timeout=1),
+        "unix socket": lambda: socket.socket(socket.AF_UNIX).connect(unix_socket),
+        "program": lambda: os.execv("/nowhere", ["nowhere"]),
+        "process": _fork,
         "signal": lambda: os.kill(parent, 0),
-        "memory": lambda: os.open(f"/proc/{parent}/mem", os.O_RDONLY),
-        "environment": lambda: Path(f"/proc/{parent}/environ").read_bytes(),
-        "limits": raise_limit,
+        "queued signal": by_number(129, 138, parent, 0, queued),
+        "queued signal to a thread": by_number(297, 240, parent, parent, 0, queued),
+        "signals by a pipe": send_signals_by_pipe,
+        "signals by a file": send_signals_by_file,
+        "memory of the parent": lambda: os.open(f"/proc/{parent}/mem", os.O_RDONLY),
+        "environment of the parent": lambda: Path(f"/proc/{parent}/environ").read_bytes(),
+        "cores of the parent": lambda: os.sched_setaffinity(parent, os.sched_getaffinity(0)),
+        "priority of the parent": lambda: os.setpriority(
+            os.PRIO_PROCESS, parent, os.getpriority(os.PRIO_PROCESS, parent)
+        ),
+        "own limits": raise_limit,
+        "outliving the parent": by_number(157, 167, 1, 0, 0, 0, 0),
+        "being looked into": by_number(157, 167, 4, 1, 0, 0, 0),
+        "read": lambda: neighbour.read_bytes(),
+        "write": lambda: neighbour.open("r+b"),
+        "new file": lambda: (neighbour.parent / "new").touch(),
+        "empty": lambda: os.truncate(neighbour, 0),
+        "list": lambda: list(neighbour.parent.iterdir()),
+        "mode": lambda: neighbour.chmod(0o600),
+        "owner": lambda: os.chown(neighbour, os.getuid(), os.getgid()),
+        "times": lambda: os.utime(neighbour, (1, 1)),
+        "attribute": by_number(188, 5, name, b"user.a", b"1", 1, 0),
+        "inotify": by_number(294, 26, 0),
+        "inotify watch": by_number(254, 27, -1, folder, 0x100),
+        "fanotify": by_number(300, 262, 0, 0),
+        "lock": lock,
+        "lock by fcntl": lock_by_fcntl,
+        "shared memory": lambda: called(31, 195, called(29, 194, 0, 4096, 0o1600), 0, None),
+        "semaphores": lambda: called(66, 191, called(64, 190, 0, 1, 0o1600), 0, 0),
+        "messages": lambda: called(71, 187, called(68, 186, 0, 0o1600), 0, None),
+        "message queue": use_queue,
+        "memory file": by_number(319, 279, b"a", 0),
     }
     found = {}
-    for name, attempt in attempts.items():
+    for attempt, function in attempts.items():
         try:
-            attempt()
+            function()
         except (OSError, ValueError) as error:
-            found[name] = type(error).__name__
+            found[attempt] = f"{type(error).__name__}: {error}"
         else:
-            found[name] = "done"
+            found[attempt] = "done"
     return found
+
+
+def _fork() -> None:
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
 
 
 def environment(*, on_progress: Progress) -> dict[str, str]:

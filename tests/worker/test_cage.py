@@ -77,14 +77,36 @@ def wait_until(condition: Callable[[], object], timeout_seconds: float = 20.0) -
 # --- what it cannot do ------------------------------------------------------------------------------------------------
 
 
-def test_a_caged_process_reaches_no_network_program_process_or_memory(open_cage: Callable[..., Cage]) -> None:
-    # Given all protections in force, as they are where this suite runs
+def test_a_caged_process_has_every_protection_that_this_system_gives(
+    open_cage: Callable[..., Cage], tmp_path: Path
+) -> None:
+    # Given a cage, and what is said to protect it
     cage = open_cage()
-    assert cage.in_force() == dict.fromkeys(PROTECTIONS, "yes")
+    said = cage.in_force()
+    assert tuple(said) == PROTECTIONS
+    assert all(words == "yes" or words.startswith(("no (", "partly (")) for words in said.values()), said
     # When code in it tries whatever an attacker would
-    found = cage.call(guests.try_everything, "/nowhere.sock", os.getpid(), returns=dict[str, str], on_progress=silent)
-    # Then none of it works
-    assert set(found.values()) <= {"PermissionError", "ValueError"}, found
+    (tmp_path / "neighbour").write_text("private")
+    found = cage.call(
+        guests.try_everything,
+        tmp_path / "neighbour",
+        "/nowhere.sock",
+        1,
+        os.getpid(),
+        returns=dict[str, str],
+        on_progress=silent,
+    )
+    # Then what is said holds
+    stopped = set()
+    stopped |= {"read", "write", "new file", "list"} if has(cage, "landlock") else set()
+    stopped |= {"tcp", "unix socket", "program", "process", "signal", "own limits"} if has(cage, "seccomp") else set()
+    assert {name for name in stopped if not found[name].startswith(("PermissionError", "ValueError"))} == set()
+    assert all(has(cage, name) for name in ("memory_limit", "no_new_privileges", "seccomp"))  # any Linux has these
+
+
+def has(cage: Cage, protection: str) -> bool:
+    """Whether it is said to be in force here, at least in part: not every system that runs these tests gives all."""
+    return not cage.in_force()[protection].startswith("no (")
 
 
 def test_a_caged_process_reads_the_files_of_its_job_alone_and_writes_none(
@@ -98,6 +120,9 @@ def test_a_caged_process_reads_the_files_of_its_job_alone_and_writes_none(
     cage = open_cage()
     # Then only the first can be read, also around a corner
     assert read(cage, own) == "own"
+    if not has(cage, "landlock"):
+        assert write(cage, own) == "OSError"  # by the limit on the size of files
+        return
     assert [read(cage, path) for path in (neighbour, job / "link", Path("/etc/passwd"))] == ["PermissionError"] * 3
     # And nothing be written
     targets = [own, job / "new", neighbour, tmp_path / "new"]
@@ -113,8 +138,10 @@ def test_a_process_that_makes_a_file_writes_nowhere_else(open_cage: Callable[...
         path.write_text("own")
     # When a process makes the result, then it can touch nothing but that
     with open_cage().making(job / "result.mp4") as (writer, made):
-        assert [write(writer, path) for path in (*own, job / "new")] == ["PermissionError"] * 5
-        assert writer.call(guests.replace, made, own[-1], returns=str, on_progress=silent) == "PermissionError"
+        assert isinstance(writer, Cage)
+        if has(writer, "landlock"):
+            assert [write(writer, path) for path in (*own, job / "new")] == ["PermissionError"] * 5
+            assert writer.call(guests.replace, made, own[-1], returns=str, on_progress=silent) == "PermissionError"
         assert write(writer, made) == "written"
         assert not (job / "result.mp4").exists()
     # And at the end that is in its place, alone
@@ -129,15 +156,16 @@ def test_a_process_that_makes_a_file_writes_nowhere_else(open_cage: Callable[...
 def test_what_was_being_made_is_removed_where_it_fails(
     open_cage: Callable[..., Cage], job: Path, *, dies: bool
 ) -> None:
+    def make() -> None:
+        with open_cage().making(job / "result.mp4") as (writer, made):
+            write(writer, made)
+            if dies:
+                writer.call(guests.crash, returns=int, on_progress=silent)
+            raise ZeroDivisionError
+
     # When the making ends with an error, or its process in mid work
-    with (
-        pytest.raises((ZeroDivisionError, JobFailureError)),
-        open_cage().making(job / "result.mp4") as (writer, made),
-    ):
-        write(writer, made)
-        if dies:
-            writer.call(guests.crash, returns=int, on_progress=silent)
-        raise ZeroDivisionError
+    with pytest.raises((ZeroDivisionError, JobFailureError)):
+        make()
     # Then nothing is there
     assert list(job.iterdir()) == []
 
@@ -463,7 +491,7 @@ def test_a_worker_has_one_cage_per_job_and_the_next_is_ready(tmp_path: Path) -> 
     cage = cages.of(first)
     assert isinstance(cage, Cage)
     assert cages.of(first) is cage
-    assert set(cage.in_force().values()) == {"yes"}
+    assert tuple(cage.in_force()) == PROTECTIONS
     pid = cage.pid
     assert cages.of(first) is cage  # once more, now that it has answered
     spare = cages.spare_pid
