@@ -18,6 +18,7 @@ from starlette.routing import Match
 from app.schemas import Problem
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.redis_faults import is_unavailable
+from worker.contract.storage import StorageBusyError
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
@@ -244,6 +245,18 @@ class QueueUnavailableError(ProblemError):
         )
 
 
+class JobBusyError(ProblemError):
+    """A process that froze, or a disk that does not answer, holds the job."""
+
+    status, code, title = 503, "job_busy", "The job is being written to for too long"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "What was asked for may still come to pass. Look at the job, or try again soon.",
+            {"Retry-After": str(RETRY_AFTER_SECONDS)},
+        )
+
+
 class ShuttingDownError(ProblemError):
     status, code, title = 503, "shutting_down", "The service is shutting down"
 
@@ -288,6 +301,7 @@ _TRANSLATED: tuple[type[Exception], ...] = (
     RequestValidationError,
     JobFailureError,
     RedisError,
+    StorageBusyError,
 )
 
 
@@ -311,6 +325,8 @@ def translate(error: Exception) -> ProblemError:
             return OutOfDiskError(error.message)
         case RedisError() if is_unavailable(error):
             return QueueUnavailableError()
+        case StorageBusyError():
+            return JobBusyError()
         case _:
             return InternalError("The error is in the service's log under this request id.")
 

@@ -36,7 +36,7 @@ from worker.contract.failure import JobFailureError
 from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus, now
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
-from worker.contract.storage import PARTIAL_SUFFIX, JobStorage, remove_partial, remove_tree
+from worker.contract.storage import PARTIAL_SUFFIX, JobStorage, StorageBusyError, remove_partial, remove_tree
 
 log = structlog.get_logger(__name__)
 
@@ -137,8 +137,12 @@ class Janitor:
             except ValidationError as error:
                 log.error("job_files_unreadable", job_id=folder.name, reason=str(error))
                 continue
-            with suppress(FileNotFoundError):  # deleted meanwhile
+            try:
                 self._look_after(folder, record)
+            except FileNotFoundError:  # deleted meanwhile
+                continue
+            except StorageBusyError as error:  # whoever holds it is frozen: in the next sweep it may be gone
+                log.warning("a job was left for the next sweep", job_id=folder.name, reason=str(error))
 
     def _look_after(self, folder: Path, record: JobRecord | None) -> None:
         if record is None:

@@ -13,6 +13,7 @@ from app.embedded_redis import EmbeddedRedis
 from app.errors import PROBLEM_MEDIA_TYPE, ProblemError
 from app.metrics import REJECTION_REASONS
 from tests.app.conftest import RunningGateway, StartGateway, wait_until
+from worker.contract.storage import folder_locked
 
 
 def assert_is_problem(answer: httpx2.Response, status: int, code: str) -> None:
@@ -129,6 +130,21 @@ def test_a_frozen_redis_is_given_up_soon(start_gateway: StartGateway) -> None:
         assert_is_problem(answer, 503, "queue_unavailable")
 
 
+def test_a_job_that_a_frozen_process_holds_is_given_up_soon(gateway: RunningGateway) -> None:
+    # Given a process that froze while it wrote a job
+    job = gateway.add_job()
+    with folder_locked(gateway.storage.folder(job.id).path, 0):
+        # When
+        answer = gateway.http.post(f"/v1/jobs/{job.id}/cancel", timeout=15)
+
+        # Then
+        assert_is_problem(answer, 503, "job_busy")
+        assert int(answer.headers["Retry-After"]) > 0
+
+    # And what was asked for has been done, and is done once
+    assert gateway.http.post(f"/v1/jobs/{job.id}/cancel").json()["status"] == "canceled"
+
+
 def test_codes_are_unique_and_every_reason_for_a_refusal_is_counted_from_zero() -> None:
     kinds = {
         kind
@@ -138,6 +154,7 @@ def test_codes_are_unique_and_every_reason_for_a_refusal_is_counted_from_zero() 
     codes = {kind.code for kind in kinds}
     # Those that no upload and no submission can end in
     others = {
+        "job_busy",
         "job_canceled",
         "job_failed",
         "job_not_found",

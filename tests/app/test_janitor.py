@@ -27,7 +27,7 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, JobRecord, JobStatus, ResultInfo, new_job_id
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
-from worker.contract.storage import JobStorage, process_mark
+from worker.contract.storage import JobStorage, folder_locked, process_mark
 
 UPLOADS, RESULTS, FAILED, JOBS = 8_000.0, 10_000.0, 5_000.0, 20_000.0
 ABANDONED = 3_600.0
@@ -372,6 +372,20 @@ def test_a_disk_that_is_full_to_the_last_byte_is_made_room_on(house: House, monk
     # Then
     assert house.files() == {f"jobs/{job}/job.json", f"jobs/{job}/report.json"}
     record = house.storage.read_record(job)
+    assert record is not None
+    assert record.media_removed_at is not None
+
+
+def test_a_job_that_a_frozen_process_holds_keeps_no_other_from_its_turn(house: House) -> None:
+    # Given two expired jobs, the first held by a process that froze
+    held, other = (house.add_job(JobStatus.SUCCEEDED, RESULTS + 1, RESULTS + 1) for _ in range(2))
+
+    # When
+    with folder_locked(house.storage.folder(held).path, 0):
+        assert house.janitor.clean()
+
+    # Then the other has expired durably
+    record = house.storage.read_record(other)
     assert record is not None
     assert record.media_removed_at is not None
 
