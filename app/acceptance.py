@@ -1,28 +1,30 @@
 """Accepting a job: the one path from a received file to a 202, in an order in which a crash at any point is harmless.
 
-1. the file is moved into the job's folder        a crash leaves a folder without a record, which is no job (swept)
+1. the file is linked into the job's folder       a crash leaves a folder without a record, which is no job (swept)
 2. `job.json` is written and fsynced              from here the job may run, though nobody was promised that it does
 3. the `plan` task is enqueued                    a worker that takes it at once finds the record on disk
 4. the record is indexed in Redis, as it is now   the worker may have started it: its word stands
                                                   (a source that is still to be fetched: 3 is the courier's, and it
                                                   learns of it by 4)
-5. the 202                                        promised: the record is on disk and the task in the queue
+5. the upload is removed                          until here it was there too, for whoever tries again
+6. the 202                                        promised: the record is on disk and the task in the queue
 
-If Redis fails in 3 or 4, the job is removed again: a task without a record does nothing.
+If Redis fails in 3 or 4, the job is removed again: a task without a record does nothing. What fails later changes
+nothing any more. Redis may still have done what it did not answer to; so whether there is a job, only storage says.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import structlog
 from pydantic import ValidationError
 from redis import Redis
-from redis.exceptions import LockNotOwnedError
+from redis.exceptions import RedisError
 
 from app.dependencies import Services
 from app.errors import (
@@ -30,6 +32,8 @@ from app.errors import (
     IdempotencyKeyReusedError,
     SourceUrlsOffError,
     UnknownPresetError,
+    UploadBusyError,
+    UploadNotFoundError,
     UrlRefusedError,
     WebhooksOffError,
 )
@@ -38,9 +42,10 @@ from app.guarded_http import TargetError, check_url
 from app.limits import one_at_a_time, refuse_beyond_key_limits, refuse_full_queue
 from app.settings import GatewaySettings
 from app.uploads import ReceivedFile
-from worker.contract.job import JobOptions, JobRecord, new_job_id, now
+from worker.contract.job import JobOptions, JobRecord, JobStatus, new_job_id, now
 from worker.contract.presets import PRESETS, TEST_PRESETS, loaded_models
 from worker.contract.report import Report
+from worker.contract.storage import JobFolder, fsync_folder
 
 log = structlog.get_logger(__name__)
 
@@ -50,17 +55,15 @@ _LOCK_TTL_SECONDS = 60
 _LOCK_WAIT_SECONDS = 10
 
 
-class MovingSource(Protocol):
-    """Moves the source to a path, for as long as the context does not fail."""
-
-    def __call__(self, target: Path, /) -> AbstractContextManager[ReceivedFile]: ...
+HeldSource = Callable[[], AbstractContextManager[ReceivedFile | None]]
+"""The received file, which is there and nobody else's for as long as the context lasts. None: still to be fetched."""
 
 
 @dataclass(frozen=True)
 class Submission:
     options: JobOptions
     source_name: str
-    move_source: MovingSource
+    source: HeldSource
     source_identity: str
     """What makes a repeated request the same one: the upload's id, or the checksum of the file sent along."""
     idempotency_key: str | None
@@ -87,17 +90,51 @@ class Accepted:
     """It is an earlier job, which has the result already."""
 
 
+@dataclass(frozen=True)
+class Reservation:
+    """What is kept for 24 hours under an Idempotency-Key."""
+
+    job_id: str
+    fingerprint: str
+    result_is_reused: bool = False
+
+
 def accept(services: Services, submission: Submission) -> Accepted:
     """The accepted job, durable; or the job of an earlier request with the same Idempotency-Key."""
     if submission.idempotency_key is None:
         return _accept_as(services, submission, new_job_id())
-    with _reserved(services.redis, submission) as reservation:
-        if record := services.registry.get(reservation.job_id):
-            return Accepted(record, reservation.result_is_reused)
+    with _reserved(services.redis, submission) as (reservation, is_new):
+        if record := services.storage.read_record(reservation.job_id):
+            return _accepted_before(services, submission, reservation, record)
+        if not is_new:
+            # An earlier attempt failed or was killed. Redis may still believe in its job, and whoever puts that right
+            # removes it by its id: that is nobody's any more.
+            _forget(services, reservation.job_id)
+            reservation = Reservation(new_job_id(), submission.fingerprint)
+            _keep(services.redis, submission, reservation)
         accepted = _accept_as(services, submission, reservation.job_id)
         if accepted.result_is_reused:
             _keep(services.redis, submission, Reservation(accepted.record.id, submission.fingerprint, True))
         return accepted
+
+
+def _accepted_before(
+    services: Services, submission: Submission, reservation: Reservation, record: JobRecord
+) -> Accepted:
+    """The job of the earlier attempt, which may have been killed behind any step after the record: then the rest."""
+    if reservation.result_is_reused:
+        return Accepted(record, result_is_reused=True)
+    if record.status is JobStatus.QUEUED:
+        record = _announced(services, record)
+    with suppress(UploadNotFoundError, UploadBusyError), submission.source() as source:
+        if source and _is_taken(source, services.storage.folder(record.id)):
+            source.path.unlink(missing_ok=True)
+    return Accepted(record)
+
+
+def _forget(services: Services, job_id: str) -> None:
+    services.queue.forget_tasks(job_id, services.registry.progress(job_id).segments_total)
+    services.registry.remove(job_id)
 
 
 def refuse_when_full(services: Services, owner: str | None, idempotency_key: str | None, declared_bytes: int) -> None:
@@ -137,45 +174,70 @@ def _refuse_url(field: str, url: str, settings: GatewaySettings) -> None:
 
 
 @contextmanager
-def source_to_be_fetched(target: Path) -> Iterator[ReceivedFile]:
+def source_to_be_fetched() -> Iterator[None]:
     """In the place of a source that is there: nothing is known of it."""
-    yield ReceivedFile(target, 0, "")
+    yield None
 
 
 def _accept_as(services: Services, submission: Submission, job_id: str) -> Accepted:
-    folder = services.storage.make_folder(job_id)
-    try:
-        with (
-            one_at_a_time(services.redis, submission.owner),
-            submission.move_source(folder.source) as source,
-        ):
-            if submission.reuse_result and (twin := finished_twin(services, submission, source)):
-                services.storage.delete_job(job_id)
-                log.info("result reused", job_id=twin.id)
-                return Accepted(twin, result_is_reused=True)
-            refuse_beyond_key_limits(services, submission.owner, source.size_bytes)
-            record = JobRecord(
-                id=job_id,
-                created_at=now(),
-                options=submission.options,
-                source_name=clean_file_name(submission.source_name),
-                source_size_bytes=source.size_bytes,
-                source_sha256=source.sha256,
-                owner=submission.owner,
-                source_url=submission.source_url,
-                webhook_url=submission.webhook_url,
-                request_id=submission.request_id,
-            )
-            services.storage.write_record(record)
-            if not record.awaits_source:
-                services.queue.enqueue_plan(job_id)
-            services.registry.change(job_id, lambda current: current)
-    except BaseException:
-        services.storage.delete_job(job_id)
-        raise
+    with one_at_a_time(services.redis, submission.owner), submission.source() as source:
+        if submission.reuse_result and source and (twin := finished_twin(services, submission, source)):
+            source.path.unlink(missing_ok=True)
+            log.info("result reused", job_id=twin.id)
+            return Accepted(twin, result_is_reused=True)
+        uncounted_bytes = source.size_bytes if source and not source.is_upload else 0
+        refuse_beyond_key_limits(services, submission.owner, uncounted_bytes)
+        record = JobRecord(
+            id=job_id,
+            created_at=now(),
+            options=submission.options,
+            source_name=clean_file_name(submission.source_name),
+            source_size_bytes=source.size_bytes if source else 0,
+            source_sha256=source.sha256 if source else "",
+            owner=submission.owner,
+            source_url=submission.source_url,
+            webhook_url=submission.webhook_url,
+            request_id=submission.request_id,
+        )
+        try:
+            _record(services, record, source)
+            _announced(services, record)
+        except BaseException:
+            services.storage.delete_job(job_id)
+            raise
+        if source:
+            source.path.unlink(missing_ok=True)
     services.metrics.jobs_submitted.inc()
     log.info("job accepted", job_id=job_id, size_bytes=record.source_size_bytes, preset=record.options.preset)
     return Accepted(record)
+
+
+def _record(services: Services, record: JobRecord, source: ReceivedFile | None) -> None:
+    """Steps 1 and 2: on disk, durable."""
+    folder = services.storage.make_folder(record.id)
+    if source:
+        os.link(source.path, folder.source)
+        fsync_folder(folder.path)
+    with services.storage.locked(record.id):
+        if not folder.path.exists():
+            # Whoever tried again meanwhile took this attempt for dead, and has another id.
+            raise IdempotencyConflictError("Another request with this Idempotency-Key has taken over.")
+        services.storage.write_record(record)
+
+
+def _announced(services: Services, record: JobRecord) -> JobRecord:
+    """Steps 3 and 4: in Redis. Gives the record as it is by now; harmless for a job that is there already."""
+    if not record.awaits_source:
+        services.queue.enqueue_plan(record.id)
+    return services.registry.change(record.id, lambda current: current) or record
+
+
+def _is_taken(source: ReceivedFile, folder: JobFolder) -> bool:
+    """Whether this very file is the source of that job."""
+    try:
+        return source.path.samefile(folder.source)
+    except FileNotFoundError:
+        return False
 
 
 def finished_twin(services: Services, submission: Submission, source: ReceivedFile) -> JobRecord | None:
@@ -198,15 +260,6 @@ def finished_twin(services: Services, submission: Submission, source: ReceivedFi
     return None
 
 
-@dataclass(frozen=True)
-class Reservation:
-    """What is kept for 24 hours under an Idempotency-Key."""
-
-    job_id: str
-    fingerprint: str
-    result_is_reused: bool = False
-
-
 def _keep(redis: Redis, submission: Submission, reservation: Reservation) -> None:
     assert submission.idempotency_key is not None
     key = _reservation_key(submission.owner, submission.idempotency_key)
@@ -214,11 +267,8 @@ def _keep(redis: Redis, submission: Submission, reservation: Reservation) -> Non
 
 
 @contextmanager
-def _reserved(redis: Redis, submission: Submission) -> Iterator[Reservation]:
-    """The job that this key stands for: the same for 24 hours, for one request at a time.
-
-    If an earlier attempt was cut short, the next one carries on under the same id.
-    """
+def _reserved(redis: Redis, submission: Submission) -> Iterator[tuple[Reservation, bool]]:
+    """The job that this key stands for, for one request at a time, and whether nobody has tried it before."""
     assert submission.idempotency_key is not None
     key = _reservation_key(submission.owner, submission.idempotency_key)
     lock = redis.lock(f"{key}:lock", timeout=_LOCK_TTL_SECONDS, blocking_timeout=_LOCK_WAIT_SECONDS)
@@ -228,19 +278,22 @@ def _reserved(redis: Redis, submission: Submission) -> Iterator[Reservation]:
         )
     try:
         fresh = json.dumps(asdict(Reservation(new_job_id(), submission.fingerprint)))
-        redis.set(key, fresh, nx=True, ex=_IDEMPOTENCY_TTL_SECONDS)
+        is_new = bool(redis.set(key, fresh, nx=True, ex=_IDEMPOTENCY_TTL_SECONDS))
         reserved = Reservation(**json.loads(cast(bytes, redis.get(key))))
         if reserved.fingerprint != submission.fingerprint:
             raise IdempotencyKeyReusedError("The first request with this Idempotency-Key asked for something else.")
-        yield reserved
+        yield reserved, is_new
     finally:
-        with suppress(LockNotOwnedError):  # it took longer than the lock lasts
+        # It took longer than the lock lasts, or Redis is away, and then it ends by itself: that undoes no acceptance.
+        with suppress(RedisError):
             lock.release()
 
 
 def _has_a_job(services: Services, reservation_key: str) -> bool:
     reservation = cast(bytes | None, services.redis.get(reservation_key))
-    return reservation is not None and services.registry.get(json.loads(reservation)["job_id"]) is not None
+    if reservation is None:
+        return False
+    return services.storage.read_record(json.loads(reservation)["job_id"]) is not None
 
 
 def _reservation_key(owner: str | None, idempotency_key: str) -> str:

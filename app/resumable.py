@@ -42,6 +42,7 @@ from app.uploads import (
     body_chunks,
     finished_uploads,
     keep_upload,
+    remove_upload,
     upload_key,
 )
 from worker.contract.storage import JobStorage, fsync_folder, out_of_disk_named
@@ -102,8 +103,10 @@ class UploadFiles:
         log.info("resumable upload finished", size_bytes=received.size_bytes)
 
     def remove(self) -> None:
-        for path in (self.content, *finished_uploads(self.storage, self.owner, self.upload_id), self._description):
-            path.unlink(missing_ok=True)
+        self.content.unlink(missing_ok=True)
+        for path in finished_uploads(self.storage, self.owner, self.upload_id):
+            remove_upload(path)
+        self._description.unlink(missing_ok=True)
 
 
 # --- one request's time with an upload --------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Any, TypeVar, cast
 
 from asgi_correlation_id import correlation_id
 from fastapi import APIRouter, Depends, Header, Request, Response
 from pydantic import BaseModel, ValidationError
+from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from app.acceptance import (
@@ -38,6 +40,7 @@ from app.errors import (
     UnauthorizedError,
     UnknownPresetError,
     UnsupportedMediaTypeError,
+    UploadBusyError,
     UploadNotFoundError,
     UploadStalledError,
     UploadTooLargeError,
@@ -49,9 +52,10 @@ from app.forms import FILE_FIELD, FORM_OVERHEAD_BYTES, read_form
 from app.guarded_http import name_in_url
 from app.jobs import present_job
 from app.limits import upload_slot
-from app.schemas import REUSE_RESULT_DESCRIPTION, WEBHOOK_URL_DESCRIPTION, Job, SubmitUpload, SubmitUrl
-from app.uploads import Incoming, body_chunks, content_length, moved_file, moved_upload
-from worker.contract.job import JobOptions
+from app.schemas import REUSE_RESULT_DESCRIPTION, WEBHOOK_URL_DESCRIPTION, Job, SubmitUpload, SubmitUrl, public_job
+from app.uploads import Incoming, body_chunks, content_length, upload_for_job
+from worker.contract.job import JobOptions, JobRecord, Progress
+from worker.contract.redis_faults import is_unavailable
 
 _MAX_JSON_BYTES = 64 * 1024
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -89,6 +93,7 @@ def _form_schema() -> dict[str, object]:
         UploadNotFoundError,
         UploadStalledError,
         IdempotencyConflictError,
+        UploadBusyError,
         UploadTooLargeError,
         UnsupportedMediaTypeError,
         InvalidRequestError,
@@ -141,12 +146,22 @@ async def create_job(
             "Send multipart/form-data with a file, or application/json with an upload_id or a source_url."
         )
     accepted = await submit(request, services, owner, idempotency_key)
-    job = await run_in_threadpool(present_job, services, accepted.record)
+    job = await run_in_threadpool(_present, services, accepted.record)
     if accepted.result_is_reused:
         response.status_code = 200
         job = job.model_copy(update={"result_is_reused": True})
     response.headers["Location"] = job.links.self
     return job
+
+
+def _present(services: Services, record: JobRecord) -> Job:
+    try:
+        return present_job(services, record)
+    except RedisError as error:
+        if not is_unavailable(error):
+            raise
+        # It is accepted, so that is the answer; how far it has come can be asked later.
+        return public_job(record, Progress(), None)
 
 
 async def _submit_form(
@@ -166,7 +181,7 @@ async def _submit_form(
         submission = Submission(
             options=asked.options,
             source_name=form.filename,
-            move_source=partial(moved_file, received),
+            source=partial(nullcontext, received),
             source_identity=received.sha256,
             idempotency_key=idempotency_key,
             owner=owner,
@@ -193,7 +208,7 @@ async def _submit_json(
         submission = submission_of(
             options=by_url.options,
             source_name=by_url.filename or name_in_url(by_url.source_url),
-            move_source=source_to_be_fetched,
+            source=source_to_be_fetched,
             source_identity=by_url.source_url,
             source_url=by_url.source_url,
             webhook_url=by_url.webhook_url,
@@ -204,7 +219,7 @@ async def _submit_json(
         submission = submission_of(
             options=asked.options,
             source_name=asked.filename,
-            move_source=partial(moved_upload, services.storage, owner, asked.upload_id),
+            source=partial(upload_for_job, services.storage, owner, asked.upload_id),
             source_identity=asked.upload_id,
             webhook_url=asked.webhook_url,
             reuse_result=asked.reuse_result,

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
+from io import FileIO, IOBase
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Protocol, Self
@@ -37,6 +37,7 @@ from app.errors import (
     TooManyKeyUploadsError,
     TooManyUploadsError,
     UnauthorizedError,
+    UploadBusyError,
     UploadNotFoundError,
     UploadStalledError,
     UploadTooLargeError,
@@ -56,6 +57,9 @@ _MIN_BUFFER_BYTES = 64 * 1024
 _ALL_BUFFERS_BYTES = 16 * 1024 * 1024
 # What the kernel takes at once (IOV_MAX).
 _CHUNKS_PER_WRITE = 1024
+# Making a job takes milliseconds, unless Redis does not answer.
+_HELD_PATIENCE_SECONDS = 10.0
+_HELD_POLL_SECONDS = 0.02
 _PARTIAL_NAME = re.compile(r"[0-9a-f]{32}" + re.escape(PARTIAL_SUFFIX))
 _UPLOAD_NAME = re.compile(r"([0-9a-f]{12}-)?[0-9a-f]{64}\.([0-9a-f]{64}|tus|tus\.json)")
 
@@ -72,6 +76,7 @@ router = APIRouter(tags=["uploads"], dependencies=[Depends(count_rejections), De
         UploadTooLargeError,
         EmptyFileError,
         InvalidRequestError,
+        UploadBusyError,
         TooManyUploadsError,
         TooManyKeyUploadsError,
         KeyStorageFullError,
@@ -106,11 +111,13 @@ async def put_upload(
 
 @dataclass(frozen=True)
 class ReceivedFile:
-    """A whole, durable file that is still a `.part`, or an upload: whoever takes it renames it."""
+    """A whole, durable file that is still a `.part`, or an upload."""
 
     path: Path
     size_bytes: int
     sha256: str
+    is_upload: bool = False
+    """Among its owner's uploads, and counted with them."""
 
 
 class Hash(Protocol):
@@ -290,43 +297,81 @@ def content_length(request: Request) -> int | None:
 
 
 def keep_upload(storage: JobStorage, owner: str | None, upload_id: str, received: ReceivedFile) -> None:
-    """Publish a received file under its id. Of two files of one id the newer counts. Durable when this returns."""
+    """Publish a received file under its id. Of two files of one id the newer counts. Durable when this returns.
+
+    Raises `UploadBusyError` while the one that it replaces is becoming a job.
+    """
     target = storage.uploads / f"{upload_key(owner, upload_id)}.{received.sha256}"
     # The file system's own clock is too coarse to order two small uploads.
     moment_ns = time.time_ns()
     os.utime(received.path, ns=(moment_ns, moment_ns))
-    received.path.rename(target)
+    with _held(target):
+        received.path.rename(target)
     fsync_folder(storage.uploads)
     versions = finished_uploads(storage, owner, upload_id)
     for older in versions[: versions.index(target)] if target in versions else []:
-        older.unlink(missing_ok=True)
+        remove_upload(older)
 
 
 @contextmanager
-def moved_upload(storage: JobStorage, owner: str | None, upload_id: str, target: Path) -> Iterator[ReceivedFile]:
-    """Move an upload to `target`. If the caller then fails, it is put back, so that the client can try again."""
-    versions = finished_uploads(storage, owner, upload_id)
-    if not versions:
-        raise UploadNotFoundError(upload_id)
-    upload = versions[-1]
-    try:
-        upload.rename(target)
-    except FileNotFoundError:  # another request took it meanwhile
-        raise UploadNotFoundError(upload_id) from None
-    try:
-        fsync_folder(target.parent)
-        yield ReceivedFile(target, target.stat().st_size, upload.name.partition(".")[2])
-    except BaseException:
-        target.rename(upload)
-        raise
+def upload_for_job(storage: JobStorage, owner: str | None, upload_id: str) -> Iterator[ReceivedFile]:
+    """The upload's file, which nobody else takes, replaces or removes meanwhile.
+
+    Raises `UploadNotFoundError` or `UploadBusyError`.
+    """
+    while versions := finished_uploads(storage, owner, upload_id):
+        with _held(versions[-1]) as file:
+            if file is None:  # another request took it meanwhile, or a newer one replaced it
+                continue
+            sha256 = versions[-1].name.partition(".")[2]
+            yield ReceivedFile(versions[-1], os.fstat(file.fileno()).st_size, sha256, is_upload=True)
+            return
+    raise UploadNotFoundError(upload_id)
+
+
+def remove_upload(path: Path) -> None:
+    """A finished upload; nothing if it is gone. Raises `UploadBusyError` while it is becoming a job."""
+    with _held(path):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
-def moved_file(received: ReceivedFile, target: Path) -> Iterator[ReceivedFile]:
-    """The same for a file that was received with the request: nothing to put back."""
-    received.path.rename(target)
-    fsync_folder(target.parent)
-    yield received
+def _held(path: Path) -> Iterator[FileIO | None]:
+    """What is at the path, locked. Whoever makes a job of a finished upload, replaces or removes it holds it so.
+
+    None: nothing is there (any more). The kernel drops the lock of a process that dies.
+    """
+    deadline = time.monotonic() + _HELD_PATIENCE_SECONDS
+    while True:
+        try:
+            file = path.open("rb", buffering=0)
+        except FileNotFoundError:
+            yield None
+            return
+        with file:
+            if not _locked(file):
+                if time.monotonic() > deadline:
+                    raise UploadBusyError("Another request is making a job of this upload.", {"Retry-After": "1"})
+            elif _is_at(path, file):
+                yield file
+                return
+        time.sleep(_HELD_POLL_SECONDS)
+
+
+def _locked(file: IOBase) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(path: Path, file: IOBase) -> bool:
+    """Whether the path still leads to this open file: before it was locked, another may have taken its place."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def upload_key(owner: str | None, upload_id: str) -> str:
@@ -368,18 +413,19 @@ def _sweep(storage: JobStorage, name: re.Pattern[str], is_wanted: Callable[[Path
         found = [Path(one) for one in entries if one.is_file(follow_symlinks=False) and name.fullmatch(one.name)]
     for path in found:
         with suppress(FileNotFoundError):  # finished, or swept by another gateway
-            if is_wanted(path) and _removed_unless_held(path):
+            if is_wanted(path) and _removed_unless_held(path, is_wanted):
                 removed += 1
                 log.info("removed an abandoned upload", file=path.name)
     return removed
 
 
-def _removed_unless_held(path: Path) -> bool:
-    """Whether it is gone now. Removed under its lock, so that nobody begins to write it meanwhile."""
+def _removed_unless_held(path: Path, is_wanted: Callable[[Path], bool]) -> bool:
+    """Whether it is gone now. Removed under its lock, so that nobody begins to write it meanwhile.
+
+    By then another file may have taken its place, which is looked at anew: it may be an upload of this moment.
+    """
     with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not (_locked(file) and _is_at(path, file) and is_wanted(path)):
             return False
         path.unlink()
     return True

@@ -1,23 +1,35 @@
 """A job is accepted durably or not at all, from a form or from an upload."""
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
 import pytest
 from redis import Redis
+from redis.client import Pipeline
 from rq import Queue
 from rq.serializers import JSONSerializer
 
 from app.embedded_redis import EmbeddedRedis
-from tests.app.conftest import RunningGateway, StartGateway
+from tests.app.conftest import RunningGateway, StartGateway, wait_until
 from worker.contract.failure import FailureCode
-from worker.contract.job import JobError, JobStatus
+from worker.contract.job import JobError, JobRecord, JobStatus
 from worker.contract.queue import QUEUE_NAME, TaskQueue
+from worker.contract.registry import JobRegistry
 
 
 def waiting_tasks(redis: Redis) -> list[str]:
     return Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer).get_job_ids()
+
+
+def let_locks_run_out(redis: Redis) -> None:
+    """What a gateway that died, or had no Redis, could not let go of."""
+    for pattern in ("vsr:idempotency:*:lock", "vsr:lock:*"):
+        for key in redis.scan_iter(pattern):
+            redis.delete(key)
 
 
 def submit(gateway: RunningGateway, content: bytes = b"abc", **fields: str) -> httpx2.Response:
@@ -330,22 +342,21 @@ def test_a_key_that_belongs_to_another_request_is_refused(gateway: RunningGatewa
     assert len(gateway.storage.job_ids()) == 1
 
 
-def test_an_attempt_that_was_cut_short_is_finished_by_the_next_under_the_same_id(
-    gateway: RunningGateway, redis: Redis
-) -> None:
-    # Given a key that was reserved by a gateway that died before the record was written
+def test_an_attempt_that_came_to_nothing_is_made_again_under_another_id(gateway: RunningGateway, redis: Redis) -> None:
+    # Given a key whose first attempt left no record; Redis still has its task
     key = {"Idempotency-Key": "once"}
     job = gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abc")}, headers=key).json()
     gateway.registry.remove(job["id"])
-    redis.delete("rq:queue:vsr", f"rq:job:{job['id']}-plan")
 
     # When the client tries again
     again = gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abc")}, headers=key).json()
 
     # Then
-    assert again["id"] == job["id"]
-    assert gateway.storage.job_ids() == [job["id"]]
-    assert waiting_tasks(redis) == [f"{job['id']}-plan"]
+    assert again["id"] != job["id"]
+    assert gateway.storage.job_ids() == [again["id"]]
+    assert waiting_tasks(redis) == [f"{again['id']}-plan"]
+    # And that is the one from now on
+    assert gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abc")}, headers=key).json()["id"] == again["id"]
 
 
 # --- when things break ------------------------------------------------------------------------------------------------
@@ -400,6 +411,88 @@ def test_redis_failing_in_the_middle_of_an_acceptance_leaves_nothing_and_keeps_t
     assert gateway.files() == uploaded
     assert gateway.storage.job_ids() == []
     assert gateway.http.post("/v1/jobs", json={"upload_id": "clip"}).status_code == 202
+
+
+def test_an_acceptance_that_redis_did_not_answer_to_is_no_job_until_it_is_made_again(
+    start_gateway: StartGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a Redis that freezes when it is asked to index a job, and does so when it thaws
+    with EmbeddedRedis(tmp_path / "own-redis") as server:
+        gateway = start_gateway(redis_url=server.url)
+        gateway.http.put("/v1/uploads/clip", content=b"abc")
+        pid = server.pid
+        assert pid is not None
+        execute = Pipeline.execute
+
+        def execute_frozen(pipe: Pipeline, raise_on_error: bool = True) -> object:
+            if pipe.explicit_transaction and any("vsr:jobs" in str(one) for one in pipe.command_stack):
+                monkeypatch.setattr(Pipeline, "execute", execute)
+                os.kill(pid, signal.SIGSTOP)
+            return execute(pipe, raise_on_error)
+
+        monkeypatch.setattr(Pipeline, "execute", execute_frozen)
+        request = {"json": {"upload_id": "clip"}, "headers": {"Idempotency-Key": "once"}}
+        try:
+            first = gateway.http.post("/v1/jobs", **request)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        own_redis = Redis.from_url(server.url)
+        wait_until(lambda: own_redis.zcard("vsr:jobs") == 1)
+        let_locks_run_out(own_redis)
+
+        # When the client that was refused tries again, twice
+        again, once_more = (gateway.http.post("/v1/jobs", **request) for _ in range(2))
+
+        # Then there is one job, whole, in storage and in Redis, and nothing of the first attempt
+        assert first.status_code == 503
+        job_id = again.json()["id"]
+        assert (again.status_code, once_more.status_code, once_more.json()["id"]) == (202, 202, job_id)
+        assert gateway.storage.job_ids() == [job_id]
+        assert gateway.storage.folder(job_id).source.read_bytes() == b"abc"
+        assert list(gateway.storage.uploads.iterdir()) == []
+        assert JobRegistry(own_redis, gateway.storage).indexed_ids() == {job_id}
+        assert waiting_tasks(own_redis) == [f"{job_id}-plan"]
+        own_redis.close()
+
+
+@pytest.mark.parametrize("with_idempotency_key", [True, False])
+def test_a_redis_that_is_lost_once_the_job_is_indexed_undoes_nothing(
+    start_gateway: StartGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_idempotency_key: bool
+) -> None:
+    # Given a Redis that ends right after a job of a key was indexed, before any lock is let go
+    with EmbeddedRedis(tmp_path / "own-redis") as server:
+        gateway = start_gateway(redis_url=server.url, api_keys=["k1"])
+        headers = {"X-API-Key": "k1"} | ({"Idempotency-Key": "once"} if with_idempotency_key else {})
+        gateway.http.put("/v1/uploads/clip", content=b"abc", headers=headers)
+        change = JobRegistry.change
+
+        def change_and_lose_redis(
+            registry: JobRegistry, job_id: str, how: Callable[[JobRecord], JobRecord | None]
+        ) -> JobRecord | None:
+            changed = change(registry, job_id, how)
+            monkeypatch.setattr(JobRegistry, "change", change)
+            server.stop()
+            return changed
+
+        monkeypatch.setattr(JobRegistry, "change", change_and_lose_redis)
+
+        # When
+        answer = gateway.http.post("/v1/jobs", json={"upload_id": "clip"}, headers=headers)
+
+        # Then it is accepted, and is there when Redis is
+        assert answer.status_code == 202
+        job_id = answer.json()["id"]
+        assert gateway.storage.folder(job_id).source.read_bytes() == b"abc"
+        assert list(gateway.storage.uploads.iterdir()) == []
+        server.start()
+        own_redis = Redis.from_url(server.url)
+        let_locks_run_out(own_redis)
+        assert gateway.http.get(f"/v1/jobs/{job_id}", headers=headers).json()["status"] == "queued"
+        assert waiting_tasks(own_redis) == [f"{job_id}-plan"]
+        own_redis.close()
+        if with_idempotency_key:
+            again = gateway.http.post("/v1/jobs", json={"upload_id": "clip"}, headers=headers)
+            assert (again.status_code, again.json()["id"]) == (202, job_id)
 
 
 def test_a_worker_that_starts_the_job_before_it_is_indexed_has_the_last_word(
