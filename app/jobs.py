@@ -131,6 +131,8 @@ def cancel_job(
 )
 def retry_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> Job:
     """Puts it at the end of the queue; segments that are done are kept. Idempotent: one that waits or runs does so."""
+    # The file that a canceled job had kept stays until the whole one replaces it: without a result in the record nobody
+    # can have it, and whoever removed it here could come so late that it is the whole one.
     if record.status == JobStatus.SUCCEEDED:
         raise JobSucceededError("There is nothing to try again.", job_status=record.status)
     if record.media_removed_at:
@@ -143,10 +145,6 @@ def retry_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> J
         # What RQ remembers of the tasks would keep them from being enqueued.
         services.queue.forget_ended_tasks(record.id, services.registry.progress(record.id).segments_total)
         retried = services.registry.retry(record.id)
-    if retried and record.result:  # what was kept of it
-        folder = services.storage.folder(record.id)
-        folder.result(record.result.container).unlink(missing_ok=True)
-        folder.report.unlink(missing_ok=True)
     if retried and not retried.awaits_source:
         services.queue.enqueue_plan(record.id)
     return present_job(services, retried or existing_job(record.id, services, owner))

@@ -7,11 +7,8 @@ the job goes one step down, for good: what was rendered before is removed, and e
     read and write, remove, publish: all under one lock per job, so no segment made the old way appears after a step
 """
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,11 +16,13 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.report import RenderingReport, Report
-from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, write_atomically
+from worker.contract.storage import PARTIAL_SUFFIX, JobFolder, folder_locked, write_atomically
 from worker.job_files import finished_segments
 from worker.plan import SCALE, Plan
 
 _TILES_PX = (512, 256, 128, 64)
+# The lock also guards the record (`JobStorage.locked`): never change a job's record while holding it.
+_LOCK_WAIT_SECONDS = 30.0
 
 
 class RenderingChangedError(Exception):
@@ -74,7 +73,7 @@ def read_rendering(folder: JobFolder) -> Rendering | None:
 
 def agreed_rendering(folder: JobFolder, usual: Rendering) -> Rendering:
     """How this job is rendered: as written down, or from now on the `usual` way."""
-    with _locked(folder.path):
+    with folder_locked(folder.path, _LOCK_WAIT_SECONDS):
         agreed = read_rendering(folder)
         if agreed is None:
             write_atomically(folder.rendering, usual.model_dump_json().encode())
@@ -84,18 +83,21 @@ def agreed_rendering(folder: JobFolder, usual: Rendering) -> Rendering:
 @contextmanager
 def unchanged(folder: JobFolder, rendering: Rendering) -> Iterator[None]:
     """To publish a segment in. Raises `RenderingChangedError` if the job is no longer rendered like this."""
-    with _locked(folder.path):
+    with folder_locked(folder.path, _LOCK_WAIT_SECONDS):
         if read_rendering(folder) != rendering:
             raise RenderingChangedError
         yield
 
 
-def step_down(folder: JobFolder, plan: Plan, seen: Rendering) -> Rendering:
+def step_down(
+    folder: JobFolder, plan: Plan, seen: Rendering, lock_wait_seconds: float = _LOCK_WAIT_SECONDS
+) -> Rendering:
     """Make the job be rendered a step below `seen`, unless it is by now; return how.
 
-    Removes all segments made the old way. Raises `JobFailureError(OUT_OF_MEMORY)` where there is no smaller way.
+    Removes all segments made the old way. Raises `JobFailureError(OUT_OF_MEMORY)` where there is no smaller way, and
+    `StorageBusyError` where another holds the job for too long.
     """
-    with _locked(folder.path):
+    with folder_locked(folder.path, lock_wait_seconds):
         agreed = read_rendering(folder)
         if agreed not in (None, seen):
             return agreed
@@ -133,14 +135,3 @@ def with_rendering(report: Report, rendering: Rendering | None) -> Report:
     """The report, with how its result was rendered."""
     said = RenderingReport(**rendering.model_dump()) if rendering else None
     return report.model_copy(update={"rendering": said})
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The lock that also guards the record (`JobStorage.locked`): never change a job's record while holding it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

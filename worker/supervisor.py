@@ -360,7 +360,7 @@ class Supervisor:
             began_at = self._recovery.began_at(task) or dead.wall_time
             if not dead.has_stepped_down and not stepped_down_since(folder, min(began_at, dead.wall_time)):
                 try:
-                    smaller = step_down(folder, plan, rendering)
+                    smaller = step_down(folder, plan, rendering, _LOCK_WAIT_SECONDS)
                 except JobFailureError as failure:
                     if failure.code is not FailureCode.OUT_OF_MEMORY:
                         raise

@@ -11,8 +11,8 @@ counts through scripts and unique ids that do not mind a repetition.
 
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,21 +256,23 @@ def _publish_result(bench: Workbench, job: JobRecord, made: Plan, whole: Plan) -
     folder = bench.storage.folder(job.id)
     result = folder.result(made.container)
     source = _opened_source(bench, job)
-    with metrics.STAGE_DURATION_SECONDS.labels("assemble").time(), publishing(result) as partial:
-        with bench.decoding(job).making(partial) as (writer, path):
-            report = writer.call(
-                assemble_video,
-                made,
-                source,
-                made.segment_files(folder),
-                path,
-                whole=whole if made.frames < whole.frames else None,
-                returns=Report,
-                on_progress=bench.on_progress,
-            )
-        bench.watch.demand_lease()
-    report = with_rendering(report, read_rendering(folder))
-    write_atomically(folder.report, report.model_dump_json(indent=2).encode())
+    with metrics.STAGE_DURATION_SECONDS.labels("assemble").time(), ExitStack() as until_published:
+        with publishing(result) as partial:
+            with bench.decoding(job).making(partial) as (writer, path):
+                report = writer.call(
+                    assemble_video,
+                    made,
+                    source,
+                    made.segment_files(folder),
+                    path,
+                    whole=whole if made.frames < whole.frames else None,
+                    returns=Report,
+                    on_progress=bench.on_progress,
+                )
+            bench.watch.demand_lease()
+            until_published.enter_context(_still_wanted(bench, job))
+        report = with_rendering(report, read_rendering(folder))
+        write_atomically(folder.report, report.model_dump_json(indent=2).encode())
     return ResultInfo(
         container=made.container,
         width=made.picture.width,
@@ -279,6 +281,21 @@ def _publish_result(bench: Workbench, job: JobRecord, made: Plan, whole: Plan) -
         size_bytes=report.result.size_bytes,
         sha256=report.result.sha256,
     )
+
+
+@contextmanager
+def _still_wanted(bench: Workbench, job: JobRecord) -> Iterator[None]:
+    """To publish a result in, under the job's lock: no process that slept puts a beginning over the whole.
+
+    Raises `JobCanceledError` if the job has been canceled meanwhile, or tried again.
+    """
+    with bench.storage.locked(job.id):
+        current = bench.registry.get(job.id)
+        if current is None or (current.status.is_final and not current.wants_partial_result):
+            raise JobCanceledError
+        if current.wants_partial_result != job.wants_partial_result:
+            raise JobCanceledError
+        yield
 
 
 def _opened_source(bench: Workbench, job: JobRecord) -> Path:

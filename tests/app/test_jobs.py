@@ -4,8 +4,9 @@ import pytest
 
 from tests.app.conftest import SOURCE_INFO, RunningGateway
 from worker.contract.failure import FailureCode
-from worker.contract.job import JobError
+from worker.contract.job import JobError, JobRecord
 from worker.contract.queue import TaskQueue
+from worker.contract.registry import JobRegistry
 
 
 def test_a_running_job_shows_its_progress(gateway: RunningGateway) -> None:
@@ -174,7 +175,6 @@ def test_a_job_of_which_something_was_kept_is_tried_again_as_one_without_result(
 
     # Then
     assert (seen["status"], seen["result"], seen["partial_result"]) == ("queued", None, None)
-    assert gateway.files() == [f"jobs/{job.id}/job.json", f"jobs/{job.id}/source"]
 
 
 def test_deleting_a_running_job_ends_it_and_removes_all_its_media(gateway: RunningGateway) -> None:
@@ -239,6 +239,47 @@ def test_a_job_that_ended_without_a_result_can_be_tried_again(gateway: RunningGa
         seen = answer.json()
         assert (answer.status_code, seen["status"], seen["error"], seen["finished_at"]) == (200, "queued", None, None)
     assert queue.rq.job_ids == [f"{job.id}-plan"]
+
+
+def test_what_was_kept_cannot_be_had_once_the_job_is_tried_again(gateway: RunningGateway) -> None:
+    # Given a canceled job of which the beginning was kept
+    job = gateway.add_job()
+    gateway.registry.cancel(job.id, keep_partial=True)
+    gateway.keep_partial_result(job.id, b"the beginning")
+    assert gateway.http.get(f"/v1/jobs/{job.id}/result").content == b"the beginning"
+
+    # When it is tried again
+    gateway.http.post(f"/v1/jobs/{job.id}/retry")
+
+    # Then neither the beginning nor its report can be had, until the whole replaces them
+    for name in ("result", "report"):
+        answer = gateway.http.get(f"/v1/jobs/{job.id}/{name}")
+        assert (answer.status_code, answer.json()["code"]) == (409, "not_finished")
+    gateway.finish_job(job.id, b"the whole")
+    assert gateway.http.get(f"/v1/jobs/{job.id}/result").content == b"the whole"
+
+
+def test_a_gateway_that_stalls_in_a_retry_removes_no_result(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a canceled job of which the beginning was kept, and a gateway that stalls right after it put the job back
+    job = gateway.add_job()
+    gateway.registry.cancel(job.id, keep_partial=True)
+    gateway.keep_partial_result(job.id, b"the beginning")
+    retry = JobRegistry.retry
+
+    def retry_and_stall(registry: JobRegistry, job_id: str) -> JobRecord | None:
+        retried = retry(registry, job_id)
+        gateway.finish_job(job_id, b"the whole")  # by a worker, meanwhile
+        return retried
+
+    monkeypatch.setattr(JobRegistry, "retry", retry_and_stall)
+
+    # When
+    gateway.http.post(f"/v1/jobs/{job.id}/retry")
+
+    # Then
+    assert gateway.http.get(f"/v1/jobs/{job.id}/result").content == b"the whole"
 
 
 def test_a_job_with_its_result_is_not_tried_again(gateway: RunningGateway) -> None:

@@ -217,6 +217,28 @@ def test_what_nobody_wants_any_more_is_not_put_together(
     assert desk.registry.partial_ids() == []
 
 
+def test_a_beginning_whose_worker_slept_never_replaces_the_whole(
+    desk: Desk, bench: tasks.Workbench, start: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a beginning that is about to be published by a worker that has just looked whether its task is its own
+    job_id = start(0)
+    result, report = (desk.storage.folder(job_id).path / name for name in ("result.mp4", "report.json"))
+
+    def tried_again_and_done_meanwhile() -> None:
+        monkeypatch.undo()
+        desk.registry.retry(job_id)
+        result.write_bytes(b"the whole")
+        report.write_bytes(b"its report")
+
+    monkeypatch.setattr(bench.watch, "demand_lease", tried_again_and_done_meanwhile)
+
+    # When it wakes after the job was tried again
+    tasks.assemble(job_id)
+
+    # Then
+    assert (result.read_bytes(), report.read_bytes()) == (b"the whole", b"its report")
+
+
 def test_what_cannot_be_put_together_is_said_to_have_failed(
     desk: Desk, start: Callable[..., str], meanwhile: Callable[[Callable[[], object]], None]
 ) -> None:
