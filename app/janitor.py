@@ -150,7 +150,7 @@ class Janitor:
             if self._clock.age_seconds(newest) > _ABANDONED_SECONDS and self._storage.delete_unrecorded(folder.name):
                 self._count("unaccepted")
                 log.info("removed what a killed gateway left of an acceptance", folder=folder.name)
-        elif not record.status.is_final:
+        elif not record.status.is_final or record.wants_partial_result:
             self._remove_partial_files(folder, of_the_dead_only=True)
         elif record.media_removed_at is None:
             keep_seconds = self._kept_seconds(record)

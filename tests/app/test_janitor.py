@@ -24,7 +24,7 @@ from app.metrics import REMOVED_KINDS, GatewayMetrics
 from app.settings import GatewaySettings
 from tests.app.conftest import SOURCE_INFO, RunningGateway, StartGateway, wait_until
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.contract.job import Container, JobOptions, JobRecord, JobStatus, ResultInfo, new_job_id
+from worker.contract.job import Container, JobOptions, JobRecord, JobStatus, PartialResult, ResultInfo, new_job_id
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.storage import JobStorage, folder_locked, process_mark
@@ -201,7 +201,16 @@ def an_acceptance(house: House, name: str, age: float, other_age: float) -> Fate
 
 def a_job_under_way(house: House, name: str, age: float, other_age: float) -> Fate:
     status = JobStatus.QUEUED if age < other_age else JobStatus.RUNNING
-    folder = house.storage.folder(house.add_job(status, age, age))
+    return _while_a_worker_is_at_it(house, house.add_job(status, age, age), age)
+
+
+def a_canceled_job_of_which_a_part_is_being_made(house: House, name: str, age: float, other_age: float) -> Fate:
+    job = house.add_job(JobStatus.CANCELED, age, other_age, partial_result=PartialResult.BEING_MADE)
+    return _while_a_worker_is_at_it(house, job, age)
+
+
+def _while_a_worker_is_at_it(house: House, job_id: str, age: float) -> Fate:
+    folder = house.storage.folder(job_id)
     fate = {path: True for path in folder.path.rglob("*") if path.is_file()}
     for parent in (folder.path, folder.segments):
         for mark in (process_mark(os.getpid()), f"another-host.{DEAD_PID}", f"x{os.getpid()}"):
@@ -260,6 +269,7 @@ MAKERS: list[Callable[[House, str, float, float], Fate]] = [
     a_dead_upload,
     an_acceptance,
     a_job_under_way,
+    a_canceled_job_of_which_a_part_is_being_made,
     a_finished_job,
     a_failed_job,
     a_remembered_job,
