@@ -7,9 +7,11 @@ import platform
 import resource
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -205,6 +207,52 @@ def fail(*, on_progress: Progress) -> None:
     raise JobFailureError(FailureCode.NO_FRAMES, "as expected")
 
 
+def fail_at_length(*, on_progress: Progress) -> None:
+    raise JobFailureError(FailureCode.NO_FRAMES, "\U0001f3ac" * 10**6)
+
+
+def blunder_at_length(*, on_progress: Progress) -> None:
+    raise ValueError("y" * 10**6 + " is the end")
+
+
+def say(content: bytes, *, on_progress: Progress) -> None:
+    """What nothing of ours would, by the channel itself; then nothing more."""
+    os.write(int(sys.argv[1]), content)
+    time.sleep(3600)
+
+
+def trickle(*, on_progress: Progress) -> None:
+    """A message that never ends."""
+    os.write(int(sys.argv[1]), b"R" + struct.pack("=Q", 1 << 20))
+    while True:
+        os.write(int(sys.argv[1]), b" ")
+        time.sleep(0.02)
+
+
+def flood(*, on_progress: Progress) -> None:
+    """Progress, and nothing else."""
+    while True:
+        os.write(int(sys.argv[1]), b"P" + struct.pack("=Q", 0))
+        time.sleep(0.001)
+
+
+def complain(megabytes: int, *, on_progress: Progress) -> None:
+    for _ in range(megabytes * 1024):
+        with suppress(BlockingIOError):  # full: the parent reads now and then
+            os.write(2, b"." * 1024)
+        time.sleep(0.0005)
+    time.sleep(0.3)
+    os.write(2, b"the very last words")
+    ctypes.string_at(0)
+
+
+def write_in_silence(path: Path, size: int, seconds: float, *, on_progress: Progress) -> int:
+    """As the steps at the end of a large file are."""
+    path.write_bytes(b"x" * size)
+    time.sleep(seconds)
+    return size
+
+
 def lie(*, on_progress: Progress) -> str:
     return "not a number"
 
@@ -215,6 +263,12 @@ def frames_of_numbers(
     """64x48, each frame all of its number: no decoder in the way."""
     for number in range(first, stop):
         yield Frame(np.full((48, 64, 3), number % 251, np.uint8))
+
+
+def one_frame_too_many(
+    source: Path, survey: object, first: int, stop: int, *, max_pixels: int, on_progress: Progress
+) -> Iterator[Frame]:
+    return frames_of_numbers(source, survey, first, stop + 1, max_pixels=max_pixels, on_progress=on_progress)
 
 
 def open_video(path: Path, *, on_progress: Progress) -> int:

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import worker.cage
 from tests.worker import cage_guests as guests
-from worker.cage import Cage, CagedBugError, Cages, Decoding, Place, Uncaged, memory_limit_bytes
+from worker.cage import Cage, CagedBugError, CagedProcess, Cages, Decoding, Place, Uncaged, memory_limit_bytes
 from worker.confinement import PROTECTIONS
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobOptions
@@ -258,6 +260,104 @@ def test_a_crash_a_blow_up_and_a_blunder_have_names_and_the_next_call_works(open
     assert cage.call(guests.add, 1, 2, returns=int, on_progress=silent) == 3
 
 
+def test_no_text_from_a_cage_is_long(open_cage: Callable[..., Cage]) -> None:
+    # Given messages of megabytes
+    cage = open_cage()
+    with pytest.raises(JobFailureError) as caught:
+        cage.call(guests.fail_at_length, returns=int, on_progress=silent)
+    assert caught.value.code is FailureCode.NO_FRAMES
+    assert len(caught.value.message) == 1000
+    with pytest.raises(CagedBugError, match="is the end") as bug:
+        cage.call(guests.blunder_at_length, returns=int, on_progress=silent)
+    assert len(str(bug.value)) <= 32 * 1024
+
+
+@pytest.mark.parametrize("word", [b"P", b"F", b"X", b"B", b"R", b"?"])
+def test_who_announces_more_than_there_can_be_is_ended_before_it_says_it(
+    open_cage: Callable[..., Cage], word: bytes
+) -> None:
+    cage = open_cage()
+    size = 512 * 1024**2 if word == b"R" else 1024**2
+    astray = failure_of(lambda: cage.call(guests.say, word + struct.pack("=Q", size), returns=int, on_progress=silent))
+    assert astray is FailureCode.DECODER_CRASHED
+
+
+def test_a_plan_of_the_longest_video_is_no_message_too_long(
+    open_cage: Callable[..., Cage], make_video: Callable[..., Path]
+) -> None:
+    # Given the longest numbers that a frame can have in all its columns
+    plan = make_plan(make_video("clip.mp4", frames=3), JobOptions(), LIMITS)
+    huge = (-(2**63),) * 1000
+    some = (LIMITS.max_frames,) * 1000
+    table = plan.survey.frames.model_copy(
+        update={"pts": huge, "stamps": huge, "crc32": (2**32,) * 1000, "concealed": some, "progressive": some}
+    )
+    survey = plan.survey.model_copy(update={"frames": table, "cuts": some})
+    long = plan.model_copy(update={"survey": survey})
+    # Then their part of a message is less than its limit
+    grown = len(long.model_dump_json()) - len(plan.model_dump_json())
+    assert grown / 1000 < worker.cage._MESSAGE_BYTES_PER_FRAME
+
+
+@pytest.mark.parametrize("work", [guests.trickle, guests.flood])
+def test_who_talks_without_end_is_looked_at_and_ended_as_who_is_silent(
+    open_cage: Callable[..., Cage], monkeypatch: pytest.MonkeyPatch, work: Callable[..., None]
+) -> None:
+    # Given a process that sends a byte now and then, or says that it makes progress, and nothing else
+    monkeypatch.setattr("worker.cage._MAX_WAIT_SECONDS", 1.5)
+    looks: list[None] = []
+    cage = open_cage(stall_seconds=1.0, check=lambda: looks.append(None))
+    cage.in_force()
+    looks.clear()
+    # Then it is ended, and was looked at meanwhile
+    assert (
+        failure_of(lambda: cage.call(work, returns=type(None), on_progress=silent)) is FailureCode.SOURCE_TOO_DEMANDING
+    )
+    assert len(looks) > 3
+
+
+def test_a_large_file_may_be_finished_in_silence(open_cage: Callable[..., Cage], job: Path) -> None:
+    # Given a process that writes 30 MB, then is not heard for three times as long as one may be
+    heard: list[None] = []
+    with open_cage(stall_seconds=1.0).making(job / "result.mp4") as (writer, made):
+        made_bytes = writer.call(
+            guests.write_in_silence, made, 30_000_000, 3.0, returns=int, on_progress=lambda: heard.append(None)
+        )
+    # Then it is let be, and the task is said to go on
+    assert made_bytes == (job / "result.mp4").stat().st_size
+    assert heard
+
+
+def test_the_last_words_are_the_last_however_much_was_said(
+    open_cage: Callable[..., Cage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("worker.cage.log.error", lambda event, **facts: told.append(facts["last_words"]), raising=False)
+    cage = open_cage()
+    assert (
+        failure_of(lambda: cage.call(guests.complain, 1, returns=int, on_progress=silent))
+        is FailureCode.DECODER_CRASHED
+    )
+    assert told[0].endswith("the very last words")
+
+
+def test_nobody_can_make_the_ring_larger_or_smaller() -> None:
+    process = CagedProcess(8192)
+    try:
+        for size in (4096, 1 << 40):
+            with pytest.raises(PermissionError):
+                os.ftruncate(process.ring, size)
+    finally:
+        process.kill()
+
+
+def test_a_process_that_is_killed_before_its_place_is_known_is_replaced(open_cage: Callable[..., Cage]) -> None:
+    cage = open_cage()
+    assert cage.pid is not None
+    os.kill(cage.pid, signal.SIGKILL)
+    assert tuple(cage.in_force()) == PROTECTIONS
+
+
 def test_a_hang_is_ended(open_cage: Callable[..., Cage]) -> None:
     cage = open_cage(stall_seconds=1.0)
     hung = failure_of(lambda: cage.call(guests.hang, returns=int, on_progress=silent))
@@ -398,6 +498,19 @@ def test_frames_go_on_where_a_killed_process_stopped(
     seen.extend(frames)
     direct = list(decode_frames(source, plan.survey, 0, 20, max_pixels=plan.max_pixels))
     assert [frame.rgb.tobytes() for frame in seen] == [frame.rgb.tobytes() for frame in direct]
+
+
+def test_more_frames_than_there_are_is_going_astray(
+    open_cage: Callable[..., Cage], make_video: Callable[..., Path], job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_video("clip.mp4", frames=4).rename(job / "clip.mp4")
+    cage = open_cage()
+    plan = caged_plan(cage, source)
+    monkeypatch.setattr("worker.cage.decode_frames", guests.one_frame_too_many)
+    seen: list[object] = []
+    code = failure_of(lambda: seen.extend(cage.frames(source, plan.survey, 0, 3, max_pixels=plan.max_pixels)))
+    assert code is FailureCode.DECODER_CRASHED
+    assert len(seen) == 3
 
 
 def test_frames_that_nobody_wants_any_more_end_the_process(

@@ -35,7 +35,7 @@ from worker.video.frames import RgbFrame
 from worker.video.pictures import PngHeader, check_png, largest_png_bytes, png_header
 from worker.video.png_sequence import FACTS_NAME, TIMES_NAME, SequenceFacts, read_facts
 from worker.video.source import size_limit_option
-from worker.video.values import FrameTable
+from worker.video.values import FrameTable, shown
 
 DEFAULT_FRAME_RATE = Fraction(25)
 
@@ -134,12 +134,12 @@ class _ZipFiles:
         members = [member for member in archive.infolist() if not member.is_dir() and not _is_hidden(member.filename)]
         name, times = Counter(member.filename for member in members).most_common(1)[0] if members else ("", 0)
         if times > 1:
-            raise _refused(f"it holds {_shown(name)} {times} times")
+            raise _refused(f"it holds {shown(name)} {times} times")
         for member in members:
             if member.flag_bits & _ENCRYPTED:
-                raise _refused(f"{_shown(member.filename)} is encrypted: pack it without a password")
+                raise _refused(f"{shown(member.filename)} is encrypted: pack it without a password")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise _refused(f"{_shown(member.filename)} is packed in an unusual way: use deflate, or none")
+                raise _refused(f"{shown(member.filename)} is packed in an unusual way: use deflate, or none")
         self.sizes = {member.filename: member.file_size for member in members}
 
     def open(self, name: str) -> IO[bytes]:
@@ -183,7 +183,7 @@ def _reading(files: _Files, name: str) -> Iterator[IO[bytes]]:
         with files.open(name) as file:
             yield file
     except _ZIP_TROUBLE as error:
-        raise JobFailureError(FailureCode.CORRUPT_FRAME, f"{_shown(name)} in the zip is damaged: {error}") from error
+        raise JobFailureError(FailureCode.CORRUPT_FRAME, f"{shown(name)} in the zip is damaged: {error}") from error
 
 
 def _is_hidden(name: str) -> bool:
@@ -203,7 +203,7 @@ def _string_together(
     headers: list[PngHeader] = []
     for name in names:
         on_progress()
-        headers.append(check_png(_read_picture(files, name, headers[:1], limits), _shown(name)))
+        headers.append(check_png(_read_picture(files, name, headers[:1], limits), shown(name)))
     shape = _Shape.of(headers)
     with av.open(
         str(target),
@@ -221,7 +221,7 @@ def _string_together(
             on_progress()
             content = _read_picture(files, name, headers[:1], limits)
             if shape.mixed:
-                content = shape.bring_to(content, _shown(name), limits)
+                content = shape.bring_to(content, shown(name), limits)
             packet = Packet(content)
             packet.stream, packet.time_base = stream, times.time_base
             packet.pts = packet.dts = times.pts[number]
@@ -243,7 +243,7 @@ def _pictures_in_order(files: _Files, limits: VideoLimits) -> list[str]:
         )
     folders = sorted({str(PurePosixPath(name.replace("\\", "/")).parent) for name in files.sizes})
     if len(folders) > 1:
-        raise _refused(f"its files lie in several folders ({_shown(folders[0])}, {_shown(folders[1])}): use one")
+        raise _refused(f"its files lie in several folders ({shown(folders[0])}, {shown(folders[1])}): use one")
     unpacked_bytes = sum(files.sizes.values())
     if unpacked_bytes > limits.max_unpacked_bytes:
         raise JobFailureError(
@@ -257,12 +257,12 @@ def _read_picture(files: _Files, name: str, first: Sequence[PngHeader], limits: 
     """Read one picture, and no more bytes than one of its size can need, whatever the zip says of it."""
     with _reading(files, name) as file:
         start = file.read(33)
-        header = png_header(start, _shown(name))
+        header = png_header(start, shown(name))
         size = (header.width, header.height)
         if first and size != (first[0].width, first[0].height):
             raise JobFailureError(
                 FailureCode.UNSUPPORTED_SOURCE,
-                f"{_shown(name)} is {size[0]}x{size[1]}, the pictures before it {first[0].width}x{first[0].height}: "
+                f"{shown(name)} is {size[0]}x{size[1]}, the pictures before it {first[0].width}x{first[0].height}: "
                 "all pictures of a sequence must have one size",
             )
         if (
@@ -272,14 +272,14 @@ def _read_picture(files: _Files, name: str, first: Sequence[PngHeader], limits: 
         ):
             raise JobFailureError(
                 FailureCode.LIMIT_EXCEEDED,
-                f"{_shown(name)} is {size[0]}x{size[1]}; the limit is {limits.max_width}x{limits.max_height} "
+                f"{shown(name)} is {size[0]}x{size[1]}; the limit is {limits.max_width}x{limits.max_height} "
                 f"and {limits.max_pixels} pixels",
             )
         most = largest_png_bytes(header)
         content = start + file.read(most + 1 - len(start))
     if len(content) > most:
         raise JobFailureError(
-            FailureCode.LIMIT_EXCEEDED, f"{_shown(name)} has more than {most} bytes, for {size[0]}x{size[1]} pixels"
+            FailureCode.LIMIT_EXCEEDED, f"{shown(name)} has more than {most} bytes, for {size[0]}x{size[1]} pixels"
         )
     return content
 
@@ -447,7 +447,7 @@ def _checked(times: FrameTable, told_by: str, count: int) -> FrameTable:
 
 def _read_text(files: _Files, name: str) -> bytes:
     if files.sizes[name] > _MAX_TIMES_BYTES:
-        raise _refused(f"{_shown(name)} is too long")
+        raise _refused(f"{shown(name)} is too long")
     with _reading(files, name) as file:
         return file.read(_MAX_TIMES_BYTES)
 
@@ -468,16 +468,10 @@ def _base_name(name: str) -> str:
     return name.replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def _shown(name: str) -> str:
-    """A name out of a zip as a message can hold it."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return printable if len(printable) <= 80 else f"{printable[:77]}..."
-
-
 def _no_picture(name: str) -> JobFailureError:
     return JobFailureError(
         FailureCode.NOT_A_VIDEO,
-        f"{_shown(name)} is not a PNG picture: a sequence of pictures holds nothing else",
+        f"{shown(name)} is not a PNG picture: a sequence of pictures holds nothing else",
     )
 
 

@@ -32,7 +32,7 @@ from worker.video.read_picture import (
     read_picture,
 )
 from worker.video.source import decode_all, frame_crc32, frame_stamp, main_video_stream, new_ledger, open_source
-from worker.video.values import Colour, FrameTable, OtherStream, Survey
+from worker.video.values import MAX_LANGUAGE_LETTERS, Colour, FrameTable, OtherStream, Survey
 
 _REPEAT = -1
 _WAY_OUT = "Mend the file, or go on with what can be decoded (--on-error conceal, on_error=conceal)"
@@ -437,7 +437,7 @@ def _other(stream: Stream) -> OtherStream:
         index=stream.index,
         type=stream.type,
         codec=codec,
-        language=stream.language,
+        language=stream.language and stream.language[:MAX_LANGUAGE_LETTERS],
         attached_picture=bool(stream.disposition & Disposition.attached_pic),
     )
 

@@ -28,6 +28,26 @@ Rational = Annotated[
 """A fraction that JSON holds exactly, as "30000/1001"."""
 
 
+MAX_LANGUAGE_LETTERS = 35
+"""What BCP 47 (RFC 5646, 4.4.1) advises to have room for; FFmpeg hands on whatever the file holds, megabytes too."""
+_MAX_STREAMS = 4096
+"""FFmpeg itself opens no more than a thousand."""
+
+Name = Annotated[str, Field(max_length=64)]
+"""FFmpeg's for a codec or format. A plan comes from a process that met a stranger's file, and parts of it go far."""
+Words = Annotated[str, Field(max_length=2000)]
+
+
+def shown(text: str) -> str:
+    """Return a stranger's text as a message can hold it: printable, and at most 80 letters."""
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text[:81])
+    return shortened(printable, 80)
+
+
+def shortened(text: str, letters: int) -> str:
+    return text if len(text) <= letters else f"{text[: letters - 3]}..."
+
+
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -79,7 +99,7 @@ class Picture(Frozen):
 
     width: int
     height: int
-    pixel_format: str
+    pixel_format: Name
     bit_depth: int
     colour: Colour
     sample_aspect_ratio: Rational | None
@@ -140,26 +160,32 @@ class OtherStream(Frozen):
     """A stream of the source that is not upscaled."""
 
     index: int
-    type: str
-    codec: str | None
-    language: str | None = None
+    type: Name
+    codec: Name | None
+    language: Annotated[str, Field(max_length=MAX_LANGUAGE_LETTERS)] | None = None
     attached_picture: bool = False
 
 
 class Survey(Frozen):
     """All that one reading of the source told."""
 
-    format_names: tuple[str, ...] = Field(description='FFmpeg\'s names for the container, as ("matroska", "webm").')
+    format_names: tuple[Name, ...] = Field(
+        max_length=64, description='FFmpeg\'s names for the container, as ("matroska", "webm").'
+    )
     is_quicktime: bool = Field(description="The mp4 family's QuickTime brand: a .mov file.")
     is_webm: bool = Field(description="The Matroska family's WebM document type.")
     stream_index: int
-    codec: str
+    codec: Name
     picture: Picture
     frames: FrameTable
     average_rate: Rational
-    others: tuple[OtherStream, ...]
+    others: tuple[OtherStream, ...] = Field(max_length=_MAX_STREAMS)
     cuts: tuple[int, ...] = Field((), description="Frames that begin another shot, by number; the first frame is none.")
-    cannot_keep: tuple[str, ...] = Field(
-        (), description="What the source holds and no result can, in words: the user has to agree before any work."
+    cannot_keep: tuple[Words, ...] = Field(
+        (),
+        max_length=_MAX_STREAMS,
+        description="What the source holds and no result can, in words: the user has to agree before any work.",
     )
-    notes: tuple[str, ...] = Field(description="What a reader of the report should know about the source.")
+    notes: tuple[Words, ...] = Field(
+        max_length=_MAX_STREAMS, description="What a reader of the report should know about the source."
+    )

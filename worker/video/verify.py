@@ -23,9 +23,11 @@ from worker.video.packets import StreamContents, read_contents
 from worker.video.png_sequence import FACTS_NAME, check_zip, picture_name, read_facts
 from worker.video.read_picture import read_picture
 from worker.video.sound import heard_times
-from worker.video.values import FrameTable, Picture
+from worker.video.values import MAX_LANGUAGE_LETTERS, FrameTable, Picture, shortened, shown
 
 _MAX_SHIFT_SECONDS = 1
+_MAX_KEYS_SHOWN = 20
+_MAX_TITLE_LETTERS = 500
 _MAX_OFFSET_CHANGE_SECONDS = 0.001 + 1e-6  # the offsets are told in whole microseconds
 _MAX_CHAPTER_CHANGE = Fraction(1, 1000)
 _DURATION_SLACK = Fraction(1, 10)
@@ -204,8 +206,8 @@ def _stream_facts(stream: Stream, contents: StreamContents | None = None) -> Str
     facts = StreamFacts(
         index=stream.index,
         codec=codec if not isinstance(stream, AttachmentStream) else stream.mimetype,
-        language=_language(stream),
-        title=_title(stream),
+        language=shortened(_language(stream) or "", MAX_LANGUAGE_LETTERS) or None,
+        title=shortened(_title(stream) or "", _MAX_TITLE_LETTERS) or None,
         disposition=tuple(flag.name.lower() for flag in stream.disposition if flag.name),
     )
     if contents is None:
@@ -321,7 +323,7 @@ def _lost_of_stream(original: Stream, stream: Stream, container: Container) -> l
         ("title", _title(original), _title(stream)),
     ):
         if before is not None and after != before:
-            lost.append(f"{word} {before!r} of the {original.type} stream {original.index}")
+            lost.append(f"{word} {shown(before)!r} of the {original.type} stream {original.index}")
     flags = [flag.name.lower() for flag in original.disposition & ~stream.disposition if flag.name]
     if flags:
         lost.append(f"mark {', '.join(flags)} of the {original.type} stream {original.index}")
@@ -350,10 +352,12 @@ def _lost_metadata(source: InputContainer, result: InputContainer) -> list[str]:
 def _missing_metadata(
     before: Mapping[str, str], after: Mapping[str, str], *, but: frozenset[str] = frozenset()
 ) -> list[str]:
-    """Return the keys that are not there any more, or with another value."""
+    """Name the keys that are not there any more, or with another value: of a thousand, the first."""
     there = {key.lower(): value for key, value in after.items()}
     kept = kept_metadata(before)
-    return sorted(key for key, value in kept.items() if key.lower() not in but and there.get(key.lower()) != value)
+    keys = sorted(key for key, value in kept.items() if key.lower() not in but and there.get(key.lower()) != value)
+    more = [f"{len(keys) - _MAX_KEYS_SHOWN} more"] if len(keys) > _MAX_KEYS_SHOWN else []
+    return [*map(shown, keys[:_MAX_KEYS_SHOWN]), *more]
 
 
 def _lost_chapters(before: "Sequence[av.container.core.Chapter]", result: InputContainer, timing: Timing) -> list[str]:

@@ -9,12 +9,16 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from worker.contract.failure import FailureCode, JobFailureError
+from worker.contract.job import JobOptions
+from worker.plan import Plan, make_plan
 from worker.settings import VideoLimits
 from worker.video.decode import decode_frames
 from worker.video.frames import RgbFrame
 from worker.video.survey import survey
+from worker.video.values import shown
 
 MakeVideo = Callable[..., Path]
 LIMITS = VideoLimits()
@@ -339,3 +343,39 @@ def test_a_hole_in_the_steady_rate_of_a_broadcast_is_told(make_video: MakeVideo,
     told = [note for note in survey(source, LIMITS).notes if "gap" in note]
     assert len(told) == (1 if lost else 0)
     assert not lost or "a gap of up to 0.120 s, the first after frame 19" in told[0]
+
+
+def test_texts_in_a_file_come_no_further_than_a_line(tmp_path: Path) -> None:
+    # Given streams whose languages are a hundred thousand letters long
+    source = tmp_path / "talkative.mkv"
+    with av.open(str(source), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sounds = [container.add_stream("pcm_s16le", rate=8000) for _ in range(3)]
+        for sound in sounds:
+            sound.metadata["language"] = "x" * 100_000
+        for _ in range(4):
+            container.mux(video.encode(av.VideoFrame(64, 48, "yuv420p")))
+        container.mux(video.encode(None))
+        for sound in sounds:
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+            frame.sample_rate, frame.pts = 8000, 0
+            container.mux(sound.encode(frame))
+            container.mux(sound.encode(None))
+    assert source.stat().st_size > 300_000
+    # When it is planned
+    plan = make_plan(source, JobOptions(drop_unsupported=True), LIMITS, ".mkv")
+    # Then neither the plan nor what clients are told is large
+    assert [stream.language for stream in plan.survey.others] == ["x" * 35] * 3
+    assert len(plan.model_dump_json()) < 10_000
+    assert len(plan.source_info().model_dump_json()) < 2_000
+    # And a plan that says more is none, whoever made it
+    forged = plan.model_dump_json().replace("x" * 35, "x" * 100_000)
+    with pytest.raises(ValidationError):
+        Plan.model_validate_json(forged)
+
+
+def test_a_strangers_text_is_shown_on_one_short_line() -> None:
+    assert shown("a title") == "a title"
+    assert shown("two\nlines") == "two?lines"
+    assert len(shown("x" * 10**6)) == 80
