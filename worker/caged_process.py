@@ -11,6 +11,7 @@ What comes from the parent is pickled. What goes back is never: a word of one by
 takes this process over gains no more than this process may do.
 """
 
+import contextlib
 import ctypes
 import json
 import mmap
@@ -48,6 +49,7 @@ MAX_TEXT_BYTES = {PROGRESS: 0, FRAME: SLOT.size, FAILURE: 16 * 1024, BUG: 32 * 1
 PROGRESS_EVERY_SECONDS = 0.05
 
 _PR_SET_PDEATHSIG = 1
+_OOM_SCORE_ABOVE_WORKER = 500
 _MAX_MESSAGE_LETTERS = 1000
 """Of a failure: it may quote a file. JSON takes twelve bytes for a letter at most."""
 
@@ -108,6 +110,7 @@ def main() -> None:
     channel_number, ring_number, parent = map(int, sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     _die_with(parent)
+    _be_the_first_to_go()
     inside = _Inside(socket.socket(fileno=channel_number), ring_number)
     place: Place | None = inside.receive()
     if place is None:  # the parent had no use for this process
@@ -227,6 +230,13 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent:  # it died before the line above
         sys.exit(1)
+
+
+def _be_the_first_to_go() -> None:
+    """Where memory is short the kernel shall end this process, which is started anew, and not the worker."""
+    adjustment = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError):  # not Linux, or no such file in this container
+        adjustment.write_text(str(min(1000, int(adjustment.read_text()) + _OOM_SCORE_ABOVE_WORKER)))
 
 
 if __name__ == "__main__":
