@@ -18,6 +18,11 @@ from worker.contract.report import Report
 
 RunningHouse = tuple[House, Workers]
 
+DEATHS = 'vsr_worker_deaths_total{reason="signal"}'
+CANCEL_SECONDS = 5.0
+"""A cancel never takes longer. On a machine that has nothing else to do it takes 1.75 s where a batch has to be cut
+short: a task is given 1.25 s to stop by itself, the watch looks every 0.25 s, and the supervisor every 0.05 s."""
+
 
 def test_a_job_passes_through_the_worker_and_leaves_only_what_is_needed(
     running_house: RunningHouse, video: Path, undisturbed: bytes
@@ -92,9 +97,7 @@ def test_bad_sources_fail_with_their_reasons_and_the_worker_lives_on(
     assert workers.names() == names
 
 
-def test_a_canceled_job_leaves_the_worker_within_two_seconds(
-    running_house: RunningHouse, video: Path, tmp_path: Path
-) -> None:
+def test_a_canceled_job_leaves_the_worker_in_time(running_house: RunningHouse, video: Path, tmp_path: Path) -> None:
     # Given a job under way
     house, workers = running_house
     job_id = house.submit(video)
@@ -106,7 +109,7 @@ def test_a_canceled_job_leaves_the_worker_within_two_seconds(
     house.registry.cancel(job_id)
 
     # Then its worker is free in time, and serves the next job; the canceled one keeps what is done
-    wait_for("the worker to leave the job", lambda: workers.state(name) != "busy", seconds=2.0)
+    wait_for("the worker to leave the job", lambda: workers.state(name) != "busy", seconds=CANCEL_SECONDS)
     following = house.submit(write_moving_video(tmp_path / "short.mp4", 8))
     assert house.wait_for_end(following).status is JobStatus.SUCCEEDED
     assert house.job(job_id).status is JobStatus.CANCELED
@@ -171,6 +174,7 @@ def test_a_killed_worker_process_costs_one_segment_and_not_a_byte(
     job_id = house.submit(video)
     house.wait_for_middle(job_id)
     finished = house.finished_segments(job_id)
+    deaths = workers.metrics()[DEATHS]
 
     # When the process dies
     workers.kill_process()
@@ -180,7 +184,7 @@ def test_a_killed_worker_process_costs_one_segment_and_not_a_byte(
     assert house.finished_segments(job_id).items() >= finished.items()
     assert house.wait_for_end(job_id).status is JobStatus.SUCCEEDED
     assert house.result(job_id) == undisturbed
-    assert workers.metrics()['vsr_worker_deaths_total{reason="signal"}'] == 1
+    assert workers.metrics()[DEATHS] == deaths + 1
 
 
 def test_a_job_that_kills_every_worker_fails_and_the_next_one_succeeds(
@@ -215,7 +219,7 @@ def test_a_cancel_takes_effect_though_the_network_cannot_be_interrupted(house: H
         house.registry.cancel(job_id)
 
         # Then the process ends itself, and another takes its place
-        wait_for("the process to leave the job", lambda: workers.state(name) != "busy", seconds=2.0)
+        wait_for("the process to leave the job", lambda: workers.state(name) != "busy", seconds=CANCEL_SECONDS)
         wait_for("another process", lambda: workers.names() not in ([], [name]))
         assert workers.metrics()['vsr_worker_deaths_total{reason="canceled"}'] == 1
         assert house.job(job_id).status is JobStatus.CANCELED
