@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UploadThreads:
-    """Threads for the bytes of uploads alone, so that a request for a job never waits for one behind two hundred files.
+    """Threads for uploads alone, so that a request for a job never waits for one behind two hundred files.
 
-    Few write, which keeps processors busy; more sync, which waits for the disk.
+    Few write, which keeps processors busy; more sync, which waits for the disk; one hash of a whole file takes a while.
+    Whoever accepts may have to wait for another to do so.
     """
 
     writing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     syncing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
+    hashing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    accepting: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(16))
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Services:
     upload_threads: UploadThreads = field(default_factory=UploadThreads)
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:  # async: it needs no thread, and no turn among those that do
     return cast(Services, request.state.services)
 
 

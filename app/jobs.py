@@ -75,7 +75,7 @@ def get_job(record: JobRecordDep, services: ServicesDep) -> Job:
 async def cancel_wish(request: Request, services: ServicesDep) -> CancelJob:
     """The body of a cancel, which may be left out. Read here: FastAPI would take one of any length into memory."""
     body = bytearray()
-    async for chunk in body_chunks(request, services.settings.upload_idle_timeout_seconds):
+    async for chunk in body_chunks(request, services.settings):
         body += chunk
         if len(body) > _MAX_CANCEL_BYTES:
             raise InvalidRequestError(f"The body has more than {_MAX_CANCEL_BYTES} bytes.")

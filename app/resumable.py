@@ -21,9 +21,9 @@ from io import FileIO
 from pathlib import Path
 
 import structlog
+from anyio import to_thread
 from fastapi import Request
 from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 
 from app.dependencies import Services
 from app.errors import (
@@ -90,11 +90,8 @@ class UploadFiles:
         versions = finished_uploads(self.storage, self.owner, self.upload_id)
         return versions[-1] if versions else None
 
-    def finish(self, file: FileIO, sha256: str | None) -> None:
-        """Publish the whole, durable content. `sha256`: of it, if that is known already."""
-        if sha256 is None:
-            file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    def finish(self, file: FileIO, sha256: str) -> None:
+        """Publish the whole, durable content."""
         if self._description.exists():
             # Keeps it as long as the finished upload.
             os.utime(self._description)
@@ -210,18 +207,17 @@ class HeldUpload:
             if checksum:
                 checksum.verify()
         except BaseException:
+            await sink.settle()
             if checksum:
-                await run_in_threadpool(self.file.truncate, begin_bytes)
+                await to_thread.run_sync(self.file.truncate, begin_bytes, limiter=self.services.upload_threads.syncing)
             raise
-        finally:
-            sink.wait()
         status = os.fstat(self.file.fileno())
         self.offset_bytes, self.modified_at = status.st_size, status.st_mtime
         if self.offset_bytes == self.description.length_bytes:
-            await run_in_threadpool(self.files.finish, self.file, whole.hexdigest() if whole else None)
+            await _finish(self.services, self.files, self.file, whole.hexdigest() if whole else None)
 
     async def _chunks(self, request: Request) -> AsyncIterator[bytes]:
-        chunks = body_chunks(request, self.services.settings.upload_idle_timeout_seconds)
+        chunks = body_chunks(request, self.services.settings)
         while True:
             async with self.turn.waiting():
                 chunk = await anext(chunks, None)
@@ -235,24 +231,43 @@ async def held_upload(services: Services, turns: Turns, files: UploadFiles) -> A
     """The upload, for this request alone. Raises `UploadNotFoundError`, `UploadBusyError`, `UploadTakenOverError`."""
     with turns.take(files.key) as turn:
         file = await _locked(files.content, turn)
+        syncing = services.upload_threads.syncing
         try:
-            yield await run_in_threadpool(_opened, services, files, turn, file)
+            is_whole = file is not None and await to_thread.run_sync(_is_whole, files, file, limiter=syncing)
+            if file is not None and is_whole:  # a gateway was killed between the last byte and the renaming
+                await _finish(services, files, file, None)
+            unfinished = None if is_whole else file
+            yield await to_thread.run_sync(_opened, services, files, turn, unfinished, limiter=syncing)
         finally:
             if file is not None:
-                file.close()
+                # In a thread: of an upload that was removed meanwhile, the last to close it gives the blocks back.
+                await asyncio.shield(asyncio.create_task(to_thread.run_sync(file.close, limiter=syncing)))
+
+
+def _is_whole(files: UploadFiles, file: FileIO) -> bool:
+    description = files.describe()
+    # What a gateway wrote before it was killed may be in memory only.
+    os.fsync(file.fileno())
+    return description is not None and file.seek(0, os.SEEK_END) == description.length_bytes
+
+
+async def _finish(services: Services, files: UploadFiles, file: FileIO, sha256: str | None) -> None:
+    """`sha256`: of the content, if that is known already; else it takes as long as to read it all."""
+    if sha256 is None:
+        sha256 = await to_thread.run_sync(_digest, file, limiter=services.upload_threads.hashing)
+    await to_thread.run_sync(files.finish, file, sha256, limiter=services.upload_threads.syncing)
+
+
+def _digest(file: FileIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _opened(services: Services, files: UploadFiles, turn: Turn, file: FileIO | None) -> HeldUpload:
     description = files.describe()
     if file is not None and description is not None:
-        # What a gateway wrote before it was killed may be in memory only.
-        os.fsync(file.fileno())
-        offset_bytes = file.seek(0, os.SEEK_END)
-        if offset_bytes != description.length_bytes:
-            modified_at = os.fstat(file.fileno()).st_mtime
-            return HeldUpload(services, files, turn, description, offset_bytes, modified_at, file)
-        # Killed between the last byte and the renaming.
-        files.finish(file, None)
+        status = os.fstat(file.fileno())
+        return HeldUpload(services, files, turn, description, status.st_size, status.st_mtime, file)
     finished = files.finished()
     if finished is None:
         raise UploadNotFoundError(files.upload_id)

@@ -96,7 +96,10 @@ class GatewaySettings(OutboundSettings):
         60.0, gt=0, description="An upload that sends nothing for so long is given up."
     )
     upload_min_bytes_per_second: int = Field(
-        1024, ge=0, description="An upload that is slower over five minutes is given up. 0: however slow."
+        1024, ge=0, description="An upload that is slower, over `upload_rate_window_seconds`, is given up. 0: none is."
+    )
+    upload_rate_window_seconds: float = Field(
+        300.0, gt=0, description="How long an upload may be slower than `upload_min_bytes_per_second`."
     )
     upload_retention_seconds: float = Field(
         24 * 3600.0, gt=0, description="Uploads that did not become a job are removed when older than this."

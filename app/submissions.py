@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Any, TypeVar, cast
 
+from anyio import to_thread
 from asgi_correlation_id import correlation_id
 from fastapi import APIRouter, Depends, Header, Request, Response
 from pydantic import BaseModel, ValidationError
@@ -168,10 +169,10 @@ async def _submit_form(
     request: Request, services: Services, owner: str | None, idempotency_key: str | None
 ) -> Accepted:
     length = content_length(request)
-    with Incoming(services, None if length is None else max(0, length - FORM_OVERHEAD_BYTES)) as incoming:
+    async with Incoming(services, None if length is None else max(0, length - FORM_OVERHEAD_BYTES)) as incoming:
         form = await read_form(
             request.headers["content-type"],
-            body_chunks(request, services.settings.upload_idle_timeout_seconds),
+            body_chunks(request, services.settings),
             services.settings.max_upload_bytes,
             partial(_asked_in_form, services),
             incoming.write,
@@ -189,14 +190,14 @@ async def _submit_form(
             webhook_url=asked.webhook_url,
             reuse_result=asked.reuse_result,
         )
-        return await run_in_threadpool(accept, services, submission)
+        return await to_thread.run_sync(accept, services, submission, limiter=services.upload_threads.accepting)
 
 
 async def _submit_json(
     request: Request, services: Services, owner: str | None, idempotency_key: str | None
 ) -> Accepted:
     body = bytearray()
-    async for chunk in body_chunks(request, services.settings.upload_idle_timeout_seconds):
+    async for chunk in body_chunks(request, services.settings):
         body += chunk
         if len(body) > _MAX_JSON_BYTES:
             raise UploadTooLargeError(_MAX_JSON_BYTES)
@@ -224,7 +225,7 @@ async def _submit_json(
             webhook_url=asked.webhook_url,
             reuse_result=asked.reuse_result,
         )
-    return await run_in_threadpool(accept, services, submission)
+    return await to_thread.run_sync(accept, services, submission, limiter=services.upload_threads.accepting)
 
 
 class _AskedInForm(JobOptions):

@@ -5,6 +5,7 @@ import os
 from email.utils import format_datetime
 from typing import Annotated, cast
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi import Path as PathParameter
 from starlette.concurrency import run_in_threadpool
@@ -60,7 +61,7 @@ async def require_tus(
         )
 
 
-def upload_turns(request: Request) -> Turns:
+async def upload_turns(request: Request) -> Turns:
     return cast(Turns, request.state.upload_turns)
 
 
@@ -156,7 +157,8 @@ async def begin_upload(
     await run_in_threadpool(refuse_beyond_key_bytes, services, owner, upload_length)
     upload_id = os.urandom(16).hex()
     files = UploadFiles(services.storage, owner, upload_id)
-    await run_in_threadpool(files.create, Description(length_bytes=upload_length, metadata=upload_metadata))
+    description = Description(length_bytes=upload_length, metadata=upload_metadata)
+    await to_thread.run_sync(files.create, description, limiter=services.upload_threads.syncing)
     async with held_upload(services, turns, files) as upload:
         if has_body:
             await upload.append(request, checksum)
@@ -225,7 +227,7 @@ async def delete_upload(upload_id: UploadIdParameter, services: ServicesDep, own
     """Finished or not; an upload that is a job already is the job's."""
     files = UploadFiles(services.storage, owner, upload_id)
     async with held_upload(services, turns, files):
-        await run_in_threadpool(files.remove)
+        await to_thread.run_sync(files.remove, limiter=services.upload_threads.syncing)
 
 
 def _offset_headers(upload: HeldUpload) -> dict[str, str]:

@@ -10,18 +10,18 @@ import fcntl
 import hashlib
 import os
 import re
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO, IOBase
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Protocol, Self
 
 import structlog
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi import Path as PathParameter
 from starlette.concurrency import run_in_threadpool
@@ -45,6 +45,7 @@ from app.errors import (
 )
 from app.limits import refuse_beyond_key_bytes, upload_slot
 from app.schemas import UPLOAD_ID_PATTERN, Upload
+from app.settings import GatewaySettings
 from worker.contract.storage import PARTIAL_SUFFIX, JobStorage, fsync_folder, out_of_disk_named
 
 log = structlog.get_logger(__name__)
@@ -101,11 +102,13 @@ async def put_upload(
     """Then `POST /v1/jobs` with `{"upload_id": ...}`. The same id again replaces the file."""
     declared_bytes = content_length(request)
     await run_in_threadpool(refuse_beyond_key_bytes, services, owner, declared_bytes or 0)
-    with Incoming(services, declared_bytes) as incoming:
-        async for chunk in body_chunks(request, services.settings.upload_idle_timeout_seconds):
+    async with Incoming(services, declared_bytes) as incoming:
+        async for chunk in body_chunks(request, services.settings):
             await incoming.write(chunk)
         received = await incoming.finish()
-        await run_in_threadpool(keep_upload, services.storage, owner, upload_id, received)
+        await to_thread.run_sync(
+            keep_upload, services.storage, owner, upload_id, received, limiter=services.upload_threads.syncing
+        )
     return Upload(id=upload_id, size_bytes=received.size_bytes, sha256=received.sha256)
 
 
@@ -145,9 +148,8 @@ class Sink:
         self._hashes = hashes
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self._flushing: asyncio.Task[None] | None = None
-        # A request that is cut off at the server's end leaves the thread that writes for it behind.
-        self._writing = threading.Lock()
+        # What a thread does with the file now. Never canceled, as that would not stop the thread.
+        self._at_work: asyncio.Task[None] | None = None
 
     async def write(self, chunk: bytes) -> None:
         self.size_bytes += len(chunk)
@@ -157,29 +159,29 @@ class Sink:
         self._pending_bytes += len(chunk)
         # A client that sends bytes one by one must not fill the memory with what surrounds each piece.
         if self._pending_bytes >= self._buffer_bytes() or len(self._pending) == _CHUNKS_PER_WRITE:
-            await self._flushed()
-            self._flushing = asyncio.create_task(
-                to_thread.run_sync(self._write, self._taken(), limiter=self._services.upload_threads.writing)
-            )
+            await self._begin(partial(self._write, self._taken()), self._services.upload_threads.writing)
 
     async def sync(self) -> None:
         """What was written is durable when this returns."""
-        await self._flushed()
-        await to_thread.run_sync(self._write, self._taken(), limiter=self._services.upload_threads.writing)
-        await to_thread.run_sync(self._sync, limiter=self._services.upload_threads.syncing)
+        await self._begin(partial(self._write, self._taken()), self._services.upload_threads.writing)
+        await self._begin(self._sync, self._services.upload_threads.syncing)
+        await self._done()
 
-    def wait(self) -> None:
-        """Until no thread is writing any more: then the file may be closed. What is pending is dropped."""
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing.add_done_callback(lambda task: task.cancelled() or task.exception())
-        with self._writing:
-            pass
+    async def settle(self) -> None:
+        """Until no thread is at the file any more: then it may be closed. What is pending is dropped."""
+        if self._at_work is not None:
+            await asyncio.wait([self._at_work])
+            with suppress(asyncio.CancelledError):  # the loop itself is at its end
+                self._at_work.exception()  # was the business of whoever wrote
 
-    async def _flushed(self) -> None:
-        if self._flushing is not None:
-            flushing, self._flushing = self._flushing, None
-            await flushing
+    async def _begin(self, work: Callable[[], None], limiter: CapacityLimiter) -> None:
+        await self._done()
+        self._at_work = asyncio.create_task(to_thread.run_sync(work, limiter=limiter))
+
+    async def _done(self) -> None:
+        if self._at_work is not None:
+            await asyncio.shield(self._at_work)
+            self._at_work = None
 
     def _taken(self) -> list[bytes]:
         taken, self._pending, self._pending_bytes = self._pending, [], 0
@@ -190,18 +192,18 @@ class Sink:
         return min(max(share, _MIN_BUFFER_BYTES), _MAX_BUFFER_BYTES)
 
     def _write(self, chunks: list[bytes]) -> None:
-        with self._writing:
-            refuse_full_disk(self._services, sum(map(len, chunks)))
-            for chunk in chunks:
-                for one in self._hashes:
-                    one.update(chunk)
-            self._services.metrics.upload_bytes.inc(sum(map(len, chunks)))
-            with out_of_disk_named():
-                while chunks:
-                    chunks = _without(os.writev(self._file.fileno(), chunks), chunks)
+        size_bytes = sum(map(len, chunks))
+        refuse_full_disk(self._services, size_bytes)
+        for chunk in chunks:
+            for one in self._hashes:
+                one.update(chunk)
+        self._services.metrics.upload_bytes.inc(size_bytes)
+        with out_of_disk_named():
+            while chunks:
+                chunks = _without(os.writev(self._file.fileno(), chunks), chunks)
 
     def _sync(self) -> None:
-        with self._writing, out_of_disk_named():
+        with out_of_disk_named():
             os.fsync(self._file.fileno())
 
 
@@ -213,18 +215,19 @@ class Incoming:
         refuse_upload(services, declared_bytes or 0)
         self._services = services
 
-    def __enter__(self) -> Self:
-        self._path, self._file = _new_partial_file(self._services.storage)
+    async def __aenter__(self) -> Self:
+        self._path, self._file = await to_thread.run_sync(
+            _new_partial_file, self._services.storage, limiter=self._services.upload_threads.syncing
+        )
         self._hash = hashlib.sha256()
         self._sink = Sink(self._services, self._file, hashes=[self._hash])
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._path.unlink(missing_ok=True)
-        self._sink.wait()
-        self._file.close()
+        # Seen through even where this request is cut off meanwhile.
+        await asyncio.shield(asyncio.create_task(self._end()))
 
     async def write(self, chunk: bytes) -> None:
         await self._sink.write(chunk)
@@ -235,6 +238,19 @@ class Incoming:
             raise EmptyFileError("The file has no bytes.")
         await self._sink.sync()
         return ReceivedFile(self._path, self._sink.size_bytes, self._hash.hexdigest())
+
+    async def _end(self) -> None:
+        try:
+            await self._sink.settle()
+            await to_thread.run_sync(self._remove, limiter=self._services.upload_threads.syncing)
+        except asyncio.CancelledError:  # the loop is at its end, and starts no threads any more
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
+        """In a thread: to give the blocks of gigabytes back takes a while."""
+        self._path.unlink(missing_ok=True)
+        self._file.close()
 
 
 def refuse_upload(services: Services, declared_bytes: int) -> None:
@@ -271,17 +287,31 @@ def _without(written_bytes: int, chunks: list[bytes]) -> list[bytes]:
     return []
 
 
-async def body_chunks(request: Request, idle_timeout_seconds: float) -> AsyncIterator[bytes]:
-    """The body as it arrives. `ClientDisconnect` if the client leaves, `UploadStalledError` if it falls silent."""
+async def body_chunks(request: Request, settings: GatewaySettings) -> AsyncIterator[bytes]:
+    """The body as it arrives. `ClientDisconnect` if the client leaves.
+
+    `UploadStalledError` if it falls silent, or is too slow for too long; what we take ourselves is not held against it.
+    """
+    clock = asyncio.get_running_loop().time
     stream = request.stream()
+    waited_seconds, came_bytes = 0.0, 0
     while True:
+        since = clock()
         try:
-            async with asyncio.timeout(idle_timeout_seconds):
+            async with asyncio.timeout(settings.upload_idle_timeout_seconds):
                 chunk = await anext(stream, None)
         except TimeoutError:
-            raise UploadStalledError(f"Nothing arrived for {idle_timeout_seconds:g} seconds.") from None
+            raise UploadStalledError(f"Nothing arrived for {settings.upload_idle_timeout_seconds:g} seconds.") from None
         if chunk is None:
             return
+        waited_seconds, came_bytes = waited_seconds + clock() - since, came_bytes + len(chunk)
+        if waited_seconds >= settings.upload_rate_window_seconds:
+            if came_bytes < settings.upload_min_bytes_per_second * waited_seconds:
+                raise UploadStalledError(
+                    f"Less than {settings.upload_min_bytes_per_second} bytes a second arrived"
+                    f" over {waited_seconds:.0f} seconds."
+                )
+            waited_seconds, came_bytes = 0.0, 0
         yield chunk
 
 

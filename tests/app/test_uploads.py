@@ -2,9 +2,14 @@
 
 import hashlib
 import json
+import os
+import select
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from http.client import HTTPResponse
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -114,6 +119,38 @@ def test_a_client_that_leaves_midway_leaves_nothing(gateway: RunningGateway) -> 
     assert gateway.http.put("/v1/uploads/clip", content=b"abc").status_code == 201
 
 
+@pytest.mark.parametrize("call", ["writev", "unlink"])
+def test_others_are_answered_while_the_disk_is_slow_with_an_upload_that_was_cut_off(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    # Given a disk that takes its time, and an upload under way
+    is_reached, may_go_on = threading.Event(), threading.Event()
+    module = os if call == "writev" else Path
+    at_once = getattr(module, call)
+
+    def slowly(*arguments: object, **named: object) -> object:
+        is_reached.set()
+        may_go_on.wait(20)
+        return at_once(*arguments, **named)
+
+    monkeypatch.setattr(module, call, slowly)
+    client = _connection(gateway)
+    client.sendall(
+        b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 3 * MEBIBYTE
+    )
+    wait_until(lambda: gateway.files())
+
+    # When the client is gone
+    client.close()
+    wait_until(is_reached.is_set)
+
+    # Then nobody waits for the disk but what is left of the upload, and that goes in the end
+    assert [gateway.http.get("/healthz").status_code for _ in range(30)] == [200] * 30
+    assert len(gateway.files()) == 1
+    may_go_on.set()
+    wait_until(lambda: gateway.files() == [])
+
+
 def test_an_upload_that_falls_silent_is_given_up(start_gateway: StartGateway) -> None:
     # Given a client that sends a little and then nothing
     gateway = start_gateway(upload_idle_timeout_seconds=0.2)
@@ -126,6 +163,35 @@ def test_an_upload_that_falls_silent_is_given_up(start_gateway: StartGateway) ->
     # Then
     assert (status, problem["code"]) == (408, "upload_stalled")
     assert gateway.files() == []
+
+
+def test_an_upload_that_comes_in_drops_is_given_up(start_gateway: StartGateway) -> None:
+    # Given a client that is never silent for long
+    gateway = start_gateway(upload_min_bytes_per_second=1000, upload_rate_window_seconds=0.4)
+    with _connection(gateway) as client:
+        client.sendall(b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
+
+        # When it holds its place with a byte now and then
+        deadline = time.monotonic() + 20
+        while not select.select([client], [], [], 0.02)[0]:
+            assert time.monotonic() < deadline
+            client.sendall(b"a")
+        status, problem = _answer(client)
+
+    # Then
+    assert (status, problem["code"]) == (408, "upload_stalled")
+    assert "1000 bytes a second" in str(problem["detail"])
+    assert gateway.files() == []
+
+
+def test_a_steady_upload_may_take_many_times_the_window(start_gateway: StartGateway) -> None:
+    gateway = start_gateway(upload_min_bytes_per_second=1000, upload_rate_window_seconds=0.1)
+    with _connection(gateway) as client:
+        client.sendall(b"PUT /v1/uploads/clip HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300000\r\n\r\n")
+        for _ in range(30):
+            assert not select.select([client], [], [], 0.02)[0]
+            client.sendall(b"a" * 10_000)
+        assert _answer(client)[0] == 201
 
 
 def test_without_a_valid_key_not_a_byte_is_written(start_gateway: StartGateway) -> None:
