@@ -67,6 +67,8 @@ redis.call('LPUSH', KEYS[2], ARGV[1])
 return 1
 """
 _BACK, _NO_ATTEMPT_LEFT = 1, 2
+# A lease was looked at so often at least before it counts as expired: a longer pause between two looks is cut to this.
+_LEAST_LOOKS = 5
 
 
 class TaskRecovery:
@@ -112,15 +114,14 @@ class TaskRecovery:
     def reap_expired_leases(self) -> list[str]:
         """Give back every task whose lease ran out: its host is lost, or its process hangs. Returns the tasks.
 
-        To be called about every second: it is the looking that finds out. After a pause in it, because Redis was away
-        or we were frozen, nobody knows who could have renewed what, and all leases are watched anew.
+        To be called about every second: only what was watched counts. Of a pause, because Redis was away or we were
+        frozen, nobody knows who could have renewed what.
         """
         self._look_at_leases()
         return [
             _task_of(execution)
             for execution, lease in self._leases.items()
-            if self._leases_seen_at - lease.since > self._lease_seconds
-            and self._gave_back(execution, lease_end=lease.end)
+            if lease.watched_seconds > self._lease_seconds and self._gave_back(execution, lease_end=lease.end)
         ]
 
     def return_stuck_handovers(self) -> None:
@@ -164,14 +165,13 @@ class TaskRecovery:
     def _look_at_leases(self) -> None:
         seen_at = time.monotonic()
         leases = cast(list[tuple[bytes, float]], self._redis.zrange(self._wip.key, 0, -1, withscores=True))
-        if seen_at - self._leases_seen_at > self._lease_seconds / 3:
-            self._leases = {}
-        self._leases_seen_at = seen_at
-        before = self._leases
-        self._leases = {}
+        watched_seconds = min(seen_at - self._leases_seen_at, self._lease_seconds / _LEAST_LOOKS)
+        before, self._leases, self._leases_seen_at = self._leases, {}, seen_at
         for member, end in leases:
-            known = before.get(member.decode())
-            self._leases[member.decode()] = known if known and known.end == end else _Lease(end, seen_at)
+            execution = member.decode()
+            known = before.get(execution)
+            unchanged_seconds = known.watched_seconds + watched_seconds if known and known.end == end else 0.0
+            self._leases[execution] = _Lease(end, unchanged_seconds)
 
     def _gave_back(self, execution: str, *, lease_end: float | None = None, count_attempt: bool = True) -> bool:
         """Whether the execution's task went back now. `lease_end`: not if it was renewed since."""
@@ -216,8 +216,8 @@ class TaskRecovery:
 class _Lease:
     end: float
     """By the clock of whoever holds it: of no meaning here, but that every renewal changes it."""
-    since: float
-    """When we first saw it end then, by our monotonic clock."""
+    watched_seconds: float
+    """For how long nobody has renewed it, by our monotonic clock."""
 
 
 def _worker_key(worker_name: str) -> str:
