@@ -34,6 +34,7 @@ _MAX_ADDRESSES_TRIED = 4
 _LOOK_SECONDS = 0.25
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK_BYTES = 64 * 1024
+_LAST_PORT = 65535
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}$)({_LABEL}\.)*{_LABEL}\.?")
@@ -184,6 +185,8 @@ def check_url(url: str, policy: TargetPolicy) -> httpx2.URL:
     # In the text too: to httpx2 an empty user is none.
     if target.userinfo or "@" in re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]:
         raise TargetError(Fault.REFUSED, "a URL with a user or password is not accepted")
+    if target.port is not None and not 0 < target.port <= _LAST_PORT:
+        raise TargetError(Fault.REFUSED, f"there is no port {target.port}")
     if not policy.allow_loopback:
         _refuse_port(target, policy)
     host = target.raw_host.decode("ascii").lower()

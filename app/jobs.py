@@ -22,7 +22,8 @@ from app.janitor import result_expires_at
 from app.limits import one_at_a_time, refuse_beyond_key_jobs, refuse_full_queue
 from app.schemas import KEEP_PARTIAL_DESCRIPTION, CancelJob, Job, JobPage, public_job
 from app.uploads import body_chunks
-from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus
+from app.webhook_events import change_log
+from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus, now
 
 _MAX_CANCEL_BYTES = 1024
 
@@ -142,6 +143,10 @@ def retry_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> J
     with one_at_a_time(services.redis, owner):
         refuse_full_queue(services)
         refuse_beyond_key_jobs(services, owner)
+        if record.webhook_url:
+            # The record will not tell of this end any more; the courier may not have come to it yet.
+            moment, progress = now(), services.registry.progress(record.id)
+            change_log(services.storage, record.id, lambda before: before.with_end_of(record, moment, progress))
         # What RQ remembers of the tasks would keep them from being enqueued.
         services.queue.forget_ended_tasks(record.id, services.registry.progress(record.id).segments_total)
         retried = services.registry.retry(record.id)

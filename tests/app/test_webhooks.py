@@ -34,6 +34,12 @@ def ended_job(gateway: RunningGateway) -> str:
     return job_id
 
 
+def see_all_ends(gateway: RunningGateway) -> None:
+    """What a courier notes of each job's ends when it comes to them."""
+    for job in gateway.registry.newest(100):
+        change_log(gateway.storage, job.id, lambda before, job=job: before.with_end_of(job, now()))  # type: ignore[misc]
+
+
 def code_of(answer: httpx2.Response, status: int = 422) -> str:
     assert answer.status_code == status, answer.text
     code: str = answer.json()["code"]
@@ -237,3 +243,21 @@ def test_another_keys_webhook_is_not_there(start_gateway: StartGateway) -> None:
     assert code_of(gateway.http.get(path, headers=others), 404) == "job_not_found"
     assert code_of(gateway.http.post(f"{path}/replay", headers=others), 404) == "job_not_found"
     assert code_of(gateway.http.get(path), 401) == "unauthorized"
+
+
+def test_an_end_that_nobody_was_told_of_yet_outlives_a_retry(open_gateway: RunningGateway) -> None:
+    # Given a job that has ended, and a courier that has not come to it
+    job_id = submit_form(open_gateway, webhook_url=WEBHOOK_URL).json()["id"]
+    open_gateway.registry.fail(job_id, JobError(code=FailureCode.NOT_A_VIDEO, message="x"))
+
+    # When it is tried again, and ends again
+    assert open_gateway.http.post(f"/v1/jobs/{job_id}/retry").json()["status"] == "queued"
+    between = open_gateway.http.get(f"/v1/jobs/{job_id}/webhook").json()
+    open_gateway.http.post(f"/v1/jobs/{job_id}/cancel")
+    see_all_ends(open_gateway)
+
+    # Then both ends are told
+    assert (between["pending"], [event["type"] for event in between["events"]]) == (True, ["job.failed"])
+    events = open_gateway.http.get(f"/v1/jobs/{job_id}/webhook").json()["events"]
+    assert [event["type"] for event in events] == ["job.failed", "job.canceled"]
+    assert len({event["id"] for event in events}) == 2

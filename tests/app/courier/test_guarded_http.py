@@ -11,7 +11,17 @@ from collections.abc import Callable, Sequence
 import httpcore2
 import pytest
 
-from app.guarded_http import Answer, Fault, GuardedHttp, TargetError, TargetPolicy, TimeLimits, is_public, shown_url
+from app.guarded_http import (
+    Answer,
+    Fault,
+    GuardedHttp,
+    TargetError,
+    TargetPolicy,
+    TimeLimits,
+    check_url,
+    is_public,
+    shown_url,
+)
 from tests.app.courier.conftest import Request, StartHost, answer, answers
 
 STRICT = TargetPolicy()
@@ -45,6 +55,13 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", connect)
     return called
+
+
+@pytest.mark.parametrize("port", [0, 65536, 70000])
+def test_a_port_that_there_is_not_is_refused_also_where_loopback_is_allowed(port: int) -> None:
+    with pytest.raises(TargetError, match=f"there is no port {port}") as caught:
+        check_url(f"http://127.0.0.1:{port}/", LOOPBACK_TOO)
+    assert caught.value.fault is Fault.REFUSED
 
 
 @pytest.mark.parametrize(
