@@ -340,7 +340,8 @@ def keep_upload(storage: JobStorage, owner: str | None, upload_id: str, received
     fsync_folder(storage.uploads)
     versions = finished_uploads(storage, owner, upload_id)
     for older in versions[: versions.index(target)] if target in versions else []:
-        remove_upload(older)
+        with suppress(UploadBusyError):  # it goes with the job that it becomes
+            remove_upload(older, patience_seconds=0.0)
 
 
 @contextmanager
@@ -359,19 +360,19 @@ def upload_for_job(storage: JobStorage, owner: str | None, upload_id: str) -> It
     raise UploadNotFoundError(upload_id)
 
 
-def remove_upload(path: Path) -> None:
+def remove_upload(path: Path, patience_seconds: float | None = None) -> None:
     """A finished upload; nothing if it is gone. Raises `UploadBusyError` while it is becoming a job."""
-    with _held(path):
+    with _held(path, patience_seconds):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[FileIO | None]:
+def _held(path: Path, patience_seconds: float | None = None) -> Iterator[FileIO | None]:
     """What is at the path, locked. Whoever makes a job of a finished upload, replaces or removes it holds it so.
 
     None: nothing is there (any more). The kernel drops the lock of a process that dies.
     """
-    deadline = time.monotonic() + _HELD_PATIENCE_SECONDS
+    deadline = time.monotonic() + (_HELD_PATIENCE_SECONDS if patience_seconds is None else patience_seconds)
     while True:
         try:
             file = path.open("rb", buffering=0)

@@ -8,13 +8,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from app.uploads import sweep_old_uploads
+from app.uploads import sweep_old_uploads, upload_for_job
 from tests.app.conftest import RunningGateway, StartGateway, wait_until
 
 MEBIBYTE = 1024 * 1024
@@ -252,6 +253,65 @@ def test_a_finished_upload_that_nobody_made_a_job_of_expires(gateway: RunningGat
     # Then
     assert len(kept) == 1
     assert gateway.files() == []
+
+
+def test_an_upload_that_is_sent_again_while_the_old_one_is_swept_stays(gateway: RunningGateway) -> None:
+    # Given an old upload, which is replaced by the same file just after it was found to be old
+    gateway.http.put("/v1/uploads/clip", content=b"abc")
+    path = next(gateway.storage.uploads.iterdir())
+    os.utime(path, (0, 0))
+
+    def is_old(found: Path) -> bool:
+        was_old = found.stat().st_mtime == 0
+        if was_old:
+            assert gateway.http.put("/v1/uploads/clip", content=b"abc").status_code == 201
+        return was_old
+
+    # When
+    removed = sweep_old_uploads(gateway.storage, is_old)
+
+    # Then
+    assert removed == 0
+    assert gateway.http.post("/v1/jobs", json={"upload_id": "clip"}).status_code == 202
+
+
+def test_an_upload_that_is_becoming_a_job_is_nobody_elses(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    monkeypatch.setattr("app.uploads._HELD_PATIENCE_SECONDS", 0.1)
+    gateway.http.put("/v1/uploads/clip", content=b"abc")
+
+    # When others want it meanwhile: to make a job of it, to replace it by the same file, to give it up, or to sweep it
+    with upload_for_job(gateway.storage, None, "clip") as held:
+        answers = [
+            gateway.http.post("/v1/jobs", json={"upload_id": "clip"}),
+            gateway.http.put("/v1/uploads/clip", content=b"abc"),
+            gateway.http.delete("/v1/uploads/clip", headers={"Tus-Resumable": "1.0.0"}),
+        ]
+        removed = sweep_old_uploads(gateway.storage, lambda path: path == held.path)
+
+        # Then they are told to come back
+        assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(423, "upload_busy")] * 3
+        assert all(answer.headers["Retry-After"] == "1" for answer in answers)
+        assert (removed, held.path.read_bytes()) == (0, b"abc")
+
+        # But another file is the upload from now on
+        assert gateway.http.put("/v1/uploads/clip", content=b"other").status_code == 201
+        assert held.path.exists()
+
+    job = gateway.http.post("/v1/jobs", json={"upload_id": "clip"}).json()
+    assert gateway.storage.folder(job["id"]).source.read_bytes() == b"other"
+
+
+def test_of_two_requests_for_one_upload_one_gets_a_job(gateway: RunningGateway) -> None:
+    gateway.http.put("/v1/uploads/clip", content=b"abc")
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(
+            pool.map(lambda _: gateway.http.post("/v1/jobs", json={"upload_id": "clip"}).status_code, range(8))
+        )
+    assert sorted(answers) == [202] + [404] * 7
+    assert len(gateway.storage.job_ids()) == 1
 
 
 def test_uploads_that_come_in_together_do_not_mix(gateway: RunningGateway) -> None:
