@@ -23,7 +23,9 @@ from app.limits import one_at_a_time, refuse_beyond_key_jobs, refuse_full_queue
 from app.schemas import KEEP_PARTIAL_DESCRIPTION, CancelJob, Job, JobPage, public_job
 from app.uploads import body_chunks
 from app.webhook_events import change_log
+from worker.contract.failure import FailureCode
 from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus, now
+from worker.contract.storage import remove_tree
 
 _MAX_CANCEL_BYTES = 1024
 
@@ -131,7 +133,10 @@ def cancel_job(
     ),
 )
 def retry_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> Job:
-    """Puts it at the end of the queue; segments that are done are kept. Idempotent: one that waits or runs does so."""
+    """Puts it at the end of the queue; segments that are done are kept, unless the result was not right.
+
+    Idempotent: one that waits or runs does so.
+    """
     # The file that a canceled job had kept stays until the whole one replaces it: without a result in the record nobody
     # can have it, and whoever removed it here could come so late that it is the whole one.
     if record.status == JobStatus.SUCCEEDED:
@@ -147,6 +152,11 @@ def retry_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> J
             # The record will not tell of this end any more; the courier may not have come to it yet.
             moment, progress = now(), services.registry.progress(record.id)
             change_log(services.storage, record.id, lambda before: before.with_end_of(record, moment, progress))
+        if record.error and record.error.code is FailureCode.VERIFICATION_FAILED:
+            # Whatever was wrong with them: joined again they would fail again.
+            folder = services.storage.folder(record.id)
+            remove_tree(folder.segments)
+            folder.rendering.unlink(missing_ok=True)
         # What RQ remembers of the tasks would keep them from being enqueued.
         services.queue.forget_ended_tasks(record.id, services.registry.progress(record.id).segments_total)
         retried = services.registry.retry(record.id)

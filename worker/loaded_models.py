@@ -14,7 +14,7 @@ from worker import metrics
 from worker.assemble import network_name
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import now
-from worker.contract.presets import REPEAT_PIXELS, TEST_PRESETS, LoadedModel, announce_loaded
+from worker.contract.presets import REPEAT_PIXELS, TEST_PRESETS, LoadedModel, announce_loaded, announce_maker
 from worker.network import NetworkUpscaler
 from worker.rendering import Rendering
 from worker.upscaler import PixelRepeater, Upscaler
@@ -94,6 +94,8 @@ class LoadedModels:
         """Say what is loaded; forgotten after `ttl_seconds` unless said again."""
         for description in list(self._descriptions):
             announce_loaded(redis, description, ttl_seconds)
+        for upscaler in list(self._upscalers.values()):
+            announce_maker(redis, upscaler.maker, ttl_seconds)
 
     def _described(self, preset: str) -> tuple[int, str]:
         if preset == REPEAT_PIXELS:

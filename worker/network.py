@@ -39,6 +39,12 @@ class NetworkUpscaler:
         return f"{self._weights}{tiles}-{kind}-{_PRECISIONS.get(kind, 'f32')}-b{self._batch_frames}"
 
     @property
+    def maker(self) -> str:
+        """The weights, and the kind of device with its precision; see `worker.upscaler.Upscaler`."""
+        kind = self._networks.device.type
+        return f"{self._weights}-{kind}-{_PRECISIONS.get(kind, 'f32')}"
+
+    @property
     def tile_px(self) -> int | None:
         """See `worker.upscaler.Tiled`."""
         return self._tile_px

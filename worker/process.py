@@ -27,7 +27,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
 
 from worker import metrics
-from worker.cage import Cages
+from worker.cage import Cages, protections_in_force
 from worker.confinement import YES
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.logs import configure_logging
@@ -60,9 +60,7 @@ def main() -> int:
     # A stop is for the workers. Whoever stops a whole group of processes must not end them through their template.
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
-    cages = Cages(WorkerSettings(), VideoLimits())
-    protections = cages.in_force()
-    cages.shut()
+    protections = protections_in_force(WorkerSettings(), VideoLimits())
     die_with_template = ending_with_parent(signal.SIGKILL)
     bell = _ring_when_a_child_ends()
     gc.freeze()  # what is here now is shared by all, and a collection would copy it
@@ -157,6 +155,7 @@ def work(name: str, environment: dict[str, str], protections: dict[str, str]) ->
     worker.watch = watch
     watch.start()
     cages = Cages(settings, VideoLimits(), watch.check)
+    cages.prepare()
     workbench.set(Workbench(registry, queue, storage, models, watch, settings, VideoLimits(), cages))
     worker.work(with_scheduler=False)
     cages.shut()

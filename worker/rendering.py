@@ -35,6 +35,7 @@ class Rendering(BaseModel):
     batch_frames: int = Field(ge=1, description="Frames per network call.")
     tile_px: int | None = Field(None, description="Side of a tile in pixels of the source. None: whole frames.")
     backoffs: int = Field(0, description="How many steps down from what the worker is set to.")
+    made_by: str | None = Field(None, description="Weights and kind of device of all segments (`Upscaler.maker`).")
 
     def smaller(self, longer_side_px: int | None = None) -> "Rendering | None":
         """The next step down: half the batch, else the next smaller tile. None: there is none.
@@ -71,13 +72,25 @@ def read_rendering(folder: JobFolder) -> Rendering | None:
         return None
 
 
-def agreed_rendering(folder: JobFolder, usual: Rendering) -> Rendering:
-    """How this job is rendered: as written down, or from now on the `usual` way."""
+def agreed_rendering(folder: JobFolder, usual: Rendering, maker: str | None = None) -> Rendering:
+    """How this job is rendered, and by whom: as written down, or from now on the `usual` way by `maker`."""
     with folder_locked(folder.path, _LOCK_WAIT_SECONDS):
         agreed = read_rendering(folder)
-        if agreed is None:
-            write_atomically(folder.rendering, usual.model_dump_json().encode())
-        return agreed or usual
+        if agreed is None or agreed.made_by is None:
+            agreed = (agreed or usual).model_copy(update={"made_by": maker})
+            write_atomically(folder.rendering, agreed.model_dump_json().encode())
+        return agreed
+
+
+def take_over(folder: JobFolder, seen: Rendering, maker: str) -> None:
+    """Have a job that others began made by `maker` from its first segment on, unless somebody else does by now.
+
+    What the others made is removed: no video is joined of two networks' work.
+    """
+    with folder_locked(folder.path, _LOCK_WAIT_SECONDS):
+        if read_rendering(folder) == seen:
+            _remove_segments(folder)
+            write_atomically(folder.rendering, seen.model_copy(update={"made_by": maker}).model_dump_json().encode())
 
 
 @contextmanager
@@ -109,11 +122,15 @@ def step_down(
                 f"the memory is too small even for {seen}: use a machine with more, or a smaller preset",
             )
         # In this order: dying in between leaves a job with nothing rendered, never one with both.
-        for made in folder.segments.iterdir() if folder.segments.exists() else ():
-            if made.suffix != PARTIAL_SUFFIX:  # somebody is still at it, and will learn of the step when it is done
-                made.unlink(missing_ok=True)
+        _remove_segments(folder)
         write_atomically(folder.rendering, smaller.model_dump_json().encode())
         return smaller
+
+
+def _remove_segments(folder: JobFolder) -> None:
+    for made in folder.segments.iterdir() if folder.segments.exists() else ():
+        if made.suffix != PARTIAL_SUFFIX:  # somebody is still at it, and will learn of the change when it is done
+            made.unlink(missing_ok=True)
 
 
 def stepped_down_since(folder: JobFolder, moment: float) -> bool:
@@ -133,5 +150,5 @@ def start_over(registry: JobRegistry, queue: TaskQueue, plan: Plan, folder: JobF
 
 def with_rendering(report: Report, rendering: Rendering | None) -> Report:
     """The report, with how its result was rendered."""
-    said = RenderingReport(**rendering.model_dump()) if rendering else None
+    said = RenderingReport(**rendering.model_dump(exclude={"made_by"})) if rendering else None
     return report.model_copy(update={"rendering": said})

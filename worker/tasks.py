@@ -26,6 +26,7 @@ from worker.assemble import assemble as assemble_video
 from worker.cage import Cages, Decoding
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobError, JobRecord, JobStatus, PartialResult, ResultInfo, now
+from worker.contract.presets import announce_maker, is_there_a_maker
 from worker.contract.queue import MAX_ATTEMPTS, TaskKind, TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.report import Report
@@ -49,6 +50,7 @@ from worker.rendering import (
     read_rendering,
     start_over,
     step_down,
+    take_over,
     unchanged,
     with_rendering,
 )
@@ -59,7 +61,12 @@ log = structlog.get_logger(__name__)
 
 # Giving a task back is no attempt, so RQ's limit for it is one that no task ever reaches.
 _GIVE_BACK = Retry(max=1_000_000, enqueue_at_front=True)
+# At the end of the queue, so that this worker has its hands free for what it can do.
+_LEAVE = Retry(max=1_000_000)
+_LEAVE_SECONDS = 0.5
 _PROGRESS_EVERY_SECONDS = 0.5
+# A few beats of the lease may be missed before a worker counts as gone.
+_BEATS_BEFORE_FORGOTTEN = 4
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,15 @@ class Workbench:
     def decoding(self, job: JobRecord) -> Decoding:
         """The way to read the job's source; the one place where strangers' bytes are parsed."""
         return self.cages.of(self.storage.folder(job.id).path)
+
+    def announce(self, maker: str) -> None:
+        """Say that this worker makes segments with this network. Its beats say it again."""
+        ttl_seconds = round(self.settings.lease_seconds / 3 * _BEATS_BEFORE_FORGOTTEN)
+        announce_maker(self.queue.rq.connection, maker, max(1, ttl_seconds))
+
+    def has_maker(self, maker: str) -> bool:
+        """Whether a live worker has this network."""
+        return is_there_a_maker(self.queue.rq.connection, maker)
 
     def on_progress(self) -> None:
         """To be called for every frame or packet of a long task: says that it lives, stops it when it is time."""
@@ -162,8 +178,13 @@ def _segment(bench: Workbench, job: JobRecord, index: int) -> None:
 def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
     """In the job's own way; one step down, again and again, while memory is too small for it."""
     folder = bench.storage.folder(job.id)
+    maker = bench.models.get(job.options.preset).maker
     while True:
-        rendering = agreed_rendering(folder, bench.models.usual_rendering)
+        bench.announce(maker)
+        rendering = agreed_rendering(folder, bench.models.usual_rendering, maker)
+        if rendering.made_by is not None and rendering.made_by != maker:
+            _take_over(bench, job, made, rendering, rendering.made_by, maker)
+            continue
         bench.registry.note_rendering(job.id, rendering.batch_frames, rendering.tile_px)
         try:
             _render_so(bench, job, made, index, rendering)
@@ -187,6 +208,26 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
         log.warning("memory_short", index=index, reason=reason, rendered=str(rendering), now_rendered=str(smaller))
         start_over(bench.registry, bench.queue, made, folder, job.id)
         bench.models.release_memory()
+
+
+def _take_over(bench: Workbench, job: JobRecord, made: Plan, rendering: Rendering, others: str, maker: str) -> None:
+    """Begin a job anew that was begun with other weights, or on another kind of device, where nobody has those now.
+
+    Raises `_MadeByOthersError` where a live worker has: two kinds of workers shall not undo each other's work.
+    """
+    if bench.has_maker(others):
+        until = time.monotonic() + _LEAVE_SECONDS  # else nobody might be quicker than this very worker
+        while time.monotonic() < until:
+            bench.on_progress()
+            time.sleep(_PROGRESS_EVERY_SECONDS / 5)
+        raise _MadeByOthersError
+    if bench.registry.is_final(job.id):
+        raise JobCanceledError
+    bench.watch.demand_lease()
+    log.warning("job_started_over", reason="other weights, or another kind of device", before=others, now=maker)
+    folder = bench.storage.folder(job.id)
+    take_over(folder, rendering, maker)
+    start_over(bench.registry, bench.queue, made, folder, job.id)
 
 
 def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, rendering: Rendering) -> None:
@@ -340,6 +381,10 @@ def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord],
             log.info("task_given_back")
             _count_segment(kind, "given_back")
             return _GIVE_BACK
+        except _MadeByOthersError:
+            log.info("task_left", reason="a worker with other weights, or of another kind, has begun the job")
+            _count_segment(kind, "given_back")
+            return _LEAVE
         except _IncompleteError:
             # Segments were removed after they had been counted. The reconciler hands them out again, and then this.
             log.warning("task_stopped", reason="segments are missing")
@@ -420,6 +465,10 @@ def _plan_of(folder: JobFolder) -> Plan:
 
 class _NotPlannedError(Exception):
     """The job's plan is gone, or of another version of this program."""
+
+
+class _MadeByOthersError(Exception):
+    """The job is made with other weights, or on another kind of device, by a worker that lives."""
 
 
 class _IncompleteError(Exception):

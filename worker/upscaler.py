@@ -16,6 +16,10 @@ class Upscaler(Protocol):
     def fingerprint(self) -> str:
         """Names the weights and whatever else changes bits: equal fingerprints give equal pictures. No spaces."""
 
+    @property
+    def maker(self) -> str:
+        """The part of it that no job can choose: the weights, and the kind of device."""
+
     def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
         """Upscale the centre frames, (B, H, W, 3) to (B, 2H, 2W, 3)."""
 
@@ -36,7 +40,7 @@ class PixelRepeater:
     stand out of a result that is otherwise the source with every pixel doubled.
     """
 
-    fingerprint = "pixel-repeater"
+    fingerprint = maker = "pixel-repeater"
 
     def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
         """Repeat every pixel of the centre frames, (B, H, W, 3) to (B, 2H, 2W, 3); the neighbours are not looked at."""

@@ -241,6 +241,27 @@ def test_a_job_that_ended_without_a_result_can_be_tried_again(gateway: RunningGa
     assert queue.rq.job_ids == [f"{job.id}-plan"]
 
 
+def test_segments_of_a_result_that_was_not_right_are_not_tried_again(gateway: RunningGateway) -> None:
+    # Given two failed jobs with a segment each, of which one fails because its segments do not fit together
+    jobs = {code: gateway.add_job() for code in (FailureCode.VERIFICATION_FAILED, FailureCode.OUT_OF_DISK)}
+    for code, job in jobs.items():
+        folder = gateway.storage.folder(job.id)
+        folder.make_segments()
+        folder.segment(0, ".mp4").write_bytes(b"a segment")
+        folder.rendering.write_text("{}")
+        gateway.registry.fail(job.id, JobError(code=code, message="it went wrong"))
+
+    # When both are tried again
+    for job in jobs.values():
+        assert gateway.http.post(f"/v1/jobs/{job.id}/retry").json()["status"] == "queued"
+
+    # Then only the other one's are kept
+    for code, job in jobs.items():
+        folder = gateway.storage.folder(job.id)
+        is_kept = code is not FailureCode.VERIFICATION_FAILED
+        assert (folder.segment(0, ".mp4").exists(), folder.rendering.exists()) == (is_kept, is_kept)
+
+
 def test_what_was_kept_cannot_be_had_once_the_job_is_tried_again(gateway: RunningGateway) -> None:
     # Given a canceled job of which the beginning was kept
     job = gateway.add_job()

@@ -10,7 +10,7 @@ from worker.oom_kills import OomWatch
 def test_what_reads_a_video_goes_before_its_worker() -> None:
     # Given a caged process, which waits for its place
     own = int(Path("/proc/self/oom_score_adj").read_text())
-    caged = CagedProcess()
+    caged = CagedProcess(4096)
     score = Path(f"/proc/{caged.pid}/oom_score_adj")
 
     # When it has begun; then the kernel takes it for the larger one

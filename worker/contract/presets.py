@@ -1,6 +1,7 @@
 """The presets by name, for those who cannot import the model; and which of them a live worker has loaded.
 
 vsr:models:{preset}      string  LoadedModel (JSON); expires unless the worker's heartbeat renews it
+vsr:makers:{maker}       string  1; likewise, for the weights in memory and the kind of device they are on
 """
 
 from typing import cast
@@ -50,6 +51,16 @@ def loaded_models(redis: Redis) -> dict[str, LoadedModel]:
     return {
         name: LoadedModel.model_validate_json(content) for name, content in zip(names, contents, strict=True) if content
     }
+
+
+def announce_maker(redis: Redis, maker: str, ttl_seconds: int) -> None:
+    """Say that a live worker has this network: nobody else takes its jobs over."""
+    redis.set(f"vsr:makers:{maker}", 1, ex=ttl_seconds)
+
+
+def is_there_a_maker(redis: Redis, maker: str) -> bool:
+    """Whether a live worker has this network, or had it a moment ago."""
+    return bool(redis.exists(f"vsr:makers:{maker}"))
 
 
 def _key(preset: str) -> str:

@@ -100,7 +100,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_the_whole_job(
     # When the next is rendered; then the first is gone, as it was made otherwise
     tasks.segment(job_id, 1)
     assert [path.name for path in folder.segments.glob("*.mp4")] == ["00001.mp4"]
-    assert read_rendering(folder) == Rendering(batch_frames=2, backoffs=1)
+    assert str(read_rendering(folder)) == "whole frames, 2 at a time"
     progress = desk.registry.progress(job_id)
     assert (progress.batch_frames, progress.tile_px, progress.segments_done) == (2, None, 1)
 
@@ -173,6 +173,43 @@ def test_a_canceled_job_that_runs_out_of_memory_keeps_what_it_had_finished(
     assert job.result.frames == 2 * SEGMENT_FRAMES
 
 
+@pytest.mark.parametrize("others_live", [True, False])
+def test_a_job_begun_with_other_weights_is_begun_anew_once_nobody_has_them(
+    desk: Desk, bench: tasks.Workbench, laid: None, tmp_path: Path, others_live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a job of which a worker has made a segment
+    monkeypatch.setattr(tasks, "_LEAVE_SECONDS", 0)
+    job_id = accept(desk)
+    folder = desk.storage.folder(job_id)
+    tasks.segment(job_id, 0)
+    first = folder.segment(0, ".mp4").stat().st_ino
+    before = read_rendering(folder)
+    assert before is not None
+    [key] = desk.queue.rq.connection.keys("vsr:makers:*")
+    if not others_live:
+        desk.queue.rq.connection.delete(key)
+
+    # When a worker with other weights gets the next
+    monkeypatch.setattr(bench.models.get("tiny-random"), "_weights", "f" * 32)
+    left = tasks.segment(job_id, 1)
+
+    # Then, as long as the first worker lives, it leaves the job to that
+    if others_live:
+        assert left is not None
+        assert not left.enqueue_at_front
+        assert read_rendering(folder) == before
+        assert [path.stat().st_ino for path in folder.segments.glob("*.mp4")] == [first]
+        return
+
+    # and else makes all of it itself
+    assert left is None
+    assert [path.name for path in folder.segments.glob("*.mp4")] == ["00001.mp4"]
+    finish(desk, job_id)
+    job = desk.storage.read_record(job_id)
+    assert job is not None
+    assert job.status is JobStatus.SUCCEEDED, job.error
+
+
 def test_the_command_backs_off_like_the_service_and_knows_its_result_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +276,9 @@ def test_an_assembly_that_comes_too_early_waits_for_the_reconciler(
     folder = desk.storage.folder(job_id)
     plan = read_plan(folder)
     assert plan is not None
-    step_down(folder, plan, Rendering(batch_frames=4))
+    rendering = read_rendering(folder)
+    assert rendering is not None
+    step_down(folder, plan, rendering)
 
     # When it is assembled; then it goes on, and the missing segments are handed out again
     tasks.assemble(job_id)
