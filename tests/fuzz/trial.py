@@ -1,6 +1,5 @@
 """One damaged file through everything that reads it: planned, and where it is accepted, its frames decoded."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -72,7 +71,8 @@ def _decoded(cage: object, plan: Plan, source: Path, limits: VideoLimits, sample
 
 def living_children() -> set[int]:
     """Processes that this one has started and that have not ended."""
-    return {int(text) for text in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+    of_threads = (path.read_text().split() for path in Path("/proc/self/task").glob("*/children"))
+    return {int(text) for children in of_threads for text in children}
 
 
 _unheard: Callable[[], None] = lambda: None  # noqa: E731
