@@ -20,11 +20,14 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import httpx2
+from redis import Redis
 
 if __name__ == "__main__":  # run as a script, this folder's neighbours are not on the path
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.gateway_process import GatewayProcess
+from worker.contract.queue import TaskKind, TaskQueue, task_id
+from worker.contract.registry import JobRegistry
 
 KINDS = ("raw PUT", "form", "tus")
 PIECE_BYTES = 64 * 1024
@@ -55,12 +58,15 @@ class Count:
     uploads: list[Outcome] = field(default_factory=list)
     lost: list[Outcome] = field(default_factory=list)
     damaged: list[Outcome] = field(default_factory=list)
+    not_queued: list[Outcome] = field(default_factory=list)
+    """No task of theirs is in the queue, or Redis does not list them: they would wait for ever, or unseen."""
+
     jobs_nobody_was_promised: int = 0
     left_behind: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
-        return not (self.lost or self.damaged or self.jobs_nobody_was_promised or self.left_behind)
+        return not (self.lost or self.damaged or self.not_queued or self.jobs_nobody_was_promised or self.left_behind)
 
 
 def main() -> None:
@@ -75,6 +81,7 @@ def main() -> None:
     print(f"202s                         {len(count.uploads)}")
     print(f"  whose job is lost          {len(count.lost)}")
     print(f"  whose source is damaged    {len(count.damaged)}")
+    print(f"  whose job is not queued    {len(count.not_queued)}")
     print(f"jobs that nobody has         {count.jobs_nobody_was_promised}")
     print(f"files left behind            {len(count.left_behind)}")
     for name in count.left_behind:
@@ -116,6 +123,13 @@ def drill(folder: Path, uploads: int, kills: int, seed: int) -> Count:
                 count.lost.append(upload)
             elif hashlib.sha256(source.read_bytes()).hexdigest() != upload.sha256:
                 count.damaged.append(upload)
+        with Redis.from_url(gateway.redis.url) as redis:
+            # No worker is there: what was accepted must all be waiting.
+            queued = set(TaskQueue(redis).rq.job_ids)
+            listed = JobRegistry(redis, gateway.storage).indexed_ids()
+        for upload in count.uploads:
+            if task_id(TaskKind.PLAN, upload.job_id) not in queued or upload.job_id not in listed:
+                count.not_queued.append(upload)
         promised = {upload.job_id for upload in count.uploads}
         count.jobs_nobody_was_promised = len(set(gateway.storage.job_ids()) - promised)
         kept = {gateway.storage.folder(job_id).path / name for job_id in promised for name in ("job.json", "source")}

@@ -37,7 +37,7 @@ from worker.contract.queue import TaskQueue
 from worker.contract.redis_faults import is_unavailable
 from worker.contract.registry import JobRegistry
 from worker.contract.settings import RedisSettings, StorageSettings
-from worker.contract.storage import JobStorage
+from worker.contract.storage import JobStorage, StorageBusyError
 
 log = structlog.get_logger(__name__)
 
@@ -191,6 +191,9 @@ class Courier:
                 self._errands.give_back(in_hand.errand)
             except _ClaimLostError:
                 log.warning("errand_left", errand=in_hand.errand.kind, reason="another courier has it")
+            except StorageBusyError as error:  # what was changed of the job is changed
+                log.warning("errand_given_back", errand=in_hand.errand.kind, reason=str(error))
+                self._errands.give_back(in_hand.errand, _WAIT_FOR_TURN_SECONDS)
             except RedisError:
                 raise
             except Exception:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
+from app.gateway import create_app
 from app.keys import ApiKeys, KeysError, digest_text, keys_file_line, new_key, read_keys_file
 from app.settings import GatewaySettings
 from tests.app.conftest import RunningGateway, StartGateway
+from worker.contract.settings import RedisSettings, StorageSettings
 
 KEY, OTHER_KEY = "first-key", "second-key"
 DIGEST = f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()}"
@@ -149,15 +151,41 @@ def submit(gateway: RunningGateway, key: str, **headers: str) -> httpx2.Response
     return gateway.http.post("/v1/jobs", files=files, headers=as_key(key) | headers)
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", ""), ("POST", "/cancel"), ("DELETE", ""), ("GET", "/result"), ("HEAD", "/result"), ("GET", "/report")],
-)
-def test_a_job_of_another_key_is_not_there_and_stays_as_it_is(shared: RunningGateway, method: str, path: str) -> None:
-    # Given a finished job of the first key
-    job = submit(shared, KEY).json()
-    shared.finish_job(job["id"], b"result")
-    before = shared.registry.get(job["id"])
+def routes_of_a_job() -> list[tuple[str, str]]:
+    """Every one that the service has: method, and what follows the job's id."""
+    app = create_app(
+        GatewaySettings(),
+        RedisSettings(redis_url=SecretStr("unix:///never/called")),
+        StorageSettings(storage_dir=Path("never-written")),
+    )
+    documented = [
+        (method.upper(), path.removeprefix("/v1/jobs/{job_id}"))
+        for path, methods in app.openapi()["paths"].items()
+        if path.startswith("/v1/jobs/{job_id}")
+        for method in methods
+    ]
+    return sorted({*documented, ("HEAD", "/result")})
+
+
+def test_the_routes_of_a_job_are_found() -> None:
+    assert {("GET", ""), ("POST", "/retry"), ("GET", "/webhook"), ("POST", "/webhook/replay")} < {*routes_of_a_job()}
+
+
+@pytest.mark.parametrize(("method", "path"), routes_of_a_job())
+@pytest.mark.parametrize("end", ["succeeded", "canceled"])
+def test_a_job_of_another_key_is_not_there_and_stays_as_it_is(
+    start_gateway: StartGateway, method: str, path: str, end: str
+) -> None:
+    # Given a finished job of the first key, which tells somebody of its end
+    shared = start_gateway(api_keys=f"{KEY},{OTHER_KEY}", webhook_secret="a secret of more than twenty-four letters")
+    fields = {"webhook_url": "https://hooks.example.com/vsr"}
+    files = {"file": ("clip.mp4", b"abc")}
+    job = shared.http.post("/v1/jobs", files=files, data=fields, headers=as_key(KEY)).json()
+    if end == "succeeded":
+        shared.finish_job(job["id"], b"result")
+    else:
+        shared.registry.cancel(job["id"])
+    before, files_before = shared.registry.get(job["id"]), shared.files()
 
     # When the other key asks for it, and for one that there is not
     answer = shared.http.request(method, f"/v1/jobs/{job['id']}{path}", headers=as_key(OTHER_KEY))
@@ -170,7 +198,8 @@ def test_a_job_of_another_key_is_not_there_and_stays_as_it_is(shared: RunningGat
         assert told["detail"].replace(job["id"], "0" * 20) == of_nothing["detail"]
         assert told["code"] == of_nothing["code"] == "job_not_found"
     assert shared.registry.get(job["id"]) == before
-    assert shared.http.get(f"/v1/jobs/{job['id']}/result", headers=as_key(KEY)).content == b"result"
+    assert shared.files() == files_before
+    assert shared.http.get(f"/v1/jobs/{job['id']}", headers=as_key(KEY)).json()["status"] == end
 
 
 def test_lists_hold_ones_own_jobs_page_by_page_and_the_place_in_the_queue_counts_all(shared: RunningGateway) -> None:

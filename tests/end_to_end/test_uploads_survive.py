@@ -119,4 +119,5 @@ def test_what_a_killed_gateway_had_accepted_is_whole_and_nothing_else_stays(tmp_
     # Then
     assert count.kills == 3
     assert len(count.uploads) == 10
+    assert count.not_queued == []
     assert (count.lost, count.damaged, count.jobs_nobody_was_promised, count.left_behind) == ([], [], 0, [])
