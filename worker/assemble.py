@@ -80,7 +80,19 @@ def assemble(
         seconds = {"plan": plan.survey_seconds, "assemble": time.perf_counter() - began}
         figures = [read_figures(segment.with_suffix(".json")) for segment in segments]
         made_by = network_name(order.made_by)
-        return make_report(plan, facts, partial, check, copies, figures, made_by, tag, seconds, whole=whole)
+        return make_report(
+            plan,
+            facts,
+            partial,
+            check,
+            copies,
+            figures,
+            made_by,
+            tag,
+            seconds,
+            whole=whole,
+            on_progress=on_progress,
+        )
 
 
 def _end_of_picture(plan: Plan) -> Fraction:

@@ -112,6 +112,9 @@ class Decoding(Protocol):
         On leaving with an error there is none. Raises `JobFailureError`.
         """
 
+    def missing(self) -> dict[str, str]:
+        """What of `worker.confinement.PROTECTIONS` is not in force though it is wanted, and why."""
+
     def close(self) -> None: ...
 
 
@@ -152,6 +155,9 @@ class Uncaged:
     @contextmanager
     def making(self, target: Path) -> Iterator[tuple[Decoding, Path]]:
         yield self, target
+
+    def missing(self) -> dict[str, str]:
+        return {}
 
     def close(self) -> None:
         pass
@@ -212,6 +218,9 @@ class Cage:
             except _KilledError:
                 _give_up_unless(tries_left)
         return self._in_force
+
+    def missing(self) -> dict[str, str]:
+        return {name: found for name, found in self.in_force().items() if found != YES}
 
     def call(
         self,
@@ -587,9 +596,6 @@ class Cages:
         elif self._current.is_confined:
             self.prepare()
         return self._current
-
-    def in_force(self) -> dict[str, str]:
-        return protections_in_force(self._settings, self._limits)
 
     @property
     def spare_pid(self) -> int | None:

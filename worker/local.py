@@ -240,10 +240,12 @@ def _plan(
         elif makers - {expected}:
             why = "the earlier run had other weights, or another device or batch"
         else:
+            _tell_what_is_missing(decoding)
             return earlier, None
     if workspace.path.exists():
         shutil.rmtree(workspace.path)
     workspace.path.mkdir(parents=True)
+    _tell_what_is_missing(decoding)
     try:
         plan = decoding.call(
             make_plan,
@@ -264,6 +266,13 @@ def _plan(
         raise
     write_atomically(workspace.plan, plan.model_dump_json().encode())
     return plan, why
+
+
+def _tell_what_is_missing(decoding: Decoding) -> None:
+    """One line, where this system protects the user less than others would: nobody shall have to guess."""
+    missing = decoding.missing()
+    if missing:
+        log.warning("read_with_less_protection", **missing)
 
 
 def _unheard() -> None:

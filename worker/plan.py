@@ -26,6 +26,7 @@ PIPELINE_VERSION = 2
 SCALE = 2
 SEGMENT_SECONDS = 4
 MIN_SEGMENT_FRAMES, MAX_SEGMENT_FRAMES = 24, 240
+_HASHED_AT_ONCE_BYTES = 4 * 1024 * 1024
 _MKV_CAN = "; mkv can"
 
 
@@ -211,7 +212,7 @@ def make_plan(
         )
     return Plan(
         pipeline_version=PIPELINE_VERSION,
-        source_sha256=source_sha256 or sha256_of_file(source),
+        source_sha256=source_sha256 or sha256_of_file(source, on_progress),
         source_size_bytes=(video if source.is_dir() else source).stat().st_size,
         options=options,
         container=container,
@@ -353,7 +354,11 @@ def _way_out(facts: Survey, container: Container, codec: VideoCodec, streams: Se
     return "If that is no matter, "
 
 
-def sha256_of_file(path: Path) -> str:
-    """Return the digest in hexadecimal."""
+def sha256_of_file(path: Path, on_progress: Callable[[], None] = lambda: None) -> str:
+    """Return the digest in hexadecimal. `on_progress` is called for every piece read."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(_HASHED_AT_ONCE_BYTES):
+            digest.update(piece)
+            on_progress()
+    return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -133,13 +133,15 @@ def make_report(
     seconds_so_far: Mapping[str, float],
     *,
     whole: Plan | None = None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Report:
     """Put together what is known. `seconds_so_far`: of stages outside of segments; the figures tell of those inside.
 
-    `whole`: of a canceled job, where `plan` and the result are only the beginning.
+    `whole`: of a canceled job, where `plan` and the result are only the beginning. `on_progress` is called while the
+    result is read once more; it may stop the work by raising.
     """
     table = plan.survey.frames
-    before, after = _of_source(whole or plan, source), _of_result(plan, check, result)
+    before, after = _of_source(whole or plan, source), _of_result(plan, check, result, on_progress)
     seconds = _stage_seconds(figures, seconds_so_far)
     total = sum(seconds.values())
     return Report(
@@ -181,12 +183,12 @@ def _of_source(plan: Plan, source: SourceFacts) -> FileFacts:
     )
 
 
-def _of_result(plan: Plan, check: Check, result: Path) -> FileFacts:
+def _of_result(plan: Plan, check: Check, result: Path, on_progress: Callable[[], None]) -> FileFacts:
     return _file_facts(
         check.picture,
         container=plan.container,
         size_bytes=result.stat().st_size,
-        sha256=sha256_of_file(result),
+        sha256=sha256_of_file(result, on_progress),
         duration=check.duration,
         frames=check.frames,
         frame_rate=check.average_rate,

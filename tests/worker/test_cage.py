@@ -16,7 +16,17 @@ import pytest
 
 import worker.cage
 from tests.worker import cage_guests as guests
-from worker.cage import Cage, CagedBugError, CagedProcess, Cages, Decoding, Place, Uncaged, memory_limit_bytes
+from worker.cage import (
+    Cage,
+    CagedBugError,
+    CagedProcess,
+    Cages,
+    Decoding,
+    Place,
+    Uncaged,
+    memory_limit_bytes,
+    protections_in_force,
+)
 from worker.confinement import PROTECTIONS
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobOptions
@@ -627,7 +637,7 @@ def test_a_cage_can_be_turned_off(tmp_path: Path) -> None:
     uncaged = cages.of(tmp_path)
     assert isinstance(uncaged, Uncaged)
     assert uncaged.call(guests.add, 1, 2, returns=int, on_progress=silent) == 3
-    assert set(cages.in_force().values()) == {"no (VSR_CAGE=off)"}
+    assert set(protections_in_force(WorkerSettings(cage="off"), LIMITS).values()) == {"no (VSR_CAGE=off)"}
     cages.shut()
 
 

@@ -1,5 +1,6 @@
 """`vsr upscale` without the command line: resume, recognise, refuse, clean up."""
 
+import resource
 import subprocess
 import sys
 import time
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
+from worker.cage import Cage, CagedProcess, Place
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobOptions, Progress, VideoCodec
 from worker.contract.report import Report
@@ -332,3 +335,61 @@ def test_a_relative_name_is_a_name_and_no_protocol_or_option(
     assert (outcome.output, outcome.report is not None) == (output, True)
     assert run(Path(name), output).already_done
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, output.name])
+
+
+def test_what_is_missing_of_the_cage_is_told_in_one_line(
+    make_video: MakeVideo, run: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_video("clip.mp4", frames=3)
+    told = []
+    for found in ("no (Function not implemented, kernel 5.4)", "yes"):
+        # Given a system that lacks one protection, and one that has all
+        in_force = {"seccomp": "yes", "landlock": found}
+        monkeypatch.setattr(Cage, "in_force", lambda self, in_force=in_force: in_force)
+        # When a video is upscaled
+        with capture_logs() as lines:
+            run(source, tmp_path / "out.mp4", overwrite=True)
+        told.append([line for line in lines if line["event"] == "read_with_less_protection"])
+    # Then only the lack is told
+    assert len(told[0]) == 1
+    assert (
+        told[0][0].items() >= {"landlock": "no (Function not implemented, kernel 5.4)", "log_level": "warning"}.items()
+    )
+    assert "seccomp" not in told[0][0]
+    assert told[1] == []
+
+
+def test_a_file_that_may_not_grow_is_a_full_disk_also_in_the_cage(
+    make_video: MakeVideo, run: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given room for less than the result
+    source = make_video("clip.mp4", frames=20)
+    limit = CagedProcess.file_size_limit
+    monkeypatch.setattr(CagedProcess, "file_size_limit", lambda self, most: limit(self, 1000 if most is None else most))
+    # When it is upscaled
+    with pytest.raises(JobFailureError) as caught:
+        run(source, tmp_path / "out.mp4")
+    # Then that is said; what was computed is kept, and with room the result comes
+    assert caught.value.code is FailureCode.OUT_OF_DISK
+    assert not list(tmp_path.rglob("*.part"))
+    monkeypatch.undo()
+    assert run(source, tmp_path / "out.mp4").resumed_segments == 1
+
+
+def test_a_real_result_may_be_as_large_as_the_disk_lets_it(tmp_path: Path) -> None:
+    # Given a cage that reads and one that writes
+    limits: dict[str, int] = {}
+    place = Place((tmp_path,))
+    with Cage(place, "best-effort", VideoLimits(), stall_seconds=60) as reader:
+        reader.in_force()
+        assert reader.pid is not None
+        limits["reader"] = resource.prlimit(reader.pid, resource.RLIMIT_FSIZE)[0]
+        with reader.making(tmp_path / "made") as (writer, made):
+            made.touch()
+            assert isinstance(writer, Cage)
+            writer.in_force()
+            assert writer.pid is not None
+            limits["writer"] = resource.prlimit(writer.pid, resource.RLIMIT_FSIZE)[0]
+            made.touch()  # what was there before it is removed
+    # Then the first may write nothing, and the other has no limit but this process's own
+    assert limits == {"reader": 0, "writer": resource.getrlimit(resource.RLIMIT_FSIZE)[1]}

@@ -1,5 +1,6 @@
 """The report: what it says of the result is read from the result, and a promise that is not kept fails the job."""
 
+import hashlib
 import struct
 import zipfile
 from collections import Counter
@@ -411,3 +412,15 @@ def test_words_that_the_file_no_longer_says_are_named(
     assert found is not None
     assert found.language == "fra"
     assert report.changes
+
+
+def test_hashing_shows_progress_for_every_few_megabytes(tmp_path: Path) -> None:
+    # Given a file that is read in three pieces
+    content = bytes(range(256)) * 40_000
+    (tmp_path / "large").write_bytes(content)
+    signs: list[None] = []
+    # When it is hashed
+    digest = sha256_of_file(tmp_path / "large", lambda: signs.append(None))
+    # Then it is its digest, and each piece was a sign
+    assert digest == hashlib.sha256(content).hexdigest()
+    assert len(signs) == 3
