@@ -1,6 +1,6 @@
 """What Redis knows about jobs: an index over storage, and the live figures. Losing it loses no job.
 
-vsr:job:{id}             hash   record (JSON), as in job.json, and its revision
+vsr:job:{id}             hash   record (JSON), as in job.json; its revision; change (a name of the last one alone)
 vsr:jobs:unwritten       set    ids of jobs that were changed here, and perhaps not yet in storage
 vsr:jobs:checked         string the server process (run_id) whose whole index was compared with storage
 vsr:progress:{id}        hash   frames_total, segments_total, frames_done (of finished segments),
@@ -18,12 +18,14 @@ vsr:owner:{owner}:source-bytes  hash   bytes of each of its jobs' sources, as fa
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import cast
+from uuid import uuid4
 
 from pydantic import ValidationError
 from redis import Redis
 from redis.client import Pipeline
 
 from worker.contract.errands import expect_errands, forget_errands
+from worker.contract.idempotency import remember_reservation
 from worker.contract.job import JobError, JobRecord, JobStatus, PartialResult, Progress, ResultInfo, SourceInfo, now
 from worker.contract.storage import JobStorage
 
@@ -98,17 +100,16 @@ class JobRegistry:
         is not durable before the reconciler's next pass.
         """
         key = _job_key(job_id)
+        mark = uuid4().hex
         changed: JobRecord | None = None
-        attempted: JobRecord | None = None
         is_written = True
 
         def apply(pipe: Pipeline) -> None:
-            nonlocal changed, attempted, is_written
-            content = cast(bytes | None, pipe.hget(key, "record"))
-            if attempted and content == attempted.model_dump_json().encode():
+            nonlocal changed, is_written
+            content, last_change = cast(list[bytes | None], pipe.hmget(key, "record", "change"))
+            if content and last_change == mark.encode():
                 # Redis did what we asked, and its answer was lost: redis-py runs this again.
                 pipe.multi()
-                changed = attempted
                 return
             known = JobRecord.model_validate_json(content) if content else None
             stored = self._stored(job_id, known)
@@ -119,6 +120,7 @@ class JobRegistry:
             pipe.multi()
             if current and changed:
                 self._index_in(pipe, changed, has_just_ended=changed.status.is_final and not current.status.is_final)
+                pipe.hset(key, "change", mark)
                 # Together with the change: so nobody can die, or fail, between telling Redis and telling storage
                 # without the reconciler hearing of it.
                 is_written = changed == stored
@@ -126,7 +128,6 @@ class JobRegistry:
                     pipe.srem(_UNWRITTEN_KEY, job_id)
                 else:
                     pipe.sadd(_UNWRITTEN_KEY, job_id)
-            attempted = changed
 
         self._redis.transaction(apply, key)
         if changed and not is_written:
@@ -367,6 +368,7 @@ class JobRegistry:
     def _index_in(self, pipe: Pipeline, record: JobRecord, *, has_just_ended: bool = False) -> None:
         pipe.hset(_job_key(record.id), mapping={"record": record.model_dump_json(), "revision": record.revision})
         expect_errands(pipe, record, has_just_ended=has_just_ended)
+        remember_reservation(pipe, record)
         if record.owner and record.media_removed_at is None:
             pipe.hset(_source_bytes_key(record.owner), record.id, record.source_size_bytes)
         elif record.owner:
