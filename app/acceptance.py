@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import cast
 
 import structlog
@@ -42,14 +42,14 @@ from app.guarded_http import TargetError, check_url
 from app.limits import one_at_a_time, refuse_beyond_key_limits, refuse_full_queue
 from app.settings import GatewaySettings
 from app.uploads import ReceivedFile
-from worker.contract.job import JobOptions, JobRecord, JobStatus, new_job_id, now
+from worker.contract.idempotency import TTL, Reservation, digest_of, reservation_key
+from worker.contract.job import Idempotency, JobOptions, JobRecord, JobStatus, new_job_id, now
 from worker.contract.presets import PRESETS, TEST_PRESETS, loaded_models
 from worker.contract.report import Report
 from worker.contract.storage import JobFolder, fsync_folder
 
 log = structlog.get_logger(__name__)
 
-_IDEMPOTENCY_TTL_SECONDS = 24 * 3600
 # Accepting takes milliseconds; the lock's own end is for a gateway that died meanwhile.
 _LOCK_TTL_SECONDS = 60
 _LOCK_WAIT_SECONDS = 10
@@ -82,21 +82,18 @@ class Submission:
         content += ["reuse_result"] if self.reuse_result else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def idempotency(self) -> Idempotency | None:
+        if self.idempotency_key is None:
+            return None
+        return Idempotency(key_sha256=digest_of(self.idempotency_key), fingerprint=self.fingerprint)
+
 
 @dataclass(frozen=True)
 class Accepted:
     record: JobRecord
     result_is_reused: bool = False
     """It is an earlier job, which has the result already."""
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """What is kept for 24 hours under an Idempotency-Key."""
-
-    job_id: str
-    fingerprint: str
-    result_is_reused: bool = False
 
 
 def accept(services: Services, submission: Submission) -> Accepted:
@@ -110,11 +107,12 @@ def accept(services: Services, submission: Submission) -> Accepted:
             # An earlier attempt failed or was killed. Redis may still believe in its job, and whoever puts that right
             # removes it by its id: that is nobody's any more.
             _forget(services, reservation.job_id)
-            reservation = Reservation(new_job_id(), submission.fingerprint)
+            reservation = Reservation(job_id=new_job_id(), fingerprint=submission.fingerprint)
             _keep(services.redis, submission, reservation)
         accepted = _accept_as(services, submission, reservation.job_id)
         if accepted.result_is_reused:
-            _keep(services.redis, submission, Reservation(accepted.record.id, submission.fingerprint, True))
+            twin = Reservation(job_id=accepted.record.id, fingerprint=submission.fingerprint, result_is_reused=True)
+            _keep(services.redis, submission, twin)
         return accepted
 
 
@@ -139,7 +137,7 @@ def _forget(services: Services, job_id: str) -> None:
 
 def refuse_when_full(services: Services, owner: str | None, idempotency_key: str | None, declared_bytes: int) -> None:
     """Asked before a body is read; also tells early that Redis is away. A repeated request gets its job anyway."""
-    if idempotency_key is not None and _has_a_job(services, _reservation_key(owner, idempotency_key)):
+    if idempotency_key is not None and _has_a_job(services, reservation_key(owner, digest_of(idempotency_key))):
         return
     refuse_full_queue(services)
     refuse_beyond_key_limits(services, owner, declared_bytes)
@@ -198,6 +196,7 @@ def _accept_as(services: Services, submission: Submission, job_id: str) -> Accep
             source_url=submission.source_url,
             webhook_url=submission.webhook_url,
             request_id=submission.request_id,
+            idempotency=submission.idempotency,
         )
         try:
             _record(services, record, source)
@@ -262,24 +261,24 @@ def finished_twin(services: Services, submission: Submission, source: ReceivedFi
 
 def _keep(redis: Redis, submission: Submission, reservation: Reservation) -> None:
     assert submission.idempotency_key is not None
-    key = _reservation_key(submission.owner, submission.idempotency_key)
-    redis.set(key, json.dumps(asdict(reservation)), ex=_IDEMPOTENCY_TTL_SECONDS)
+    key = reservation_key(submission.owner, digest_of(submission.idempotency_key))
+    redis.set(key, reservation.model_dump_json(), ex=TTL)
 
 
 @contextmanager
 def _reserved(redis: Redis, submission: Submission) -> Iterator[tuple[Reservation, bool]]:
     """The job that this key stands for, for one request at a time, and whether nobody has tried it before."""
     assert submission.idempotency_key is not None
-    key = _reservation_key(submission.owner, submission.idempotency_key)
+    key = reservation_key(submission.owner, digest_of(submission.idempotency_key))
     lock = redis.lock(f"{key}:lock", timeout=_LOCK_TTL_SECONDS, blocking_timeout=_LOCK_WAIT_SECONDS)
     if not lock.acquire():
         raise IdempotencyConflictError(
             "Another request with this Idempotency-Key is being worked on.", {"Retry-After": "1"}
         )
     try:
-        fresh = json.dumps(asdict(Reservation(new_job_id(), submission.fingerprint)))
-        is_new = bool(redis.set(key, fresh, nx=True, ex=_IDEMPOTENCY_TTL_SECONDS))
-        reserved = Reservation(**json.loads(cast(bytes, redis.get(key))))
+        fresh = Reservation(job_id=new_job_id(), fingerprint=submission.fingerprint).model_dump_json()
+        is_new = bool(redis.set(key, fresh, nx=True, ex=TTL))
+        reserved = Reservation.model_validate_json(cast(bytes, redis.get(key)))
         if reserved.fingerprint != submission.fingerprint:
             raise IdempotencyKeyReusedError("The first request with this Idempotency-Key asked for something else.")
         yield reserved, is_new
@@ -289,14 +288,8 @@ def _reserved(redis: Redis, submission: Submission) -> Iterator[tuple[Reservatio
             lock.release()
 
 
-def _has_a_job(services: Services, reservation_key: str) -> bool:
-    reservation = cast(bytes | None, services.redis.get(reservation_key))
+def _has_a_job(services: Services, key: str) -> bool:
+    reservation = cast(bytes | None, services.redis.get(key))
     if reservation is None:
         return False
-    return services.storage.read_record(json.loads(reservation)["job_id"]) is not None
-
-
-def _reservation_key(owner: str | None, idempotency_key: str) -> str:
-    """Every API key has its own space of Idempotency-Keys: another's must not even be noticed."""
-    of_owner = f"{owner}:" if owner else ""
-    return f"vsr:idempotency:{of_owner}{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
+    return services.storage.read_record(Reservation.model_validate_json(reservation).job_id) is not None

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import httpx2
@@ -16,7 +17,7 @@ from rq.serializers import JSONSerializer
 from app.embedded_redis import EmbeddedRedis
 from tests.app.conftest import RunningGateway, StartGateway, wait_until
 from worker.contract.failure import FailureCode
-from worker.contract.job import JobError, JobRecord, JobStatus
+from worker.contract.job import JobError, JobRecord, JobStatus, new_job_id
 from worker.contract.queue import QUEUE_NAME, TaskQueue
 from worker.contract.registry import JobRegistry
 
@@ -340,6 +341,38 @@ def test_a_key_that_belongs_to_another_request_is_refused(gateway: RunningGatewa
     # Then
     assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(422, "idempotency_key_reused")] * 2
     assert len(gateway.storage.job_ids()) == 1
+
+
+def test_a_key_is_known_again_when_redis_has_lost_its_memory(gateway: RunningGateway, redis: Redis) -> None:
+    # Given a job of a key, and one of the day before yesterday
+    key = {"Idempotency-Key": "once"}
+    job = gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abc")}, headers=key).json()
+    record = gateway.storage.read_record(job["id"])
+    assert record is not None
+    assert record.idempotency is not None
+    assert "once" not in record.model_dump_json()
+    long_ago = record.model_copy(
+        update={
+            "id": new_job_id(),
+            "created_at": record.created_at - timedelta(days=2),
+            "idempotency": record.idempotency.model_copy(update={"key_sha256": "0" * 64}),
+        }
+    )
+    gateway.registry.add(long_ago)
+
+    # When Redis is emptied, and indexed anew from storage
+    redis.flushall()
+    for job_id in gateway.storage.job_ids():
+        gateway.registry.change(job_id, lambda current: current)
+    again = gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abc")}, headers=key)
+    other = gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abd")}, headers=key)
+
+    # Then
+    assert (again.status_code, again.json()["id"]) == (202, job["id"])
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    assert gateway.storage.job_ids() == sorted([job["id"], long_ago.id])
+    kept = redis.keys("vsr:idempotency:*")
+    assert [0 < redis.ttl(one) <= 24 * 3600 for one in kept] == [True]
 
 
 def test_an_attempt_that_came_to_nothing_is_made_again_under_another_id(gateway: RunningGateway, redis: Redis) -> None:

@@ -185,6 +185,13 @@ class JobError(_Frozen):
     message: str
 
 
+class Idempotency(_Frozen):
+    """The Idempotency-Key under which a job was asked for, and what was asked: as digests, as it may hold anything."""
+
+    key_sha256: str
+    fingerprint: str
+
+
 class Progress(_Frozen):
     """Live figures, kept in Redis only; storage can always rebuild them by counting segments."""
 
@@ -234,6 +241,7 @@ class JobRecord(_Frozen):
     )
     webhook_url: str | None = Field(None, description="Who is told of the job's end.")
     request_id: str | None = Field(None, description="Of the request that made the job; on every log line about it.")
+    idempotency: Idempotency | None = Field(None, description="How a repeated request knows this job again.")
     revision: int = Field(0, ge=0, description="Raised by every change: of two copies the higher one is the later.")
 
     @property
