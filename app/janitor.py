@@ -206,7 +206,9 @@ class Janitor:
             if named is None or (of_the_dead_only and not _is_dead(named["host"], int(named["pid"]))):
                 continue
             with suppress(FileNotFoundError):
-                if self._clock.age_seconds(path.stat().st_mtime) > _ABANDONED_SECONDS:
+                # A file that grows in a folder does not make that younger.
+                newest = max(one.stat().st_mtime for one in (path, *(path.iterdir() if path.is_dir() else ())))
+                if self._clock.age_seconds(newest) > _ABANDONED_SECONDS:
                     remove_partial(path)
                     self._count("partial")
                     log.info("removed a partial file that nobody writes", job_id=folder.name, file=path.name)

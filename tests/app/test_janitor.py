@@ -568,3 +568,18 @@ def test_what_a_killed_process_left_is_gone_after_the_next_start(start_gateway: 
 
     # Then it was left alone while that lived
     assert (alive, partial.exists()) == (True, False)
+
+
+def test_a_folder_that_a_caged_process_wrote_in_is_removed_when_nobody_writes_there_any_more(house: House) -> None:
+    # Given a job that has ended, with such folders: left alone for long, and with a file that still grows
+    folder = house.storage.folder(house.add_job(JobStatus.SUCCEEDED, 2 * ABANDONED, 2 * ABANDONED))
+    left = {age: folder.path / f"caged.another-host.{age}.{'0' * 8}.part" for age in (2 * int(ABANDONED), 1)}
+    for age, path in left.items():
+        path.mkdir()
+        (path / "result.mp4").write_bytes(b"half")
+        set_age(path / "result.mp4", age)
+        set_age(path, 2 * ABANDONED)
+    # When the janitor makes its round
+    house.janitor.clean()
+    # Then only the first is gone
+    assert [path.exists() for path in left.values()] == [False, True]
