@@ -2,11 +2,11 @@
 
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import pytest
 from redis import Redis
 from redis.client import Pipeline
+from redis.connection import Connection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.contract.failure import FailureCode, JobFailureError
@@ -228,8 +228,8 @@ def test_a_change_whose_answer_was_lost_is_known_to_be_ones_own(
     execute = Pipeline._execute_transaction
     lost: list[object] = []
 
-    def late(self: Pipeline, *arguments: Any) -> object:
-        answer = execute(self, *arguments)
+    def late(self: Pipeline, connection: Connection, commands: list[object], raise_on_error: bool) -> object:
+        answer = execute(self, connection, commands, raise_on_error)
         if not lost:
             lost.append(answer)
             self.watching = True  # as it is until the answer is read
