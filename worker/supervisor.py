@@ -435,7 +435,8 @@ class Supervisor:
                 except TimeoutError:
                     log.warning("worker_process_killed", worker=slot.name, reason="it took too long to stop")
                     slot.process.kill()
-                    slot.process.wait(_LAST_TRIES_SECONDS)
+                    with suppress(TimeoutError):  # then it ends with the template
+                        slot.process.wait(_LAST_TRIES_SECONDS)
                 self._metrics.forget(slot.process.pid)
                 self._dead.append(Dead(slot.name, slot.process.pid, time.monotonic(), count_attempt=False))
                 slot.process = None

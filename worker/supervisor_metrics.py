@@ -28,6 +28,7 @@ class SupervisorMetrics:
         self._folder = folder
         registry = CollectorRegistry()
         self._failed_here: Counter_[str] = Counter_()
+        self._lock = threading.Lock()
         registry.register(_WorkersCollector(folder, self._failed_here))
         registry.register(_GpuCollector())
         self.deaths = Counter(
@@ -56,7 +57,8 @@ class SupervisorMetrics:
 
     def note_failed_job(self, code: FailureCode) -> None:
         """A job that the supervisor itself had to end counts among those that the processes ended."""
-        self._failed_here[code] += 1
+        with self._lock:  # the supervisor's loop and its reconciler
+            self._failed_here[code] += 1
 
     def note_death(self, pid: int, reason: str) -> None:
         self.deaths.labels(reason).inc()
