@@ -24,7 +24,6 @@ from typing import cast
 import structlog
 from pydantic import ValidationError
 from redis import Redis
-from redis.exceptions import RedisError
 
 from app.dependencies import Services
 from app.errors import (
@@ -39,7 +38,7 @@ from app.errors import (
 )
 from app.filenames import clean_file_name
 from app.guarded_http import TargetError, check_url
-from app.limits import one_at_a_time, refuse_beyond_key_limits, refuse_full_queue
+from app.limits import LockBusyError, one_at_a_time, refuse_beyond_key_limits, refuse_full_queue, renewed_lock
 from app.settings import GatewaySettings
 from app.uploads import ReceivedFile
 from worker.contract.idempotency import TTL, Reservation, digest_of, reservation_key
@@ -49,10 +48,6 @@ from worker.contract.report import Report
 from worker.contract.storage import JobFolder, fsync_folder
 
 log = structlog.get_logger(__name__)
-
-# Accepting takes milliseconds; the lock's own end is for a gateway that died meanwhile.
-_LOCK_TTL_SECONDS = 60
-_LOCK_WAIT_SECONDS = 10
 
 
 HeldSource = Callable[[], AbstractContextManager[ReceivedFile | None]]
@@ -270,22 +265,18 @@ def _reserved(redis: Redis, submission: Submission) -> Iterator[tuple[Reservatio
     """The job that this key stands for, for one request at a time, and whether nobody has tried it before."""
     assert submission.idempotency_key is not None
     key = reservation_key(submission.owner, digest_of(submission.idempotency_key))
-    lock = redis.lock(f"{key}:lock", timeout=_LOCK_TTL_SECONDS, blocking_timeout=_LOCK_WAIT_SECONDS)
-    if not lock.acquire():
+    try:
+        with renewed_lock(redis, f"{key}:lock"):
+            fresh = Reservation(job_id=new_job_id(), fingerprint=submission.fingerprint).model_dump_json()
+            is_new = bool(redis.set(key, fresh, nx=True, ex=TTL))
+            reserved = Reservation.model_validate_json(cast(bytes, redis.get(key)))
+            if reserved.fingerprint != submission.fingerprint:
+                raise IdempotencyKeyReusedError("The first request with this Idempotency-Key asked for something else.")
+            yield reserved, is_new
+    except LockBusyError:
         raise IdempotencyConflictError(
             "Another request with this Idempotency-Key is being worked on.", {"Retry-After": "1"}
-        )
-    try:
-        fresh = Reservation(job_id=new_job_id(), fingerprint=submission.fingerprint).model_dump_json()
-        is_new = bool(redis.set(key, fresh, nx=True, ex=TTL))
-        reserved = Reservation.model_validate_json(cast(bytes, redis.get(key)))
-        if reserved.fingerprint != submission.fingerprint:
-            raise IdempotencyKeyReusedError("The first request with this Idempotency-Key asked for something else.")
-        yield reserved, is_new
-    finally:
-        # It took longer than the lock lasts, or Redis is away, and then it ends by itself: that undoes no acceptance.
-        with suppress(RedisError):
-            lock.release()
+        ) from None
 
 
 def _has_a_job(services: Services, key: str) -> bool:

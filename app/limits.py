@@ -4,6 +4,7 @@ Asked before a body is read, so that nobody sends gigabytes in vain; what many r
 asked again, one request of a key after another, when a job is accepted.
 """
 
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -20,11 +21,13 @@ from app.errors import (
     TooManyKeyUploadsError,
     TooManyUploadsError,
 )
+from app.kept_bytes import begun_uploads, kept_bytes
 from worker.contract.job import JobStatus
 
-# Accepting takes milliseconds; the lock's own end is for a gateway that died meanwhile.
-_LOCK_SECONDS = 60
-_LOCK_WAIT_SECONDS = 10
+# After a gateway that died. One that lives renews its locks, however long the disk takes.
+_LOCK_SECONDS = 10.0
+# Longer than that, so that its locks keep nobody out.
+_LOCK_WAIT_SECONDS = 12.0
 
 
 class UploadSlots:
@@ -87,8 +90,26 @@ def refuse_beyond_key_bytes(services: Services, owner: str | None, more_bytes: i
     limit_bytes = services.settings.max_source_bytes_per_key
     if owner is None or not limit_bytes:
         return
-    if services.registry.source_bytes(owner) + _uploaded_bytes(services, owner) + more_bytes > limit_bytes:
+    if kept_bytes(services.registry, services.storage, owner) + more_bytes > limit_bytes:
         raise KeyStorageFullError(limit_bytes)
+
+
+@contextmanager
+def more_bytes_of_key(services: Services, owner: str | None, more_bytes: int) -> Iterator[None]:
+    """Around what makes the key keep so many bytes more: one after another, so that together they pass no limit."""
+    if owner is None or not services.settings.max_source_bytes_per_key:
+        yield
+        return
+    with one_at_a_time(services.redis, owner):
+        refuse_beyond_key_bytes(services, owner, more_bytes)
+        yield
+
+
+def refuse_beyond_begun_uploads(services: Services, owner: str | None) -> None:
+    """Whether this key may begin one more resumable upload beside those that are not whole yet."""
+    limit = services.settings.max_begun_uploads_per_key
+    if owner and limit and begun_uploads(services.storage, owner) >= limit:
+        raise TooManyKeyUploadsError(limit)
 
 
 @contextmanager
@@ -97,20 +118,38 @@ def one_at_a_time(redis: Redis, owner: str | None) -> Iterator[None]:
     if owner is None:
         yield
         return
-    lock = redis.lock(f"vsr:lock:owner:{owner}", timeout=_LOCK_SECONDS, blocking_timeout=_LOCK_WAIT_SECONDS)
+    try:
+        with renewed_lock(redis, f"vsr:lock:owner:{owner}"):
+            yield
+    except LockBusyError:
+        raise QueueUnavailableError from None
+
+
+class LockBusyError(Exception):
+    """Somebody who lives has it, and keeps it for long."""
+
+
+@contextmanager
+def renewed_lock(redis: Redis, name: str) -> Iterator[None]:
+    """Among all gateways. It ends soon after whoever holds it died, and not before he is done. Raises `LockBusyError`.
+
+    Waits in a thread: never in those that other requests need.
+    """
+    lock = redis.lock(name, timeout=_LOCK_SECONDS, blocking_timeout=_LOCK_WAIT_SECONDS, thread_local=False)
     if not lock.acquire():
-        raise QueueUnavailableError
+        raise LockBusyError
+    is_done = threading.Event()
+
+    def renew() -> None:
+        while not is_done.wait(_LOCK_SECONDS / 3):
+            with suppress(RedisError):  # away; or it has forgotten the lock, and then nobody can be kept out
+                lock.reacquire()
+
+    threading.Thread(target=renew, name="lock", daemon=True).start()
     try:
         yield
     finally:
-        # It took longer than the lock lasts, or Redis is away, and then it ends by itself: that undoes no acceptance.
+        is_done.set()
+        # Redis is away, and then it ends by itself: that undoes no acceptance.
         with suppress(RedisError):
             lock.release()
-
-
-def _uploaded_bytes(services: Services, owner: str) -> int:
-    total = 0
-    for path in services.storage.uploads.glob(f"{owner}-*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size
-    return total

@@ -33,9 +33,9 @@ from app.errors import (
     UploadOverrunError,
     UploadTakenOverError,
 )
+from app.kept_bytes import CONTENT_SUFFIX, DESCRIPTION_SUFFIX
+from app.limits import more_bytes_of_key, refuse_beyond_begun_uploads
 from app.uploads import (
-    CONTENT_SUFFIX,
-    DESCRIPTION_SUFFIX,
     Hash,
     ReceivedFile,
     Sink,
@@ -78,6 +78,12 @@ class UploadFiles:
                 os.fsync(file.fileno())
             self.content.open("xb").close()
             fsync_folder(self.storage.uploads)
+
+    def begin(self, services: Services, description: Description) -> None:
+        """`create` within the limits of the key, which all that was announced counts in."""
+        refuse_beyond_begun_uploads(services, self.owner)
+        with more_bytes_of_key(services, self.owner, description.length_bytes):
+            self.create(description)
 
     def describe(self) -> Description | None:
         """None for an upload that was not begun with tus."""

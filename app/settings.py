@@ -32,6 +32,10 @@ class OutboundSettings(BaseSettings):
     )
     max_upload_bytes: int = Field(10 * 1024**3, ge=1, description="Largest source file.")
 
+    max_source_bytes_per_key: int = Field(
+        0, ge=0, description="Bytes that sources and uploads of one API key may take together. 0: any number."
+    )
+
     @field_validator("target_ports", mode="before")
     @classmethod
     def split_ports(cls, value: object) -> object:
@@ -152,8 +156,8 @@ class GatewaySettings(OutboundSettings):
     max_uploads_per_key: int = Field(
         32, ge=0, description="The same of one API key, so that none keeps the others out. 0: any number."
     )
-    max_source_bytes_per_key: int = Field(
-        0, ge=0, description="Bytes that sources and uploads of one API key may take together. 0: any number."
+    max_begun_uploads_per_key: int = Field(
+        100, ge=0, description="Resumable uploads of one API key that are not whole yet. 0: any number."
     )
     enable_test_presets: bool = Field(False, description="Accept presets with random weights. For tests only.")
 

@@ -8,7 +8,6 @@ from typing import Annotated, cast
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi import Path as PathParameter
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,6 +18,7 @@ from app.errors import (
     InvalidRequestError,
     KeyStorageFullError,
     OutOfDiskError,
+    QueueUnavailableError,
     TooManyKeyUploadsError,
     TooManyUploadsError,
     TusVersionError,
@@ -35,7 +35,7 @@ from app.errors import (
     allowed_methods,
     responses,
 )
-from app.limits import refuse_beyond_key_bytes, upload_slot
+from app.limits import upload_slot
 from app.resumable import Checksum, Description, HeldUpload, Turns, UploadFiles, held_upload
 from app.schemas import UPLOAD_ID_PATTERN
 from app.uploads import content_length, refuse_upload
@@ -127,7 +127,7 @@ async def tell_capabilities(request: Request, services: ServicesDep) -> Response
     status_code=201,
     summary="Begin a resumable upload (tus 1.0)",
     dependencies=[Depends(upload_slot)],
-    responses=responses(*_PROBLEMS, EmptyFileError, *_CHUNK_PROBLEMS, KeyStorageFullError)
+    responses=responses(*_PROBLEMS, EmptyFileError, *_CHUNK_PROBLEMS, KeyStorageFullError, QueueUnavailableError)
     | {201: _bodiless("Location", *_OFFSET_HEADERS)},
     openapi_extra={"requestBody": _CHUNK_BODY},
 )
@@ -154,11 +154,10 @@ async def begin_upload(
         raise EmptyFileError("The file has no bytes.")
     refuse_upload(services, upload_length)
     _refuse_overrun(request, 0, upload_length)
-    await run_in_threadpool(refuse_beyond_key_bytes, services, owner, upload_length)
     upload_id = os.urandom(16).hex()
     files = UploadFiles(services.storage, owner, upload_id)
     description = Description(length_bytes=upload_length, metadata=upload_metadata)
-    await to_thread.run_sync(files.create, description, limiter=services.upload_threads.syncing)
+    await to_thread.run_sync(files.begin, services, description, limiter=services.upload_threads.accepting)
     async with held_upload(services, turns, files) as upload:
         if has_body:
             await upload.append(request, checksum)

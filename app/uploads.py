@@ -43,15 +43,13 @@ from app.errors import (
     UploadTooLargeError,
     responses,
 )
-from app.limits import refuse_beyond_key_bytes, upload_slot
+from app.kept_bytes import DESCRIPTION_SUFFIX
+from app.limits import more_bytes_of_key, refuse_beyond_key_bytes, upload_slot
 from app.schemas import UPLOAD_ID_PATTERN, Upload
 from app.settings import GatewaySettings
 from worker.contract.storage import PARTIAL_SUFFIX, JobStorage, fsync_folder, out_of_disk_named
 
 log = structlog.get_logger(__name__)
-
-CONTENT_SUFFIX = ".tus"
-DESCRIPTION_SUFFIX = ".tus.json"
 
 _MAX_BUFFER_BYTES = 1024 * 1024
 _MIN_BUFFER_BYTES = 64 * 1024
@@ -106,9 +104,9 @@ async def put_upload(
         async for chunk in body_chunks(request, services.settings):
             await incoming.write(chunk)
         received = await incoming.finish()
-        await to_thread.run_sync(
-            keep_upload, services.storage, owner, upload_id, received, limiter=services.upload_threads.syncing
-        )
+        # It may have announced no length, and others may have come meanwhile.
+        keep = partial(_keep_within_limits, services, owner, upload_id, received)
+        await to_thread.run_sync(keep, limiter=services.upload_threads.accepting)
     return Upload(id=upload_id, size_bytes=received.size_bytes, sha256=received.sha256)
 
 
@@ -342,6 +340,11 @@ def keep_upload(storage: JobStorage, owner: str | None, upload_id: str, received
     for older in versions[: versions.index(target)] if target in versions else []:
         with suppress(UploadBusyError):  # it goes with the job that it becomes
             remove_upload(older, patience_seconds=0.0)
+
+
+def _keep_within_limits(services: Services, owner: str | None, upload_id: str, received: ReceivedFile) -> None:
+    with more_bytes_of_key(services, owner, received.size_bytes):
+        keep_upload(services.storage, owner, upload_id, received)
 
 
 @contextmanager

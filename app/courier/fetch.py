@@ -8,6 +8,7 @@ FFmpeg never sees the URL.
 """
 
 import hashlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import structlog
 
 from app.courier.metrics import CourierMetrics
 from app.guarded_http import Answer, Fault, GuardedHttp, TargetError, TimeLimits, shown_url
+from app.kept_bytes import kept_bytes
 from worker.contract.errands import Errand, Errands
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobError, JobRecord
@@ -49,6 +51,8 @@ class FetchLimits:
     min_free_bytes: int
     idle_seconds: float
     total_seconds: float
+    max_bytes_per_key: int = 0
+    """That one API key may keep here, with its uploads. 0: any number."""
 
 
 class SourceFetcher:
@@ -75,6 +79,8 @@ class SourceFetcher:
         self._limits = limits
         self._is_allowed = is_allowed
         self._retry_delays_seconds = retry_delays_seconds
+        # Two sources of one key must not pass its limit together; two couriers could, by one source each.
+        self._counting = threading.Lock()
 
     def do(self, errand: Errand, check: Callable[[], None]) -> None:
         """`check` is called all the time, and raises `JobEndedError` or whatever else shall end this attempt."""
@@ -144,7 +150,7 @@ class SourceFetcher:
         try:
             with self._http.open("GET", job.source_url, limits, redirects=_REDIRECTS, check=check) as answer:
                 _refuse_status(answer)
-                self._refuse_size(_declared_bytes(answer))
+                self._refuse_size(job, _declared_bytes(answer))
                 return self._save(job, answer, partial)
         except TargetError as error:
             if error.fault is Fault.REFUSED:
@@ -159,7 +165,7 @@ class SourceFetcher:
             for chunk in answer.chunks():
                 size_bytes += len(chunk)
                 if size_bytes > self._limits.max_bytes or size_bytes - looked_at_bytes > _LOOK_AT_DISK_EVERY_BYTES:
-                    self._refuse_size(size_bytes, more_bytes=len(chunk))
+                    self._refuse_size(job, size_bytes, more_bytes=len(chunk))
                     looked_at_bytes = size_bytes
                 sha256.update(chunk)
                 file.write(chunk)
@@ -168,18 +174,40 @@ class SourceFetcher:
             raise JobFailureError(FailureCode.EMPTY_FILE, "the source URL leads to an empty file")
         return _Source(job, size_bytes, sha256.hexdigest())
 
-    def _refuse_size(self, size_bytes: int, more_bytes: int | None = None) -> None:
+    def _refuse_size(self, job: JobRecord, size_bytes: int, more_bytes: int | None = None) -> None:
         """`more_bytes`: those that are still to be written, where it is not all of them."""
         if size_bytes > self._limits.max_bytes:
             raise JobFailureError(
                 FailureCode.LIMIT_EXCEEDED,
                 f"the source is too large: the largest accepted file has {self._limits.max_bytes} bytes",
             )
+        self._refuse_beyond_key_bytes(job, size_bytes)
         needed_bytes = size_bytes if more_bytes is None else more_bytes
         if self._storage.free_bytes() - needed_bytes < self._limits.min_free_bytes:
             raise JobFailureError(FailureCode.OUT_OF_DISK, "the service's disk is nearly full: try again later")
 
+    def _refuse_beyond_key_bytes(self, job: JobRecord, size_bytes: int) -> None:
+        limit_bytes = self._limits.max_bytes_per_key
+        if job.owner is None or not limit_bytes:
+            return
+        if kept_bytes(self._registry, self._storage, job.owner) + size_bytes > limit_bytes:
+            raise JobFailureError(
+                FailureCode.LIMIT_EXCEEDED,
+                f"sources and uploads of this key may take {limit_bytes} bytes together: delete jobs, or wait until "
+                "some expire",
+            )
+
     def _has_ended(self, source: "_Source") -> bool:
+        with self._counting:
+            try:
+                self._refuse_beyond_key_bytes(source.job, source.size_bytes)
+            except JobFailureError:
+                # Nobody counts what a job without a source keeps.
+                self._storage.folder(source.job.id).source.unlink(missing_ok=True)
+                raise
+            return self._is_gone_when_noted(source)
+
+    def _is_gone_when_noted(self, source: "_Source") -> bool:
         """Note in the record what was fetched; from here on the URL's query, which may be a secret, is not needed."""
         noted = self._registry.change(
             source.job.id,

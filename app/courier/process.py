@@ -105,6 +105,7 @@ class Courier:
             min_free_bytes,
             settings.source_idle_timeout_seconds,
             settings.source_timeout_seconds,
+            settings.max_source_bytes_per_key,
         )
         self._fetcher = SourceFetcher(
             http,

@@ -1,6 +1,8 @@
 """Limits of a key and of all together: who has reached one is told which, and others go on."""
 
+import hashlib
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -9,7 +11,9 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from redis import Redis
 
+from app.limits import renewed_lock
 from tests.app.conftest import RunningGateway, StartGateway, wait_until
 
 KEY, OTHER_KEY = "first-key", "second-key"
@@ -209,8 +213,65 @@ def test_a_body_of_unknown_length_does_not_pass_the_limit_of_bytes(start_gateway
     assert list(gateway.storage.jobs.iterdir()) == []
 
 
+def test_a_raw_body_of_unknown_length_does_not_pass_the_limit_of_bytes(start_gateway: StartGateway) -> None:
+    gateway = start_gateway(api_keys=KEY, max_source_bytes_per_key=1000)
+    answer = gateway.http.put("/v1/uploads/a", content=iter([b"x" * 1001]), headers={"X-API-Key": KEY})
+    assert_refused(answer, "storage_of_key_full", 1000)
+    assert gateway.files() == []
+
+
+def begin(gateway: RunningGateway, length_bytes: int) -> httpx2.Response:
+    headers = {"X-API-Key": KEY, "Tus-Resumable": "1.0.0", "Upload-Length": str(length_bytes)}
+    return gateway.http.post("/v1/uploads", headers=headers)
+
+
+def test_what_begun_uploads_announced_counts_before_it_comes(start_gateway: StartGateway) -> None:
+    # Given a key that has begun a resumable upload, and sent a little of it
+    gateway = start_gateway(api_keys=KEY, max_source_bytes_per_key=1000)
+    path = f"/v1/{begin(gateway, 900).headers['Location']}"
+    headers = {"X-API-Key": KEY, "Tus-Resumable": "1.0.0", "Content-Type": "application/offset+octet-stream"}
+
+    def send(offset: int, content: bytes) -> int:
+        return gateway.http.patch(path, headers=headers | {"Upload-Offset": str(offset)}, content=content).status_code
+
+    assert send(0, b"x" * 10) == 204
+
+    # When it asks for more than is left beside all of it
+    refused = [begin(gateway, 101), upload(gateway, content=b"x" * 101), submit(gateway, content=b"x" * 101)]
+
+    # Then
+    for answer in refused:
+        assert_refused(answer, "storage_of_key_full", 1000)
+    # And the rest comes in, is a job, and counts once
+    assert send(10, b"x" * 890) == 204
+    job = gateway.http.post("/v1/jobs", json={"upload_id": path.rpartition("/")[2]}, headers={"X-API-Key": KEY})
+    assert (job.status_code, begin(gateway, 101).status_code, begin(gateway, 100).status_code) == (202, 429, 201)
+
+
+def test_uploads_begun_at_the_same_moment_do_not_pass_the_limit_of_bytes_together(start_gateway: StartGateway) -> None:
+    gateway = start_gateway(api_keys=KEY, max_source_bytes_per_key=1000)
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: begin(gateway, 300).status_code, range(12)))
+    assert sorted(answers) == [201] * 3 + [429] * 9
+
+
+def test_a_key_may_have_so_many_uploads_begun(start_gateway: StartGateway) -> None:
+    gateway = start_gateway(api_keys=KEY, max_begun_uploads_per_key=2)
+    places = [begin(gateway, 10).headers["Location"] for _ in range(2)]
+    assert_refused(begin(gateway, 10), "too_many_uploads_of_key", 2)
+    gateway.http.delete(f"/v1/{places[0]}", headers={"X-API-Key": KEY, "Tus-Resumable": "1.0.0"})
+    assert begin(gateway, 10).status_code == 201
+
+
 @pytest.mark.parametrize(
-    "setting", ["max_active_jobs_per_key", "max_uploads", "max_uploads_per_key", "max_source_bytes_per_key"]
+    "setting",
+    [
+        "max_active_jobs_per_key",
+        "max_uploads",
+        "max_uploads_per_key",
+        "max_source_bytes_per_key",
+        "max_begun_uploads_per_key",
+    ],
 )
 def test_zero_is_no_limit(start_gateway: StartGateway, setting: str) -> None:
     gateway = start_gateway(api_keys=KEY, **{setting: 0})
@@ -235,6 +296,40 @@ def test_a_gateway_that_died_while_it_accepted_keeps_its_key_waiting_for_a_momen
 
     # Then
     assert submit(gateway).status_code == 202
+
+
+def test_who_waits_for_a_lock_keeps_no_other_request_waiting(start_gateway: StartGateway) -> None:
+    # Given more submissions than there are threads, all waiting for a gateway that died
+    gateway = start_gateway()
+    job = gateway.http.post("/v1/jobs", files={"file": ("a", b"abc")}).json()
+    lock = gateway.redis.lock(f"vsr:idempotency:{hashlib.sha256(b'once').hexdigest()}:lock", timeout=60)
+    lock.acquire()
+    with ThreadPoolExecutor(60) as pool:
+
+        def submit_once(_: int) -> int:
+            headers, files = {"Idempotency-Key": "once"}, {"file": ("a", b"abc")}
+            return httpx2.post(f"{gateway.url}/v1/jobs", files=files, headers=headers, timeout=60).status_code
+
+        waiting = [pool.submit(submit_once, number) for number in range(60)]
+        wait_until(lambda: len(gateway.files()) >= 60)  # all have sent their files
+
+        # When somebody looks at a job, then he is answered before they are
+        assert gateway.http.get(f"/v1/jobs/{job['id']}").status_code == 200
+        assert not any(one.done() for one in waiting)
+        lock.release()
+        assert {one.result() for one in waiting} == {202}
+    assert len(gateway.storage.job_ids()) == 2
+
+
+def test_a_lock_outlasts_what_takes_longer_and_ends_with_who_holds_it(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.limits._LOCK_SECONDS", 0.3)
+    with renewed_lock(redis, "lock"):
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            assert redis.exists("lock")
+    assert not redis.exists("lock")
 
 
 def _owner_of(gateway: RunningGateway, job_id: str) -> str:

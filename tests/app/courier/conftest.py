@@ -139,7 +139,7 @@ class Desk:
         self.errands = Errands(redis)
         self.metrics = CourierMetrics(self.errands)
 
-    def accept(self, source_url: str | None = None, webhook_url: str | None = None) -> str:
+    def accept(self, source_url: str | None = None, webhook_url: str | None = None, owner: str | None = None) -> str:
         """As the gateway does."""
         record = JobRecord(
             id=new_job_id(),
@@ -150,6 +150,7 @@ class Desk:
             source_sha256="" if source_url else "0" * 64,
             source_url=source_url,
             webhook_url=webhook_url,
+            owner=owner,
         )
         self.storage.make_folder(record.id)
         self.registry.add(record)

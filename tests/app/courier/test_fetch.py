@@ -5,6 +5,7 @@ import itertools
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -330,3 +331,27 @@ def test_an_errand_of_a_job_that_has_ended_is_put_down(desk: Desk, start_host: S
         fetcher(desk).do(desk.claim(FETCH), never)
     assert desk.errands.count(FETCH) == 0
     assert desk.queue.waiting() == 0
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["announced", "not announced"])
+def test_a_key_keeps_no_more_by_having_it_fetched(desk: Desk, start_host: StartHost, announced: bool) -> None:
+    # Given a key that may keep one such source, with its upload of one byte
+    def send_unannounced(connection: socket.socket, request: Request) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + CONTENT)
+
+    host = start_host(answer(body=CONTENT) if announced else send_unannounced)
+    fetch = fetcher(desk, replace(LIMITS, max_bytes_per_key=len(CONTENT) + 1))
+    owner = "a" * 12
+    desk.storage.uploads.mkdir(exist_ok=True)
+    (desk.storage.uploads / f"{owner}-{'b' * 64}.{'c' * 64}").write_bytes(b"x")
+    first, second, others = (desk.accept(f"{host.url}/clip.mp4", owner=one) for one in (owner, owner, "d" * 12))
+
+    # When it has two fetched, and another key one
+    for job_id in (first, second, others):
+        attempt(desk, fetch, job_id)
+
+    # Then the second is refused and not kept
+    assert (desk.job(first).source_size_bytes, desk.job(others).source_size_bytes) == (len(CONTENT), len(CONTENT))
+    error = desk.job(second).error
+    assert error is not None
+    assert (error.code, desk.files(second)) == (FailureCode.LIMIT_EXCEEDED, ["job.json"])
