@@ -283,6 +283,31 @@ def test_a_process_that_cannot_start_ends_the_supervisor_with_its_reason(
     assert supervisor._look_after_processes() is ExitCode.WEIGHTS
 
 
+def test_a_process_that_cannot_even_be_killed_does_not_keep_the_others_tasks(
+    desk: Desk, supervisor: Supervisor, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker at a task, whose end nobody tells
+    start_job(desk, plan)
+    start_task(make_worker(desk.queue, "worker-0"), desk.queue)
+
+    class Stuck(KilledProcess):
+        def wait(self, timeout_seconds: float) -> int:
+            raise TimeoutError
+
+        def terminate(self) -> None: ...
+
+        def kill(self) -> None: ...
+
+    [slot] = supervisor._slots
+    slot.process, slot.name = Stuck(), "worker-0"  # type: ignore[assignment]
+
+    # When the supervisor is asked to stop
+    supervisor._drain()
+
+    # Then its task is back, with all its attempts
+    assert [task.retries_left for task in desk.queue.rq.jobs] == [3] * 4
+
+
 def look_until(supervisor: Supervisor, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
