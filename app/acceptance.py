@@ -209,13 +209,13 @@ def _accept_as(services: Services, submission: Submission, job_id: str) -> Accep
 def _record(services: Services, record: JobRecord, source: ReceivedFile | None) -> None:
     """Steps 1 and 2: on disk, durable."""
     folder = services.storage.make_folder(record.id)
-    if source:
-        os.link(source.path, folder.source)
-        fsync_folder(folder.path)
     with services.storage.locked(record.id):
         if not folder.path.exists():
             # Whoever tried again meanwhile took this attempt for dead, and has another id.
             raise IdempotencyConflictError("Another request with this Idempotency-Key has taken over.")
+        if source:
+            os.link(source.path, folder.source)
+            fsync_folder(folder.path)
         services.storage.write_record(record)
 
 

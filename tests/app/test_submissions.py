@@ -20,6 +20,7 @@ from worker.contract.failure import FailureCode
 from worker.contract.job import JobError, JobRecord, JobStatus, new_job_id
 from worker.contract.queue import QUEUE_NAME, TaskQueue
 from worker.contract.registry import JobRegistry
+from worker.contract.storage import JobFolder, JobStorage
 
 
 def waiting_tasks(redis: Redis) -> list[str]:
@@ -526,6 +527,29 @@ def test_a_redis_that_is_lost_once_the_job_is_indexed_undoes_nothing(
         if with_idempotency_key:
             again = gateway.http.post("/v1/jobs", json={"upload_id": "clip"}, headers=headers)
             assert (again.status_code, again.json()["id"]) == (202, job_id)
+
+
+def test_an_attempt_that_slept_until_it_was_taken_for_dead_makes_no_job(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a gateway that sleeps before the record, until another attempt has cleared its folder away
+    make_folder = JobStorage.make_folder
+
+    def make_folder_and_sleep(storage: JobStorage, job_id: str) -> JobFolder:
+        folder = make_folder(storage, job_id)
+        monkeypatch.setattr(JobStorage, "make_folder", make_folder)
+        gateway.registry.remove(job_id)
+        return folder
+
+    monkeypatch.setattr(JobStorage, "make_folder", make_folder_and_sleep)
+
+    # When it goes on
+    answer = gateway.http.post("/v1/jobs", files={"file": ("clip.mp4", b"abc")}, headers={"Idempotency-Key": "once"})
+
+    # Then
+    assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_conflict")
+    assert gateway.files() == []
+    assert waiting_tasks(gateway.redis) == []
 
 
 def test_a_worker_that_starts_the_job_before_it_is_indexed_has_the_last_word(
