@@ -163,6 +163,7 @@ def test_codes_are_unique_and_every_reason_for_a_refusal_is_counted_from_zero() 
         "range_not_satisfiable",
         "result_expired",
         "shutting_down",
+        "too_many_connections",  # answered before anybody looks at what is asked
         "webhook_not_found",
     }
 
