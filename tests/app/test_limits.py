@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from urllib.parse import urlsplit
 
 import httpx2
@@ -141,12 +142,15 @@ def test_a_key_may_send_so_many_uploads_at_a_time(start_gateway: StartGateway) -
 def test_clients_that_leave_give_their_places_back(start_gateway: StartGateway) -> None:
     # Given
     gateway = start_gateway(api_keys=KEY, max_uploads_per_key=2)
+    metrics = partial(gateway.http.get, "/metrics", headers={"X-API-Key": KEY})
 
     # When clients come and go without finishing
     for _ in range(3):
         with uploads_under_way(gateway, 2):
             pass
-        wait_until(lambda: gateway.files() == [])
+        # The place comes back after the file is gone.
+        wait_until(lambda: "vsr_uploads 0.0" in metrics().text)
+        assert gateway.files() == []
 
     # Then
     wait_until(lambda: upload(gateway).status_code == 201)
