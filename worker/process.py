@@ -19,7 +19,7 @@ from types import FrameType
 
 import structlog
 from redis.client import Pipeline
-from rq import SimpleWorker
+from rq import SimpleWorker, worker_registration
 from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
@@ -145,10 +145,15 @@ def work(name: str, environment: dict[str, str], protections: dict[str, str]) ->
 
     worker = VideoWorker(name, queue, settings.lease_seconds)
     announcement_ttl_seconds = round(settings.lease_seconds / 3 * _BEATS_BEFORE_FORGOTTEN)
+
+    def announce() -> None:
+        worker.stay_known()
+        models.announce(redis, announcement_ttl_seconds)
+
     watch = TaskWatch(
         worker,
         registry,
-        announce=lambda: models.announce(redis, announcement_ttl_seconds),
+        announce=announce,
         lease_seconds=settings.lease_seconds,
         stall_seconds=settings.stall_seconds,
     )
@@ -203,6 +208,16 @@ class VideoWorker(SimpleWorker):
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Only a task's lease is short. What names its worker must outlive it, or nobody could tell who lost it."""
         super().heartbeat(None, pipeline)
+
+    def stay_known(self) -> None:
+        """Tell an emptied Redis again who we are: nobody would see this worker for the rest of its life."""
+        if self.birth_date is None or self.connection.hexists(self.key, "birth"):
+            return
+        with self.connection.pipeline() as pipe:
+            pipe.hset(self.key, mapping=self.serialize() | {"state": self.get_state()})
+            worker_registration.register(self, pipe)
+            pipe.expire(self.key, self.worker_ttl + 60)
+            pipe.execute()
 
     def renew(self) -> None:
         for execution in self._current_executions():

@@ -285,6 +285,22 @@ def test_an_emptied_redis_loses_no_job(house: House, video: Path, undisturbed: b
             assert house.result(job_id) == undisturbed
 
 
+def test_a_worker_that_waits_is_known_to_an_emptied_redis_again(house: House) -> None:
+    # Given a worker with nothing to do
+    with house.workers(VSR_LEASE_SECONDS="3") as workers:
+        [name] = workers.names()
+        wait_for("its process id", lambda: len(workers.pids()) == 1)
+        [pid] = workers.pids()
+
+        # When Redis forgets everything
+        house.redis.flushall()
+
+        # Then the same process is there again, and works
+        wait_for("the worker", lambda: workers.pids() == [pid])
+        assert workers.names() == [name]
+        assert workers.state(name) in ("idle", "started")
+
+
 def test_a_redis_that_is_away_for_a_while_ends_no_process(
     house: House, redis_server: EmbeddedRedis, video: Path, undisturbed: bytes
 ) -> None:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def _in_order(work: Callable[[SourceVideo], Made], videos: list[SourceVideo], wo
     done = 0
     try:
         for number, video in enumerate(videos):
-            waiting.append(pool.submit(work, video))
+            with _interrupts_later():
+                waiting.append(pool.submit(work, video))
             while len(waiting) >= _VIDEOS_AHEAD * workers or (waiting and number == len(videos) - 1):
                 yield waiting.popleft().result()
                 done += 1
@@ -125,6 +127,16 @@ def _in_order(work: Callable[[SourceVideo], Made], videos: list[SourceVideo], wo
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold a Ctrl-C back meanwhile: a helper that is started here is born deaf to it, before it can say so itself."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_process() -> None:
