@@ -1,5 +1,7 @@
 """The networks in this process's memory: each preset is loaded once, and told to those who ask what is loaded."""
 
+import ctypes
+import sys
 import time
 from pathlib import Path
 
@@ -86,9 +88,14 @@ class LoadedModels:
         return self._upscalers[preset]
 
     def release_memory(self) -> None:
-        """Give back what torch keeps of the GPU's memory after a batch that did not fit."""
+        """Give back what is kept of the memory of a batch that did not fit: by torch of a GPU's, by malloc of ours."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        elif sys.platform == "linux":
+            # `worker.cpu_environment` has malloc keep everything. Other C libraries than GNU's have no such call.
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+            if trim is not None:
+                trim(0)
 
     def announce(self, redis: Redis, ttl_seconds: int) -> None:
         """Say what is loaded; forgotten after `ttl_seconds` unless said again."""

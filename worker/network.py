@@ -80,5 +80,11 @@ class NetworkUpscaler:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Torch has a class of its own for a GPU only; its allocator for the CPU raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Torch has a class of its own for a GPU only; its allocator and oneDNN on a CPU raise a plain RuntimeError.
+
+    oneDNN does not say why a primitive failed. In networks that have run before it is for want of memory.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = str(error)
+    return "can't allocate memory" in words or words.startswith(("could not create a ", "could not execute a "))

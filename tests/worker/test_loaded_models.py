@@ -1,5 +1,8 @@
 """A preset is loaded once, and what cannot be loaded is a failure with a name."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from model.unet import ConditionalUNet
 from worker.assemble import network_name
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.presets import loaded_models
+from worker.cpu_environment import CPU_ENVIRONMENT
 from worker.loaded_models import LoadedModels, usable_device
 
 CPU = torch.device("cpu")
@@ -95,3 +99,30 @@ def test_tiles_that_do_not_fit_the_networks_are_refused_with_the_multiple(tmp_pa
     with pytest.raises(JobFailureError, match=r"33.*multiple.*--tile") as caught:
         models.get("tiny-random")
     assert caught.value.code is FailureCode.INVALID_OPTION
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is given back is glibc's")
+def test_memory_of_what_did_not_fit_is_given_back_to_the_system() -> None:
+    # Given a process with the allocator's settings of a worker, that has used and freed half a gigabyte in layers
+    program = """
+import gc, pathlib, torch
+from worker.loaded_models import LoadedModels
+
+def megabytes():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20
+
+models = LoadedModels(torch.device("cpu"), pathlib.Path("none"), None, None)
+layers = [torch.ones(16 * 2**20 // 4) for _ in range(32)]
+del layers
+gc.collect()
+kept = megabytes()
+# When it is asked to release it
+models.release_memory()
+print(kept, megabytes())
+"""
+    environment = os.environ | CPU_ENVIRONMENT
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+
+    # Then it does
+    kept, left = map(int, done.stdout.split())
+    assert kept - left > 400

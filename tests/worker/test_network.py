@@ -97,3 +97,24 @@ def test_an_error_of_another_kind_keeps_its_own_name(
     batch = frames(np.uint8)
     with pytest.raises(RuntimeError, match="the sizes do not match"):
         NetworkUpscaler(networks, 2)(batch, batch, batch)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        # of torch's allocator, and of oneDNN: what a 1080p frame met in a process of 4 GiB
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried",
+        "could not create a primitive",
+    ],
+)
+def test_want_of_memory_is_known_by_its_words(
+    networks: TwoStepUpscaler, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    def fail(*frames: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(networks, "forward", fail)
+    batch = frames(np.uint8)
+    with pytest.raises(JobFailureError, match="the memory is too small for 2 frames of 24x16") as failed:
+        NetworkUpscaler(networks, 2)(batch, batch, batch)
+    assert failed.value.code is FailureCode.OUT_OF_MEMORY
