@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import av
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
@@ -43,6 +44,8 @@ class Conversion:
         """Add the stream to a file whose header is not yet written."""
         if not isinstance(original, AudioStream):
             raise TypeError(f"stream {self._index} is no sound")
+        if cast(AudioCodecContext | None, original.codec_context) is None:
+            raise TypeError(f"no decoder here knows the sound of stream {self._index}")
         is_opus = self._encoder == "libopus"
         encoded = output.add_stream(self._encoder, rate=_OPUS_RATE if is_opus else original.codec_context.sample_rate)
         if not isinstance(encoded, AudioStream):

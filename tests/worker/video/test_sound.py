@@ -9,7 +9,7 @@ import pytest
 
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container
-from worker.video.sound import Conversion
+from worker.video.sound import Conversion, can_be_converted
 
 
 def sound_file(path: Path, layout: str, rate: int) -> bytes:
@@ -40,3 +40,19 @@ def test_sound_that_changes_midway_is_refused_by_name(tmp_path: Path, layout: st
         with pytest.raises(JobFailureError, match=f"changes from stereo, 48000 Hz to {layout}, {rate} Hz") as caught:
             output.mux(conversion.packets())
     assert caught.value.code is FailureCode.UNSUPPORTED_SOURCE
+
+
+def test_sound_that_no_decoder_knows_cannot_be_converted(tmp_path: Path) -> None:
+    # given Matroska whose sound is named as no codec is
+    source = tmp_path / "sound.mka"
+    with av.open(str(source), "w", format="matroska") as container:
+        stream = container.add_stream("flac", rate=48000, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 9216), np.int16), format="s16", layout="stereo")
+        frame.sample_rate = 48000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert can_be_converted(source, 10**6, 0, Container.WEBM)
+    source.write_bytes(source.read_bytes().replace(b"A_FLAC", b"A_XXXX"))
+
+    # then that is said, not stumbled over
+    assert not can_be_converted(source, 10**6, 0, Container.WEBM)
