@@ -49,6 +49,8 @@ def main() -> None:
     print(f"Files left: {len(tally.leftovers)}. Processes left: {len(living_children())}.")
     for line in (*tally.over_10_seconds, *tally.bugs, *tally.leftovers):
         print(f"\n    {line}")
+    if tally.over_10_seconds or tally.bugs or tally.leftovers or living_children():
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
