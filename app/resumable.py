@@ -10,7 +10,6 @@ before it is told. With the last byte it becomes a finished upload like any othe
 """
 
 import asyncio
-import fcntl
 import hashlib
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -41,11 +40,12 @@ from app.uploads import (
     Sink,
     body_chunks,
     finished_uploads,
+    is_at,
     keep_upload,
     remove_upload,
     upload_key,
 )
-from worker.contract.storage import JobStorage, fsync_folder, out_of_disk_named
+from worker.contract.storage import JobStorage, fsync_folder, out_of_disk_named, try_to_lock
 
 log = structlog.get_logger(__name__)
 
@@ -294,15 +294,12 @@ async def _locked(path: Path, turn: Turn) -> FileIO | None:
             file = path.open("r+b", buffering=0)
         except FileNotFoundError:
             return None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Renamed or removed before the lock was ours?
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+        if try_to_lock(file):
+            if is_at(path, file):
                 return file
-        except BlockingIOError:
-            if loop.time() > deadline:
-                file.close()
-                raise UploadBusyError("Another request is writing to this upload.", {"Retry-After": "1"}) from None
+        elif loop.time() > deadline:
+            file.close()
+            raise UploadBusyError("Another request is writing to this upload.", {"Retry-After": "1"})
         file.close()
         async with turn.waiting():
             await asyncio.sleep(_LOCK_POLL_SECONDS)

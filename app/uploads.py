@@ -47,7 +47,7 @@ from app.kept_bytes import DESCRIPTION_SUFFIX
 from app.limits import more_bytes_of_key, refuse_beyond_key_bytes, upload_slot
 from app.schemas import UPLOAD_ID_PATTERN, Upload
 from app.settings import GatewaySettings
-from worker.contract.storage import PARTIAL_SUFFIX, JobStorage, fsync_folder, out_of_disk_named
+from worker.contract.storage import PARTIAL_SUFFIX, JobStorage, fsync_folder, out_of_disk_named, try_to_lock
 
 log = structlog.get_logger(__name__)
 
@@ -383,24 +383,16 @@ def _held(path: Path, patience_seconds: float | None = None) -> Iterator[FileIO 
             yield None
             return
         with file:
-            if not _locked(file):
+            if not try_to_lock(file):
                 if time.monotonic() > deadline:
                     raise UploadBusyError("Another request is making a job of this upload.", {"Retry-After": "1"})
-            elif _is_at(path, file):
+            elif is_at(path, file):
                 yield file
                 return
         time.sleep(_HELD_POLL_SECONDS)
 
 
-def _locked(file: IOBase) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(path: Path, file: IOBase) -> bool:
+def is_at(path: Path, file: IOBase) -> bool:
     """Whether the path still leads to this open file: before it was locked, another may have taken its place."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
@@ -459,7 +451,7 @@ def _removed_unless_held(path: Path, is_wanted: Callable[[Path], bool]) -> bool:
     By then another file may have taken its place, which is looked at anew: it may be an upload of this moment.
     """
     with path.open("rb") as file:
-        if not (_locked(file) and _is_at(path, file) and is_wanted(path)):
+        if not (try_to_lock(file) and is_at(path, file) and is_wanted(path)):
             return False
         path.unlink()
     return True

@@ -11,28 +11,26 @@ meanwhile; the rest is the short jobs' own turns.
 import argparse
 import os
 import random
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import av
 import httpx2
-import numpy as np
 
-REPOSITORY = Path(__file__).parents[1]
+if __name__ == "__main__":  # run as a script, the repository is not on the path
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.end_to_end.conftest import PRESET, write_moving_video
+from tests.end_to_end.test_serve import serving
+
 # At 6 frames per second a segment is 24 frames, 4 seconds.
 FRAMES_PER_SECOND = 6
-PRESET = "tiny-random"
 GIVE_UP_SECONDS = 540.0
 FINAL = ("succeeded", "failed", "canceled")
 
@@ -48,9 +46,11 @@ def main() -> None:
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        short = write_video(folder / "short.mp4", options.seconds * FRAMES_PER_SECOND, options.size)
-        long = write_video(folder / "long.mp4", options.long_seconds * FRAMES_PER_SECOND, options.size)
-        with serving(folder / "data") as service:
+        width, height = map(int, options.size.split("x"))
+        short = write_moving_video(folder / "short.mp4", options.seconds * FRAMES_PER_SECOND, width, height)
+        long = write_moving_video(folder / "long.mp4", options.long_seconds * FRAMES_PER_SECOND, width, height)
+        quiet = {"VSR_CPU_THREADS": "1", "VSR_LOG_LEVEL": "ERROR"}
+        with serving(folder / "data", **quiet) as (url, _), httpx2.Client(base_url=url, timeout=60) as service:
             alone = until_end(service, submit(service, short))
             long_id = submit(service, long)
             segment_seconds = seconds_per_segment(service, long_id)
@@ -140,53 +140,6 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         if time.monotonic() > deadline:
             raise SystemExit(f"{what}: not within {GIVE_UP_SECONDS:.0f} s")
         time.sleep(0.05)
-
-
-@contextmanager
-def serving(storage: Path) -> Iterator[httpx2.Client]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY),
-        "VSR_STORAGE_DIR": str(storage),
-        "VSR_METRICS_PORT": "0",
-        "VSR_COURIER_METRICS_PORT": "0",
-        "VSR_ENABLE_TEST_PRESETS": "true",
-        "VSR_CPU_THREADS": "1",
-        "VSR_LOG_LEVEL": "ERROR",
-    }
-    environment.pop("VSR_REDIS_URL", None)
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--preset", PRESET, "--device", "cpu"]
-    process = subprocess.Popen(command, env=environment)
-    try:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as service:
-            wait_for(lambda: has_a_worker(service), "a worker")
-            yield service
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def has_a_worker(service: httpx2.Client) -> bool:
-    try:
-        return bool(service.get("/readyz").json()["workers"])
-    except httpx2.TransportError:
-        return False
-
-
-def write_video(path: Path, frames: int, size: str) -> Path:
-    """A gradient that moves."""
-    width, height = map(int, size.split("x"))
-    rows, columns = np.mgrid[0:height, 0:width]
-    with av.open(str(path), "w") as container:
-        options = {"preset": "ultrafast"}
-        stream = container.add_stream("libx264", rate=Fraction(FRAMES_PER_SECOND), options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(frames):
-            picture = np.stack([rows * 2, columns, rows + columns + number], axis=-1).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return path
 
 
 if __name__ == "__main__":

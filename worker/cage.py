@@ -140,17 +140,7 @@ class Uncaged:
     ) -> _Result:
         return function(*args, on_progress=on_progress, **kwargs)
 
-    def frames(
-        self,
-        source: Path,
-        survey: Survey,
-        first: int,
-        stop: int,
-        *,
-        max_pixels: int,
-        on_progress: Callable[[], None] = lambda: None,
-    ) -> Iterator[Frame]:
-        return decode_frames(source, survey, first, stop, max_pixels=max_pixels, on_progress=on_progress)
+    frames = staticmethod(decode_frames)
 
     @contextmanager
     def making(self, target: Path) -> Iterator[tuple[Decoding, Path]]:

@@ -174,18 +174,21 @@ def test_an_end_is_pending_before_the_courier_has_seen_it(open_gateway: RunningG
     assert open_gateway.http.get(path).json() | {"pending": True, "events": []} == open_gateway.http.get(path).json()
 
 
+def note_attempt(gateway: RunningGateway, job_id: str, status_code: int) -> None:
+    """What the courier does with the first event of an ended job, answered like this."""
+    record = gateway.registry.get(job_id)
+    assert record is not None
+    attempt = Attempt(at=now(), status_code=status_code, seconds=0.25)
+    change_log(gateway.storage, job_id, lambda before: before.with_end_of(record, now()))
+    change_log(
+        gateway.storage, job_id, lambda log: log.with_event(after_attempt(log.events[0], attempt, retry_after=None))
+    )
+
+
 def test_attempts_are_shown_with_time_and_outcome(open_gateway: RunningGateway) -> None:
     # Given a first attempt that was answered with an error
     job_id = ended_job(open_gateway)
-    record = open_gateway.registry.get(job_id)
-    assert record is not None
-    attempt = Attempt(at=now(), status_code=503, seconds=0.25)
-    change_log(open_gateway.storage, job_id, lambda before: before.with_end_of(record, now()))
-    change_log(
-        open_gateway.storage,
-        job_id,
-        lambda log: log.with_event(after_attempt(log.events[0], attempt, retry_after=None)),
-    )
+    note_attempt(open_gateway, job_id, status_code=503)
 
     # When
     webhook = open_gateway.http.get(f"/v1/jobs/{job_id}/webhook").json()
@@ -201,15 +204,7 @@ def test_attempts_are_shown_with_time_and_outcome(open_gateway: RunningGateway) 
 def test_an_event_can_be_replayed(open_gateway: RunningGateway) -> None:
     # Given an event that was delivered
     job_id = ended_job(open_gateway)
-    record = open_gateway.registry.get(job_id)
-    assert record is not None
-    attempt = Attempt(at=now(), status_code=200, seconds=0.25)
-    change_log(open_gateway.storage, job_id, lambda before: before.with_end_of(record, now()))
-    change_log(
-        open_gateway.storage,
-        job_id,
-        lambda log: log.with_event(after_attempt(log.events[0], attempt, retry_after=None)),
-    )
+    note_attempt(open_gateway, job_id, status_code=200)
     errands = Errands(open_gateway.redis)
     errand = errands.claim(ErrandKind.WEBHOOK, 60)
     assert errand is not None

@@ -74,11 +74,7 @@ def kill_a_worker(chaos: Chaos) -> float:
 
 def kill_a_host(chaos: Chaos) -> float:
     """SIGKILL of a supervisor and all its processes at once; the machine comes back later."""
-    host = chaos.chance.choice(chaos.cluster.hosts)
-    executions, killed_at = held_still(chaos, host)
-    host.signal(signal.SIGKILL)
-    assert host.process is not None
-    host.process.wait()
+    host, executions, killed_at = killed_host(chaos)
     try:
         return chaos.recovery(executions, killed_at)
     finally:
@@ -88,11 +84,7 @@ def kill_a_host(chaos: Chaos) -> float:
 
 def set_a_clock(chaos: Chaos) -> float:
     """A whole machine dies, and comes back at once with a clock that is wrong by up to an hour."""
-    host = chaos.chance.choice(chaos.cluster.hosts)
-    executions, killed_at = held_still(chaos, host)
-    host.signal(signal.SIGKILL)
-    assert host.process is not None
-    host.process.wait()
+    host, executions, killed_at = killed_host(chaos)
     host.start(clock_seconds=chaos.chance.uniform(-3600, 3600))
     wait_for("the host's workers", lambda: chaos.cluster.workers_on(host))
     return chaos.recovery(executions, killed_at)
@@ -107,6 +99,16 @@ def freeze_a_host(chaos: Chaos) -> float:
     finally:
         host.signal(signal.SIGCONT)
         wait_for("the host's workers", lambda: chaos.cluster.workers_on(host))
+
+
+def killed_host(chaos: Chaos) -> tuple[Host, list[str], float]:
+    """Kill all of a machine in the middle of segments; return it, their executions, and when that began."""
+    host = chaos.chance.choice(chaos.cluster.hosts)
+    executions, killed_at = held_still(chaos, host)
+    host.signal(signal.SIGKILL)
+    assert host.process is not None
+    host.process.wait()
+    return host, executions, killed_at
 
 
 def held_still(chaos: Chaos, host: Host) -> tuple[list[str], float]:

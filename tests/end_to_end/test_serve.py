@@ -21,7 +21,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @contextmanager
-def serving(storage: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def serving(storage: Path, **settings: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """`vsr serve` with its address; `settings` are environment variables."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -31,6 +32,7 @@ def serving(storage: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
         "VSR_METRICS_PORT": "0",
         "VSR_COURIER_METRICS_PORT": "0",
         "VSR_ENABLE_TEST_PRESETS": "true",
+        **settings,
     }
     environment.pop("VSR_REDIS_URL", None)
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--preset", PRESET, "--device", "cpu"]

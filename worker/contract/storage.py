@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import IOBase
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -221,7 +222,7 @@ def folder_locked(folder: Path, wait_seconds: float) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         deadline = time.monotonic() + wait_seconds
-        while not _try_to_lock(descriptor):
+        while not try_to_lock(descriptor):
             if time.monotonic() > deadline:
                 raise StorageBusyError(f"another process has held {folder.name} for {wait_seconds:g} s")
             time.sleep(_LOCK_POLL_SECONDS)
@@ -230,9 +231,10 @@ def folder_locked(folder: Path, wait_seconds: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _try_to_lock(descriptor: int) -> bool:
+def try_to_lock(file: int | IOBase) -> bool:
+    """Lock an open file for oneself, at once or not at all; return whether it is. Its end drops the lock."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -3,10 +3,10 @@
 import pytest
 from redis import Redis
 from rq import SimpleWorker
-from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from tests.worker.lifecycle.conftest import start_task, take_task
 from worker.contract.job import new_job_id
 from worker.contract.queue import TaskKind, TaskQueue, job_id_of, task_id
 
@@ -79,20 +79,6 @@ def test_a_task_id_tells_its_job(redis: Redis) -> None:
     assert job_id_of(task_id(TaskKind.ASSEMBLE, job_id)) == job_id
 
 
-def take_task(queue: TaskQueue) -> Job:
-    taken = queue.rq.dequeue_any([queue.rq], None, connection=queue.rq.connection, serializer=JSONSerializer)
-    assert taken is not None
-    return taken[0]
-
-
-def start_task(queue: TaskQueue, worker: SimpleWorker) -> Execution:
-    """As far as the first line of the task's function."""
-    task = take_task(queue)
-    execution = worker.prepare_execution(task)
-    worker.prepare_job_execution(task, remove_from_intermediate_queue=True)
-    return execution
-
-
 @pytest.fixture
 def worker(redis: Redis) -> SimpleWorker:
     queue = TaskQueue(redis)
@@ -109,7 +95,7 @@ def test_a_task_that_somebody_has_is_not_enqueued_again(redis: Redis, worker: Si
     if is_at == "handover":
         take_task(queue)
     if is_at == "work":
-        start_task(queue, worker)
+        start_task(worker, queue)
     before = {key: redis.dump(key) for key in redis.scan_iter()}
 
     # When
@@ -149,7 +135,7 @@ def test_the_tasks_of_a_job_can_be_forgotten_after_its_worker_was_lost(redis: Re
     # Given a task whose worker is gone for so long that Redis dropped the execution, but not yet its name
     queue, job_id = TaskQueue(redis), new_job_id()
     queue.enqueue_first_segments(job_id, 3, 2)
-    execution = start_task(queue, worker)
+    execution = start_task(worker, queue)
     redis.delete(execution.key)
 
     # When
