@@ -43,7 +43,7 @@ def test_a_run_repeated_gives_the_same_bits(upscaler: TwoStepUpscaler) -> None:
     assert torch.equal(first, rebuilt)
 
 
-@pytest.mark.parametrize(("batch", "height", "width"), [(2, 90, 160), (4, 72, 96)])
+@pytest.mark.parametrize(("batch", "height", "width"), [(2, 90, 160), (4, 72, 96), (1, 48, 64)])
 @pytest.mark.parametrize("preset", ["tiny-random", "compact", "aligned"])
 def test_the_number_of_threads_changes_nothing(preset: str, batch: int, height: int, width: int) -> None:
     # A worker resumes, or shares, what another with more or fewer cores began.
