@@ -14,9 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -222,6 +223,14 @@ class Cluster:
                         yield event
 
 
+class Repetition(NamedTuple):
+    """A segment that was begun, and again later; moments of `time.monotonic`."""
+
+    task: str
+    before: float
+    again: float
+
+
 class WatchedTasks:
     """Looks at the list of running tasks a hundred times a second: when was which begun, and how often?"""
 
@@ -243,17 +252,16 @@ class WatchedTasks:
     def begun_since(self, task: str, moment: float) -> bool:
         return any(seen > moment for seen in list(self.begun.get(task, {}).values()))
 
-    def repetitions(self, since: float, until: float, found_finished: Counter[str]) -> int:
-        """How many segments were begun between the two, and had been begun before.
+    def repetitions(self, found_finished: Counter[str]) -> Iterator[Repetition]:
+        """Yield every beginning of a segment that had been begun before.
 
         `found_finished`: how many of a task's executions, the last ones, had nothing left to do.
         """
-        count = 0
         for task, executions in list(self.begun.items()):
             if "-segment-" in task:
                 moments = sorted(executions.values())
-                count += sum(since <= seen < until for seen in moments[1 : len(moments) - found_finished[task]])
-        return count
+                redone = moments[: len(moments) - found_finished[task]]
+                yield from (Repetition(task, before, again) for before, again in pairwise(redone))
 
     def _run(self) -> None:
         while not self._stopped.wait(_SAMPLE_SECONDS):

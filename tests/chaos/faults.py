@@ -22,6 +22,8 @@ class Chaos:
     chance: random.Random
     lease_seconds: float
     hits: Counter[str] = field(default_factory=Counter)
+    hit_at: list[tuple[str, float]] = field(default_factory=list)
+    """Tasks that lost their worker, and when."""
 
     def victims(self, host: Host | None = None) -> dict[str, tuple[str, int]]:
         """Executions under way that may be hit: of segments, on any host or on one."""
@@ -41,6 +43,7 @@ class Chaos:
         """Hit these; return the seconds until every one of their tasks was begun anew."""
         for execution in executions:
             self.hits[task_of(execution)] += 1
+            self.hit_at.append((task_of(execution), since))
         for execution in executions:
             task = task_of(execution)
             wait_for(f"{task} to be begun again", lambda task=task: self.cluster.watched.begun_since(task, since))  # type: ignore[misc]
@@ -157,6 +160,9 @@ def kill_the_gateway(chaos: Chaos) -> float:
     chaos.cluster.start_gateway()
     return time.monotonic() - killed_at
 
+
+FAULTS_OF_ALL = frozenset({"Redis killed", "Redis frozen", "Redis wiped"})
+"""Faults that any task may have to be begun again for; the others have victims by name."""
 
 FAULTS: dict[str, Callable[[Chaos], float]] = {
     "worker killed": kill_a_worker,

@@ -18,14 +18,14 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from redis.exceptions import RedisError
 
 from app.client import Client, ServiceUnreachableError, TryLaterResponseError
-from tests.chaos.cluster import Cluster, NeverHappenedError, wait_for
-from tests.chaos.faults import FAULTS, Chaos
+from tests.chaos.cluster import Cluster, NeverHappenedError, Repetition, wait_for
+from tests.chaos.faults import FAULTS, FAULTS_OF_ALL, Chaos
 from worker.contract.job import JobOptions, JobStatus, ResultInfo
 
 OPTIONS = JobOptions(preset="tiny-random", encoder_preset="ultrafast")
@@ -83,6 +83,14 @@ class Outcome:
                 f"| {max(count.segments_redone, default=0)} |"
             )
         return "\n".join(lines)
+
+
+class FallenFault(NamedTuple):
+    """When it began, and when it was recovered from; moments of `time.monotonic`."""
+
+    name: str
+    since: float
+    until: float
 
 
 class Traffic:
@@ -143,28 +151,51 @@ def storm(
     chaos = Chaos(cluster, random.Random(seed), lease_seconds)
     traffic = Traffic(cluster, list(videos), seed)
     traffic.start()
-    began: list[tuple[str, float]] = []
+    fallen: list[FallenFault] = []
     for name in faults:
-        began.append((name, time.monotonic()))
+        since = time.monotonic()
         count = outcome.faults.setdefault(name, FaultCount())
         count.tries += 1
         try:
             count.recovery_seconds.append(FAULTS[name](chaos))
         except NeverHappenedError as error:
             outcome.not_recovered.append(f"{name}: {error}")
+        fallen.append(FallenFault(name, since, time.monotonic()))
         time.sleep(chaos.chance.uniform(0, pause_seconds))
     traffic.stop()
     _wait_for_the_end(cluster, traffic)
-    began.append(("", time.monotonic()))
     found_finished = Counter(
         f"{event['job_id']}-segment-{event['index']:05d}"
         for event in cluster.events()
         if event["event"] == "segment_existing"
     )
-    for (name, since), (_, until) in pairwise(began):
-        outcome.faults[name].segments_redone.append(cluster.watched.repetitions(since, until, found_finished))
+    redone = Counter(
+        _cause(repetition, fallen, chaos.hit_at, lease_seconds)
+        for repetition in cluster.watched.repetitions(found_finished)
+    )
+    for fault in fallen:
+        outcome.faults[fault.name].segments_redone.append(redone[fault])
     _count(outcome, cluster, traffic, videos)
     return outcome
+
+
+def _cause(
+    repetition: Repetition, fallen: list[FallenFault], hit_at: list[tuple[str, float]], lease_seconds: float
+) -> FallenFault:
+    """For which fault a segment was begun again.
+
+    That is the one that took its worker. A segment that nothing had hit was lost with Redis, where Redis came back no
+    more than two leases ago; else the fault of that moment answers for it.
+    """
+    # A task may be hit before it is first seen to be under way.
+    before, again = repetition.before - 0.1, repetition.again
+    took_its_worker = [at for task, at in hit_at if task == repetition.task and before <= at < again]
+    moment = max(took_its_worker, default=again)
+    of_that_moment = max((fault for fault in fallen if fault.since <= moment), key=lambda fault: fault.since)
+    if took_its_worker:
+        return of_that_moment
+    of_redis = [f for f in fallen if f.name in FAULTS_OF_ALL and f.since < again < f.until + 2 * lease_seconds]
+    return max(of_redis, key=lambda fault: fault.since, default=of_that_moment)
 
 
 def _wait_for_the_end(cluster: Cluster, traffic: Traffic) -> None:
