@@ -36,3 +36,19 @@ def test_the_spread_is_the_largest_difference_in_the_window_of_the_worst_colour(
     # a window of two pixels around each: five by five pixels see the one that differs
     assert torch.equal(spread[0, 0] > 0, torch.nn.functional.pad(torch.ones(5, 5), (2, 2, 2, 2)) > 0)
     assert spread.max() == 0.5
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    # given frames between plain and detailed everywhere, of shapes that no number of threads divides evenly
+    threads_before = torch.get_num_threads()
+    for shape in ((1, 3, 48, 64), (2, 3, 90, 160), (1, 3, 181, 323)):
+        chance = torch.Generator().manual_seed(0)
+        frame = 0.5 + 2 * LEVEL * torch.rand(shape, generator=chance)
+        drawn = torch.rand(*shape[:2], 2 * shape[2], 2 * shape[3], generator=chance)
+        results = []
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            results.append(keep_plain_surfaces(drawn, frame))
+        torch.set_num_threads(threads_before)
+        for result in results[1:]:
+            assert torch.equal(results[0], result)
