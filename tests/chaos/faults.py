@@ -67,7 +67,11 @@ def kill_a_worker(chaos: Chaos) -> float:
         wait_for("a segment under way", chaos.victims)
         for execution, (_, pid) in sorted(chaos.victims().items(), key=lambda _: chaos.chance.random()):
             # Held still until it is certain what it is at: the segment may have ended since we looked.
-            kill(pid, signal.SIGSTOP)
+            try:
+                kill(pid, signal.SIGSTOP)
+            except ProcessLookupError:  # ended of itself, as after a freeze, and not yet missed
+                time.sleep(0.05)
+                continue
             if execution in chaos.victims():
                 killed_at = time.monotonic()
                 kill(pid, signal.SIGKILL)
