@@ -1,14 +1,15 @@
 """The `vsr` command, and the one place where the app, the worker and the model meet.
 
-Each command parses, calls one function of the room that does the work, and prints. torch and av are imported inside the
-commands that need them: they take seconds, and the gateway's installation does not have them.
+Each command parses, calls one function of the room that does the work, and prints. Rooms are imported inside the
+commands that need them: torch and av take seconds, and the gateway's installation does not have them; the web framework
+takes as long as all the rest of `vsr --help`.
 """
 
 import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -35,21 +36,18 @@ from app.cli_options import (
     refuse_unwritable,
 )
 from app.cli_training import training_cli, weights_cli
-from app.client import Client, ClientError
-from app.courier.process import CourierStartError, run_courier
-from app.embedded_redis import EmbeddedRedisError
-from app.exit_codes import ExitCode, exit_code_of
-from app.house import WorkersEndedError, serve_house
-from app.report_page import print_report
-from app.schemas import Job
-from app.server import GatewayStartError, serve_gateway
-from app.settings import ClientSettings, CourierSettings, GatewaySettings
+from app.exit_codes import CommandError, ExitCode, exit_code_of
 from app.terminal import ProgressLine, print_json, print_note, print_result, print_table
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import DEFAULT_PRESET, JOB_ID_PATTERN, Container, JobOptions, JobStatus, PartialResult
 from worker.contract.logs import configure_logging
-from worker.contract.report import Report
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
+
+if TYPE_CHECKING:
+    from app.client import Client
+    from app.schemas import Job
+    from app.settings import GatewaySettings
+    from worker.contract.report import Report
 
 cli = typer.Typer(
     name="vsr",
@@ -198,7 +196,7 @@ def _said(**options: object) -> dict[str, object]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _note_changes(report: Report | None) -> None:
+def _note_changes(report: "Report | None") -> None:
     """One line, where there is anything to tell."""
     if report and report.changes:
         print_note(f"not simply kept: {'; '.join(report.changes)}")
@@ -214,6 +212,9 @@ def show_report(
     as_json: JsonOption = False,
 ) -> None:
     """Show what became of everything in the source: kept, converted or dropped, and why; quality and speed."""
+    from app.report_page import print_report
+    from worker.contract.report import Report
+
     if re.fullmatch(JOB_ID_PATTERN, report) and not Path(report).exists():
         with _client(url) as client:
             content = client.report(report)
@@ -245,6 +246,8 @@ def serve(
     device: DeviceOption = None,
 ) -> None:
     """Run the whole service on this machine: gateway, workers, courier, and Redis unless VSR_REDIS_URL names one."""
+    from app.house import serve_house
+
     _log_for_people_on_a_terminal()
     chosen = {"--preset": preset, "--device": device, "--workers": workers}
     worker_arguments = [word for name, value in chosen.items() if value for word in (name, str(value))]
@@ -262,6 +265,8 @@ def gateway(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port (VSR_PORT); 0: any free one.")] = None,
 ) -> None:
     """Run the gateway alone. Needs VSR_REDIS_URL, and the workers' storage folder as VSR_STORAGE_DIR."""
+    from app.server import serve_gateway
+
     _log_for_people_on_a_terminal()
     serve_gateway(
         _gateway_settings(host, port),
@@ -274,6 +279,9 @@ def gateway(
 @cli.command()
 def courier() -> None:
     """Fetch sources and deliver webhooks: all that calls other hosts. Needs VSR_REDIS_URL and VSR_STORAGE_DIR."""
+    from app.courier.process import run_courier
+    from app.settings import CourierSettings
+
     _log_for_people_on_a_terminal()
     run_courier(CourierSettings(), RedisSettings(), StorageSettings())
 
@@ -296,7 +304,9 @@ def worker(
     )
 
 
-def _gateway_settings(host: str | None, port: int | None) -> GatewaySettings:
+def _gateway_settings(host: str | None, port: int | None) -> "GatewaySettings":
+    from app.settings import GatewaySettings
+
     chosen = {"host": host, "port": port}
     return GatewaySettings.model_validate({name: value for name, value in chosen.items() if value is not None})
 
@@ -473,12 +483,15 @@ def list_jobs(
         print_note(f"more: vsr list --cursor {page.next_cursor}")
 
 
-def _client(url: str | None) -> Client:
+def _client(url: str | None) -> "Client":
+    from app.client import Client
+    from app.settings import ClientSettings
+
     settings = ClientSettings()
     return Client(url or settings.url, settings.api_key.get_secret_value() if settings.api_key else None)
 
 
-def _wait(client: Client, job_id: str, *, quiet: bool) -> Job:
+def _wait(client: "Client", job_id: str, *, quiet: bool) -> "Job":
     with ProgressLine("queued", quiet=quiet) as line:
         return client.wait(
             job_id,
@@ -496,7 +509,7 @@ _PARTIAL_RESULT_WORDS = {
 }
 
 
-def _print_job(job: Job, *, as_json: bool, brief: str | None = None) -> None:
+def _print_job(job: "Job", *, as_json: bool, brief: str | None = None) -> None:
     if as_json:
         print_json(job.model_dump(mode="json"))
     elif brief and job.error is None:
@@ -511,7 +524,7 @@ def _print_job(job: Job, *, as_json: bool, brief: str | None = None) -> None:
         print_result("\n    ".join(facts))
 
 
-def _exit_with(job: Job) -> None:
+def _exit_with(job: "Job") -> None:
     if job.status in (JobStatus.FAILED, JobStatus.CANCELED):
         raise typer.Exit(ExitCode.JOB_FAILED)
 
@@ -543,13 +556,7 @@ def main() -> None:
     except JobFailureError as failure:
         terminal.print_error(failure.message)
         sys.exit(exit_code_of(failure.code))
-    except ClientError as error:
-        terminal.print_error(str(error))
-        sys.exit(ExitCode.SERVICE)
-    except (GatewayStartError, EmbeddedRedisError, CourierStartError) as error:
-        terminal.print_error(str(error))
-        sys.exit(ExitCode.SYSTEM)
-    except WorkersEndedError as error:
+    except CommandError as error:
         terminal.print_error(str(error))
         sys.exit(error.exit_code)
     except OSError as error:

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 import httpx2
 from pydantic import BaseModel, ValidationError
 
+from app.exit_codes import CommandError, ExitCode
 from app.schemas import Job, JobPage, JobResult, ModelList, Problem, Upload
 from app.webhook_signatures import is_signed
 from worker.contract.storage import PARTIAL_SUFFIX, fsync_folder
@@ -22,8 +23,10 @@ _DOWNLOAD_ATTEMPTS = 5
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-class ClientError(Exception):
+class ClientError(CommandError):
     """One line for the user: what went wrong between here and the service."""
+
+    exit_code = ExitCode.SERVICE
 
 
 class InvalidWebhookError(ClientError):

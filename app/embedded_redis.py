@@ -21,6 +21,7 @@ from redis.exceptions import BusyLoadingError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
+from app.exit_codes import CommandError
 from worker.contract.processes import ending_with_parent
 
 _START_TIMEOUT_SECONDS = 10.0
@@ -30,7 +31,7 @@ _LOCK_TIMEOUT_SECONDS = 3.0
 _SOCKET_PATH_MAX_BYTES = 107
 
 
-class EmbeddedRedisError(Exception):
+class EmbeddedRedisError(CommandError):
     """One line that says why the embedded server does not run and what to do."""
 
 

@@ -25,6 +25,15 @@ class ExitCode(IntEnum):
     """Ctrl-C. What was finished is kept."""
 
 
+class CommandError(Exception):
+    """What a room of the app cannot do, as one line for the user: the command ends with it.
+
+    A base class, so that the command need not import a room to know its errors.
+    """
+
+    exit_code: int = ExitCode.SYSTEM
+
+
 _NOT_POSSIBLE = {
     FailureCode.UNSUPPORTED_OUTPUT,
     FailureCode.WOULD_LOSE,

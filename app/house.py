@@ -22,6 +22,7 @@ import structlog
 from pydantic import SecretStr
 
 from app.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from app.exit_codes import CommandError
 from app.server import prepare_storage, serve_gateway
 from app.settings import GatewaySettings
 from worker.contract.processes import ending_with_parent
@@ -37,7 +38,7 @@ _COURIER_RESTART_DELAYS_SECONDS = (0.0, 1.0, 5.0, 30.0)
 _COURIER_WAS_WELL_SECONDS = 60.0
 
 
-class WorkersEndedError(Exception):
+class WorkersEndedError(CommandError):
     """The workers ended by themselves (they have said why), so the service ended too."""
 
     def __init__(self, exit_code: int) -> None:

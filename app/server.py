@@ -15,6 +15,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, start_http_server
 
 from app.connections import SPARE_CONNECTIONS, Connection, Connections
+from app.exit_codes import CommandError
 from app.gateway import RedisAddressError, create_app
 from app.keys import KeysError
 from app.settings import GatewaySettings
@@ -33,7 +34,7 @@ _OWN_FILES = 256
 _SWITCH_SECONDS = 0.0005
 
 
-class GatewayStartError(Exception):
+class GatewayStartError(CommandError):
     """One line that says why the gateway does not start and what to do."""
 
 

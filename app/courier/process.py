@@ -29,6 +29,7 @@ from structlog.contextvars import bound_contextvars
 from app.courier.deliver import WebhookDeliverer
 from app.courier.fetch import FetchLimits, JobEndedError, SourceFetcher
 from app.courier.metrics import CourierMetrics, MetricsServer
+from app.exit_codes import CommandError
 from app.guarded_http import GuardedHttp, host_in_url
 from app.settings import CourierSettings
 from worker.contract.errands import Errand, ErrandKind, Errands
@@ -56,7 +57,7 @@ _REDIS_RETRIES = 3
 _INDEXED_KEY = "vsr:errands:indexed"
 
 
-class CourierStartError(Exception):
+class CourierStartError(CommandError):
     """One line that says why the courier does not start and what to do."""
 
 

@@ -1,6 +1,8 @@
 """The commands that talk to a service: what they send, and what they show of a report."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,25 @@ def vsr(*arguments: str | Path) -> str:
     done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
     assert done.exit_code == ExitCode.OK, done.output
     return done.stdout
+
+
+@pytest.mark.parametrize("words", [["--help"], ["submit", "--help"], ["status", "--help"], ["--version"]])
+def test_a_small_command_waits_for_no_large_library(words: list[str]) -> None:
+    code = (
+        "import sys; from app.cli import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'av', 'fastapi', 'httpx2', 'numpy', 'torch', 'uvicorn'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]"), done.stderr
+
+
+def test_the_client_needs_neither_the_web_framework_nor_the_networks() -> None:
+    code = "import sys, app.client; print(sorted({'av', 'fastapi', 'numpy', 'torch', 'uvicorn'} & set(sys.modules)))"
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_every_option_of_a_job_can_be_submitted(gateway: RunningGateway, tmp_path: Path) -> None:
