@@ -11,7 +11,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from worker.contract.failure import FailureCode
 from worker.contract.job import JobStatus
 
-STAGES = ("plan", "decode", "infer", "encode", "check", "assemble")
+STAGES = ("plan", "decode", "infer", "wait", "encode", "check", "assemble")
+TILE_OUTCOMES = ("computed", "reused")
 SEGMENT_OUTCOMES = ("finished", "existing", "given_back", "canceled", "failed")
 
 JOBS_FINISHED = Counter(
@@ -31,13 +32,15 @@ FRAMES = Counter("vsr_frames_total", "Frames upscaled, counted again when a segm
 OUTPUT_PIXELS = Counter("vsr_output_pixels_total", "Pixels of the upscaled frames.")
 STAGE_DURATION_SECONDS = Histogram(
     "vsr_stage_duration_seconds",
-    "Time spent in one stage of a segment (decode, infer, encode, check) or of a job (plan, assemble).",
+    "Time spent in one stage of a segment (decode, infer, encode, check, which overlap; wait: the device had nothing "
+    "to do, so that infer / (infer + wait) is how busy it was) or of a job (plan, assemble).",
     ["stage"],
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120),
 )
 BATCH_FRAMES = Histogram("vsr_batch_frames", "Frames in one call of the networks.", buckets=(1, 2, 4, 8, 16, 32, 64))
 BATCH_BACKOFFS = Counter("vsr_batch_backoffs_total", "Times that memory was short and smaller batches were tried.")
 TILE_BACKOFFS = Counter("vsr_tile_backoffs_total", "Times that memory was short and smaller tiles were tried.")
+TILES = Counter("vsr_tiles_total", "Tiles of jobs that reuse what has not changed (`reuse`).", ["outcome"])
 SEGMENTS = Counter("vsr_segments_total", "Segment tasks by how they ended.", ["outcome"])
 MODEL_LOAD_SECONDS = Gauge(
     "vsr_model_load_seconds", "Time that loading a model took, the latest.", multiprocess_mode="livemax"
@@ -60,6 +63,7 @@ def start_at_zero() -> None:
         JOBS_FINISHED.labels(status=JobStatus.FAILED, reason=code)
     _touch(STAGE_DURATION_SECONDS, STAGES)
     _touch(SEGMENTS, SEGMENT_OUTCOMES)
+    _touch(TILES, TILE_OUTCOMES)
 
 
 def _touch(family: Counter | Histogram, values: Sequence[str]) -> None:

@@ -49,6 +49,11 @@ class NetworkUpscaler:
         """See `worker.upscaler.Tiled`."""
         return self._tile_px
 
+    @property
+    def tile_overlap_px(self) -> int:
+        """How much more than itself a tile sees on each side, in pixels of the source."""
+        return self._networks.default_tile_overlap_px
+
     @torch.inference_mode()
     def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
         """(B, H, W, 3) to (B, 2H, 2W, 3), uint8 or uint16 as given."""

@@ -33,6 +33,22 @@ class Tiled(Protocol):
         """The side of a tile, in pixels of the source. None: whole frames."""
 
 
+@runtime_checkable
+class RemembersFrames(Protocol):
+    """What an upscaler that computes tiles only where their input has changed says beside."""
+
+    @property
+    def tiles_computed(self) -> int:
+        """So far."""
+
+    @property
+    def tiles_reused(self) -> int:
+        """So far, of the frame before."""
+
+    def for_segment(self) -> "Upscaler":
+        """One that remembers and counts nothing yet: so that memory, and figures, are of one segment."""
+
+
 class PixelRepeater:
     """The test preset "repeat-pixels": enlarges without any network, so that errors of the pipeline show exactly.
 
