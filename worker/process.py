@@ -19,7 +19,7 @@ from types import FrameType
 
 import structlog
 from redis.client import Pipeline
-from rq import SimpleWorker, worker_registration
+from rq import Queue, SimpleWorker, worker_registration
 from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
@@ -159,7 +159,7 @@ def work(name: str, environment: dict[str, str], protections: dict[str, str]) ->
     )
     worker.watch = watch
     watch.start()
-    cages = Cages(settings, VideoLimits(), watch.check)
+    worker.cages = cages = Cages(settings, VideoLimits(), watch.check)
     cages.prepare()
     workbench.set(Workbench(registry, queue, storage, models, watch, settings, VideoLimits(), cages))
     worker.work(with_scheduler=False)
@@ -184,6 +184,7 @@ class VideoWorker(SimpleWorker):
     """
 
     watch: TaskWatch
+    cages: Cages
 
     def __init__(self, name: str, queue: TaskQueue, lease_seconds: float) -> None:
         super().__init__(
@@ -199,6 +200,12 @@ class VideoWorker(SimpleWorker):
         self.asked_to_stop = False
         self._lease_seconds = lease_seconds
         self._wip_key = queue.rq.started_job_registry.key
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """And then have a cage ready for the next, so that it finds one here and need not wait for it."""
+        super().execute_job(job, queue)
+        if not self.asked_to_stop:
+            self.cages.prepare()
 
     # --- the lease (worker.task_watch.Lease) --------------------------------------------------------------------
 
