@@ -26,6 +26,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -103,8 +104,9 @@ class Decoding(Protocol):
         *,
         max_pixels: int,
         on_progress: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
     ) -> Iterator[Frame]:
-        """As `worker.video.decode.decode_frames`."""
+        """As `worker.video.decode.decode_frames`. `check` is called while waiting, and stops it by raising."""
 
     def making(self, target: Path) -> "AbstractContextManager[tuple[Decoding, Path]]":
         """Give a `Decoding` whose calls can write one file, and the path for that: it becomes `target` at the end.
@@ -140,7 +142,19 @@ class Uncaged:
     ) -> _Result:
         return function(*args, on_progress=on_progress, **kwargs)
 
-    frames = staticmethod(decode_frames)
+    @staticmethod
+    def frames(
+        source: Path,
+        survey: Survey,
+        first: int,
+        stop: int,
+        *,
+        max_pixels: int,
+        on_progress: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Iterator[Frame]:
+        """Nothing is waited for here: `check` is not called."""
+        return decode_frames(source, survey, first, stop, max_pixels=max_pixels, on_progress=on_progress)
 
     @contextmanager
     def making(self, target: Path) -> Iterator[tuple[Decoding, Path]]:
@@ -156,7 +170,8 @@ class Uncaged:
 class Cage:
     """Caged processes for one place, one at a time: started at once, told its place when it is first needed.
 
-    To be used by one thread. `check` is called while waiting, ten times per second, and stops the work by raising.
+    To be used by one thread at a time. `check` is called while waiting, ten times per second, and stops the work by
+    raising.
     """
 
     def __init__(
@@ -175,6 +190,7 @@ class Cage:
         self._limits = limits
         self._stall_seconds = stall_seconds
         self._check = check
+        self._check_of_call: Callable[[], None] = lambda: None
         self._start = start or (lambda: CagedProcess(largest_ring_bytes(limits)))
         self._process: CagedProcess | None = self._start()
         self._confined = False
@@ -245,8 +261,12 @@ class Cage:
         *,
         max_pixels: int,
         on_progress: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
     ) -> Iterator[Frame]:
-        """As `worker.video.decode.decode_frames`, a few frames ahead of whoever takes them. Frames are copies."""
+        """As `worker.video.decode.decode_frames`, a few frames ahead of whoever takes them. Frames are copies.
+
+        `check` is called as the cage's own is.
+        """
         shape = _ring_shape(survey.picture, max_pixels)
         position, tries_left = first, _TRIES - 1
         while position < stop:
@@ -254,6 +274,7 @@ class Cage:
                 decode_frames, (source, survey, position, stop), {"max_pixels": max_pixels}, returns=None, ring=shape
             )
             finished = False
+            self._check_of_call = check
             try:
                 for frame in self._ring_frames(call, shape, on_progress):
                     if position == stop:
@@ -268,6 +289,7 @@ class Cage:
                 tries_left -= 1
                 finished = True
             finally:
+                self._check_of_call = lambda: None
                 if not finished:  # nobody wants the rest, or it cannot be had
                     self.close()
 
@@ -383,6 +405,7 @@ class Cage:
                 self._looked_at = now
                 self._process.note_last_words()
                 self._check()
+                self._check_of_call()
                 self._check_patience(now - began, on_progress)
         return bytes(content)
 
@@ -406,6 +429,8 @@ class Cage:
     # --- the process --------------------------------------------------------------------------------------------
 
     def _confined_process(self) -> "CagedProcess":
+        if self._process and self._process.ends:
+            self.close()
         if self._process is None:
             self._process = self._start()
         if not self._confined:
@@ -489,8 +514,14 @@ class CagedProcess:
             )
         os.close(their_stderr)
         self.pid = self._popen.pid
+        self._started_by = threading.current_thread()
         self._cpu_seconds = 0
         self._progress_at = 0.0
+
+    @property
+    def ends(self) -> bool:
+        """Whether the kernel ends it, as the thread has ended that started it: what dies with us dies with that."""
+        return not self._started_by.is_alive()
 
     def send(self, content: bytes) -> None:
         self.channel.settimeout(_SEND_SECONDS)

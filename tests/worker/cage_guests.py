@@ -265,6 +265,13 @@ def frames_of_numbers(
         yield Frame(np.full((48, 64, 3), number % 251, np.uint8))
 
 
+def no_frame_ever(
+    source: Path, survey: object, first: int, stop: int, *, max_pixels: int, on_progress: Progress
+) -> Iterator[Frame]:
+    time.sleep(600)
+    yield from ()
+
+
 def one_frame_too_many(
     source: Path, survey: object, first: int, stop: int, *, max_pixels: int, on_progress: Progress
 ) -> Iterator[Frame]:

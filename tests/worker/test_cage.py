@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 import worker.cage
 from tests.worker import cage_guests as guests
@@ -536,6 +538,55 @@ def test_frames_that_nobody_wants_any_more_end_the_process(
     assert pid is not None
     assert is_gone(pid)
     assert len(list(cage.frames(source, plan.survey, 0, 20, max_pixels=plan.max_pixels))) == 20
+
+
+def test_waiting_for_a_frame_can_be_stopped(
+    open_cage: Callable[..., Cage], make_video: Callable[..., Path], job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a decoder that never comes to a frame
+    source = make_video("clip.mp4", frames=4).rename(job / "clip.mp4")
+    cage = open_cage()
+    plan = caged_plan(cage, source)
+    pid = cage.pid
+    monkeypatch.setattr("worker.cage.decode_frames", guests.no_frame_ever)
+
+    def stop() -> None:
+        raise InterruptedError
+
+    # When whoever waits for one is told to stop, then that is what happens, and the process ends
+    with pytest.raises(InterruptedError):
+        next(cage.frames(source, plan.survey, 0, 4, max_pixels=plan.max_pixels, check=stop))
+    assert pid is not None
+    assert is_gone(pid)
+    # And nobody is asked any more when something else is waited for
+    assert cage.call(guests.add, 1, 2, returns=int, on_progress=silent) == 3
+
+
+def test_a_process_that_ended_with_the_thread_that_started_it_is_replaced(
+    open_cage: Callable[..., Cage], make_video: Callable[..., Path], job: Path
+) -> None:
+    # Given frames that a thread takes, which had to start another process for it
+    source = make_video("clip.mp4", frames=4).rename(job / "clip.mp4")
+    cage = open_cage()
+    plan = caged_plan(cage, source)
+    cage.close()
+    pids: list[int | None] = []
+
+    def take() -> None:
+        frames = list(cage.frames(source, plan.survey, 0, 4, max_pixels=plan.max_pixels))
+        pids.extend(cage.pid for frame in frames)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    [pid] = set(pids)
+    # When the cage is used after that thread's end, then by a new process, and nobody takes the old one for killed
+    with capture_logs() as lines:
+        assert cage.call(guests.add, 1, 2, returns=int, on_progress=silent) == 3
+    assert pid is not None
+    assert is_gone(pid)
+    assert cage.pid != pid
+    assert [line["event"] for line in lines] == []
 
 
 def test_memory_stays_flat_over_2000_frames(
