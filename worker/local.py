@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import structlog
 from pydantic import ValidationError
@@ -18,7 +20,7 @@ from worker.contract.report import Report
 from worker.contract.storage import JobFolder, fsync_folder, write_atomically
 from worker.loaded_models import LoadedModels, usable_device
 from worker.opened_source import opened_source
-from worker.pipeline import render_segment
+from worker.pipeline import SegmentOrder, render_segments
 from worker.plan import SCALE, Plan, make_plan, sha256_of_file
 from worker.rendering import Rendering, agreed_rendering, read_rendering, step_down, with_rendering
 from worker.settings import VideoLimits, WorkerSettings
@@ -189,21 +191,18 @@ def _render_missing(
     progress: "_Progress",
     decoding: Decoding,
 ) -> None:
-    for segment in plan.segments:
-        if plan.segment_file(workspace, segment.index).exists():
-            continue
-        render_segment(
-            plan,
+    missing = [segment for segment in plan.segments if not plan.segment_file(workspace, segment.index).exists()]
+    orders = [
+        SegmentOrder(
             segment.index,
-            source,
             plan.segment_file(workspace, segment.index),
-            upscaler,
-            batch_frames=rendering.batch_frames,
             figures=plan.figures_file(workspace, segment.index),
-            on_frames_done=progress.frames_done,
-            decode=decoding.frames,
+            on_frames_done=partial(progress.frames_done, segment.index),
+            on_published=partial(progress.segment_done, segment.index),
         )
-        progress.segment_done(segment.frames)
+        for segment in missing
+    ]
+    render_segments(plan, orders, source, upscaler, batch_frames=rendering.batch_frames, decode=decoding.frames)
 
 
 def _plan(
@@ -316,7 +315,7 @@ def _deliver_unpacked(result: Path, output: Path, workspace: JobFolder) -> None:
 
 
 class _Progress:
-    """Adds up what is done and tells it on."""
+    """Adds up what is done and tells it on. Of two segments at a time, as each has a thread that tells of it."""
 
     def __init__(
         self, plan: Plan, workspace: JobFolder, tell: Callable[[Progress], None], rendering: Rendering
@@ -324,7 +323,7 @@ class _Progress:
         finished = [segment for segment in plan.segments if plan.segment_file(workspace, segment.index).exists()]
         self.resumed_segments = len(finished)
         self._resumed_frames = sum(segment.frames for segment in finished)
-        self._before = Progress(
+        self._now = Progress(
             frames_done=self._resumed_frames,
             frames_total=plan.frames,
             segments_done=len(finished),
@@ -332,26 +331,31 @@ class _Progress:
             batch_frames=rendering.batch_frames,
             tile_px=rendering.tile_px,
         )
+        self._frames_of_segments: dict[int, int] = {}
         self._began = time.monotonic()
+        self._telling = Lock()
         self._tell = tell
-        tell(self._before)
+        tell(self._now)
 
-    def frames_done(self, in_segment: int) -> None:
-        """Tell of frames of the segment at hand."""
-        done = self._before.frames_done + in_segment
-        seconds = time.monotonic() - self._began
-        fps = (done - self._resumed_frames) / seconds if seconds > 0 else None
-        self._tell(self._before.model_copy(update={"frames_done": done, "fps": fps}))
+    def frames_done(self, index: int, in_segment: int) -> None:
+        """Tell how many frames of this segment are done."""
+        with self._telling:
+            self._frames_of_segments[index] = in_segment
+            done = sum(self._frames_of_segments.values())
+            seconds = time.monotonic() - self._began
+            self._now = self._now.model_copy(
+                update={
+                    "frames_done": self._resumed_frames + done,
+                    "fps": done / seconds if seconds > 0 else None,
+                }
+            )
+            self._tell(self._now)
 
-    def segment_done(self, frames: int) -> None:
-        """Count a segment of so many frames as published."""
-        self._before = self._before.model_copy(
-            update={
-                "frames_done": self._before.frames_done + frames,
-                "segments_done": self._before.segments_done + 1,
-            }
-        )
-        self.frames_done(0)
+    def segment_done(self, index: int) -> None:
+        """Tell that this segment is published."""
+        with self._telling:
+            self._now = self._now.model_copy(update={"segments_done": self._now.segments_done + 1})
+            self._tell(self._now)
 
 
 def _container_named(path: Path) -> Container | None:

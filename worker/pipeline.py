@@ -1,28 +1,44 @@
-"""Decode ▶ triplets ▶ infer ▶ encode ▶ check: one segment of a video from the source's file to its own."""
+"""Decode ▶ triplets ▶ infer ▶ encode ▶ check: segments of a video from the source's file to files of their own.
+
+    a thread                            the caller's thread               a thread per segment, two at most
+    decode ▶ triplets ▶ batches  ────▶  infer: the networks       ────▶  encode ▶ read back, check ▶ publish
+
+In between lies one batch at most: memory holds a few of them however long the video, and the networks, who are slowest,
+find the next one ready. Of several segments one is brought to its end while the next is under way.
+"""
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock, local
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from worker.cage import Uncaged
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.storage import publishing, write_atomically
 from worker.plan import SCALE, Plan
 from worker.self_check import EQUAL_PSNR_DB, SegmentFigures, SelfCheck
-from worker.upscaler import Tiled, Upscaler
+from worker.stages import Channel, Taker, made_ahead
+from worker.upscaler import FrameBatch, Tiled, Upscaler
 from worker.video.alpha import enlarge_alpha
 from worker.video.colour import FromRgb, ToRgb
-from worker.video.decode import decode_frames
 from worker.video.encode import encode_frames
-from worker.video.frames import Frame
+from worker.video.frames import AlphaFrame, Frame
 from worker.video.read_segment import read_segment
 from worker.video.values import Picture
 
 _Item = TypeVar("_Item")
+
+_BATCHES_BETWEEN = 1
+_THREADS = 3  # one that decodes, and of two segments those that encode
 
 
 class Triplet(NamedTuple):
@@ -31,6 +47,40 @@ class Triplet(NamedTuple):
     previous_lr: Frame
     center_lr: Frame
     next_lr: Frame
+
+
+class Batch(NamedTuple):
+    """Frames for one call of the networks: previous, centre and next ones, each (B, H, W, 3), filled up to B."""
+
+    frames: int
+    """How many there are without the filling."""
+    previous_lr: FrameBatch
+    center_lr: FrameBatch
+    next_lr: FrameBatch
+    alphas: tuple[AlphaFrame | None, ...]
+    """Transparency of the centre frames, enlarged; of the filling there is none."""
+
+
+class UpscaledBatch(NamedTuple):
+    """What became of a `Batch`: colours, (B, 2H, 2W, 3) with the filling, and transparency without."""
+
+    colours: FrameBatch
+    alphas: tuple[AlphaFrame | None, ...]
+
+
+@dataclass(frozen=True)
+class SegmentOrder:
+    """One segment to be rendered."""
+
+    index: int
+    target: Path
+    figures: Path | None = None
+    """Where to publish what the self-check finds: before the segment, so that none is ever without."""
+    on_frames_done: Callable[[int], None] = lambda frames_done: None
+    """Hears how many frames of the segment have been encoded so far, in the segment's own thread."""
+    on_published: Callable[[], None] = lambda: None
+    """Called in that thread too."""
+    times: "StageTimes" = field(default_factory=lambda: StageTimes())
 
 
 def render_segment(
@@ -46,56 +96,130 @@ def render_segment(
     on_batch: Callable[[int], None] = lambda frames: None,
     check_canceled: Callable[[], None] = lambda: None,
     on_frame_decoded: Callable[[], None] = lambda: None,
-    decode: Callable[..., Iterator[Frame]] = decode_frames,
+    decode: Callable[..., Iterator[Frame]] = Uncaged.frames,
     times: "StageTimes | None" = None,
 ) -> None:
-    """Compute segment `index` of the plan and publish it at `target`, whole or not at all.
+    """Render one segment, as `render_segments` does with several."""
+    render_segments(
+        plan,
+        [SegmentOrder(index, target, figures, on_frames_done, times=times or StageTimes())],
+        source,
+        upscaler,
+        batch_frames=batch_frames,
+        on_batch=on_batch,
+        check_canceled=check_canceled,
+        on_frame_decoded=on_frame_decoded,
+        decode=decode,
+    )
 
-    What the self-check finds in it is published at `figures` first, so that no segment is ever without them.
-    `on_frames_done` hears how many frames of the segment are done, `on_batch` how many frames a network call was
-    asked for (the filling not counted); `check_canceled` is called between batches and
-    stops the work by raising. So may `on_frame_decoded`, which hears of frames on the way to the segment too. `decode`
-    is `decode_frames`, here or in another process (worker.cage). Raises
-    `JobFailureError` when the source no longer decodes as planned, or the segment does not hold what was encoded.
+
+def render_segments(
+    plan: Plan,
+    orders: Sequence[SegmentOrder],
+    source: Path,
+    upscaler: Upscaler,
+    *,
+    batch_frames: int,
+    on_batch: Callable[[int], None] = lambda frames: None,
+    check_canceled: Callable[[], None] = lambda: None,
+    on_frame_decoded: Callable[[], None] = lambda: None,
+    decode: Callable[..., Iterator[Frame]] = Uncaged.frames,
+) -> None:
+    """Compute segments of the plan, one after the other, and publish each at its target, whole or not at all.
+
+    The networks run in the caller's thread; all threads beside it have ended when this returns or raises. After an
+    error segments that the networks are done with are still brought to their end, the others leave nothing.
+
+    `on_batch` hears how many frames a network call was asked for (the filling not counted), in the caller's thread.
+    `check_canceled` is called there between batches, and by the thread that reads a segment back for every frame; it
+    stops the work by raising. So may `on_frame_decoded`, which hears of frames on the way to a segment too, in the
+    thread that decodes. `decode` is `worker.cage.Decoding.frames`, and is used in that thread alone. Raises
+    `JobFailureError` when the source no longer decodes as planned, or a segment does not hold what was encoded.
     """
-    segment = plan.segments[index]
-    table = plan.survey.frames
-    cuts = frozenset(plan.survey.cuts)
-    times = times or StageTimes()
-    check = SelfCheck(segment.first, segment.stop, cuts, upscaler.tile_px if isinstance(upscaler, Tiled) else None)
-    # The halo: one more frame on each side, decoded but not upscaled, except at the ends of the video.
-    first, stop = max(segment.first - 1, 0), min(segment.stop + 1, plan.frames)
+    segments = [_Segment(plan, order, upscaler) for order in orders]
 
-    with publishing(target) as partial:
-        decoded = times.timed(
-            "decode",
-            decode(
-                source,
-                plan.survey,
-                first,
-                stop,
-                max_pixels=plan.max_pixels,
-                on_progress=on_frame_decoded,
-            ),
-        )
-        triplets = with_neighbours(decoded, first, cuts, segment.first, segment.stop)
-        noted = times.timed("check", noting_sources(triplets, segment.first, check))
-        upscaled = times.timed("infer", upscale(noted, upscaler, batch_frames, on_batch, check_canceled))
-        given = times.timed("check", noting_encoder_input(upscaled, segment.first, plan.picture, check))
-        pts = table.pts[segment.first : segment.stop]
-        encoded = encode_frames(given, pts, plan.picture, plan.encoding, partial, made_by=upscaler.fingerprint)
-        for frames_done in times.timed("encode", encoded):
-            on_frames_done(frames_done)
-        wanted = {number - segment.first for number in check.wanted}
-        finished = read_segment(partial, plan.picture, segment.frames, wanted, check_canceled)
-        began = time.perf_counter()
-        found = check.compare((segment.first + place, rgb) for place, rgb in finished)
-        times.seconds["check"] += time.perf_counter() - began
-        if plan.encoding.quality == "lossless":
-            _check_lossless(found)
-        if figures is not None:
-            complete = found.model_copy(update={"stage_seconds": dict(times.seconds)})
-            write_atomically(figures, complete.model_dump_json().encode())
+    def batches_of_all(taken: Channel[Batch]) -> Generator[Batch, None, None]:
+        def on_decoded() -> None:
+            taken.demand_open()
+            on_frame_decoded()
+
+        for segment in segments:
+            yield from segment.batches(
+                batch_frames, partial(decode, source, on_progress=on_decoded, check=taken.demand_open)
+            )
+
+    with (
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="render") as threads,
+        closing(made_ahead(threads, batches_of_all, _BATCHES_BETWEEN)) as batches,
+    ):
+        networks_free_at = time.perf_counter()
+        ending: Taker[UpscaledBatch] | None = None
+        for segment in segments:
+            times = segment.times
+            times.networks_taken_at = networks_free_at
+            with Taker(threads, partial(segment.encode, check_canceled), _BATCHES_BETWEEN) as encoding:
+                of_segment = times.timed(None, islice(batches, -(-segment.frames // batch_frames)))
+                for upscaled in times.timed("infer", upscale(of_segment, upscaler, on_batch, check_canceled)):
+                    encoding.put(upscaled)
+                    del upscaled  # not to be held while the next is computed
+                    if ending:
+                        ending.demand_health()
+                if segment is not segments[-1]:  # for whose end the networks wait
+                    networks_free_at = times.networks_left_at = time.perf_counter()
+            if ending:
+                ending.wait()
+            ending = encoding
+        if ending:
+            ending.wait()
+
+
+class _Segment:
+    """One segment on its way, on both sides of the networks."""
+
+    def __init__(self, plan: Plan, order: SegmentOrder, upscaler: Upscaler) -> None:
+        segment = plan.segments[order.index]
+        self.frames = segment.frames
+        self.times = order.times
+        self._plan = plan
+        self._order = order
+        self._first, self._stop = segment.first, segment.stop
+        self._made_by = upscaler.fingerprint
+        self._cuts = frozenset(plan.survey.cuts)
+        tile_px = upscaler.tile_px if isinstance(upscaler, Tiled) else None
+        self._check = SelfCheck(segment.first, segment.stop, self._cuts, tile_px)
+
+    def batches(self, batch_frames: int, decode: Callable[..., Iterator[Frame]]) -> Iterator[Batch]:
+        """Yield what the networks are to be shown."""
+        plan, timed = self._plan, self.times.timed
+        # The halo: one more frame on each side, decoded but not upscaled, except at the ends of the video.
+        first, stop = max(self._first - 1, 0), min(self._stop + 1, plan.frames)
+        decoded = timed("decode", decode(plan.survey, first, stop, max_pixels=plan.max_pixels))
+        triplets = with_neighbours(decoded, first, self._cuts, self._first, self._stop)
+        noted = timed("check", noting_sources(triplets, self._first, self._check))
+        yield from timed("decode", in_batches(noted, batch_frames))
+
+    def encode(self, check_canceled: Callable[[], None], upscaled: Channel[UpscaledBatch]) -> None:
+        """Bring what the networks have made into a file, look whether it is right, and publish it."""
+        plan, times, check = self._plan, self.times, self._check
+        with publishing(self._order.target) as partial_file:
+            frames = frames_of(times.timed(None, upscaled))
+            given = times.timed("check", noting_encoder_input(frames, self._first, plan.picture, check))
+            pts = plan.survey.frames.pts[self._first : self._stop]
+            encoded = encode_frames(given, pts, plan.picture, plan.encoding, partial_file, made_by=self._made_by)
+            for frames_done in times.timed("encode", encoded):
+                upscaled.demand_open()
+                self._order.on_frames_done(frames_done)
+            wanted = {number - self._first for number in check.wanted}
+            finished = read_segment(partial_file, plan.picture, self.frames, wanted, check_canceled)
+            with times.spent("check"):
+                found = check.compare((self._first + place, rgb) for place, rgb in finished)
+            if plan.encoding.quality == "lossless":
+                _check_lossless(found)
+            times.note_wait()
+            if self._order.figures is not None:
+                complete = found.model_copy(update={"stage_seconds": dict(times.seconds)})
+                write_atomically(self._order.figures, complete.model_dump_json().encode())
+        self._order.on_published()
 
 
 def noting_sources(triplets: Iterable[Triplet], first: int, check: SelfCheck) -> Iterator[Triplet]:
@@ -146,59 +270,105 @@ def with_neighbours(
         yield Triplet(previous, center, center)
 
 
-def upscale(
-    triplets: Iterable[Triplet],
-    upscaler: Upscaler,
-    batch_frames: int,
-    on_batch: Callable[[int], None],
-    check_canceled: Callable[[], None],
-) -> Iterator[Frame]:
-    """Yield the upscaled centre frames: colours by the network, transparency by Lanczos beside it.
+def in_batches(triplets: Iterable[Triplet], batch_frames: int) -> Iterator[Batch]:
+    """Put `batch_frames` triplets together at a time, and enlarge their transparency by Lanczos.
 
-    The network always sees exactly `batch_frames` frames: the last batch is filled up by repeating its last triplet, so
-    that the bytes of a frame never depend on how many others were at hand.
+    The networks always see exactly so many: the last batch is filled up by repeating its last triplet, so that the
+    bytes of a frame never depend on how many others were at hand.
     """
     remaining = iter(triplets)
-    while batch := list(islice(remaining, batch_frames)):
+    while taken := list(islice(remaining, batch_frames)):
+        filled = taken + [taken[-1]] * (batch_frames - len(taken))
+        previous, center, following = (
+            np.stack([frame.rgb for frame in frames]) for frames in zip(*filled, strict=True)
+        )
+        alphas = (triplet.center_lr.alpha for triplet in taken)
+        enlarged = tuple(None if alpha is None else enlarge_alpha(alpha, SCALE) for alpha in alphas)
+        yield Batch(len(taken), previous, center, following, enlarged)
+        del previous, center, following, enlarged  # not to be held while the next ones are put together
+
+
+def upscale(
+    batches: Iterable[Batch],
+    upscaler: Upscaler,
+    on_batch: Callable[[int], None],
+    check_canceled: Callable[[], None],
+) -> Iterator[UpscaledBatch]:
+    """Yield what the networks make of `batches`."""
+    for batch in batches:
         check_canceled()
-        on_batch(len(batch))
-        filled = batch + [batch[-1]] * (batch_frames - len(batch))
-        colours = upscaler(*(np.stack([frame.rgb for frame in frames]) for frames in zip(*filled, strict=True)))
-        for triplet, rgb in zip(batch, colours, strict=False):  # the filling has no triplet
-            alpha = triplet.center_lr.alpha
-            yield Frame(rgb, None if alpha is None else enlarge_alpha(alpha, SCALE))
+        on_batch(batch.frames)
+        yield UpscaledBatch(upscaler(batch.previous_lr, batch.center_lr, batch.next_lr), batch.alphas)
+
+
+def frames_of(batches: Iterable[UpscaledBatch]) -> Iterator[Frame]:
+    """Yield the upscaled frames one by one, without the filling."""
+    for batch in batches:
+        for rgb, alpha in zip(batch.colours, batch.alphas, strict=False):  # of the filling there is no transparency
+            yield Frame(rgb, alpha)
+        del batch, rgb  # not to be held while the next one is waited for
 
 
 class StageTimes:
-    """Seconds spent in each stage itself, while the stages pull frames from one another."""
+    """Seconds that one segment took in each stage. Stages overlap, as each has a thread: they add up to more.
+
+    decode: frames to arrive from the decoder, and to be put into batches; infer: the networks, with all copies to and
+    from their device; encode; check: the self-check, in all threads; wait: the networks had nothing to do, from taking
+    the segment up to taking up the next, or where there is none to the end. infer and wait together are the time that
+    the segment took. Encoders have threads of their own beside, whose work shows where it is waited for.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._running: list[str] = []
-        self._since = 0.0
+        self.networks_taken_at = time.perf_counter()
+        self.networks_left_at: float | None = None
+        self._adding = Lock()
+        self._thread = _RunningStages()
 
-    def timed(self, stage: str, items: Iterable[_Item]) -> Iterator[_Item]:
-        """Yield `items`; the time that it takes to make each, less that of stages it pulls from, goes to `stage`."""
+    def timed(self, stage: str | None, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Yield `items`; the time that it takes to make each, less that of stages it pulls from, goes to `stage`.
+
+        None: it is nobody's, as these are waited for.
+        """
         remaining = iter(items)
         while True:
-            self._switch(enter=stage)
-            try:
+            with self.spent(stage):
                 item = next(remaining, _END)
-            finally:
-                self._switch(enter=None)
             if item is _END:
                 return
             yield item  # type: ignore[misc]  # not the end mark
+            del item  # not to be held while the next is made
 
-    def _switch(self, *, enter: str | None) -> None:
-        now = time.perf_counter()
-        if self._running:
-            self.seconds[self._running[-1]] += now - self._since
-        self._since = now
-        if enter is None:
-            self._running.pop()
-        else:
-            self._running.append(enter)
+    @contextmanager
+    def spent(self, stage: str | None) -> Iterator[None]:
+        """Count the time inside to `stage`, in this thread."""
+        self._count()
+        self._thread.stages.append(stage)
+        try:
+            yield
+        finally:
+            self._count()
+            self._thread.stages.pop()
+
+    def note_wait(self) -> None:
+        """At the end of the segment: the rest of the time that the networks were there for it."""
+        until = self.networks_left_at or time.perf_counter()
+        self.seconds["wait"] = until - self.networks_taken_at - self.seconds["infer"]
+
+    def _count(self) -> None:
+        now, running = time.perf_counter(), self._thread.stages
+        if running and (stage := running[-1]) is not None:
+            with self._adding:
+                self.seconds[stage] += now - self._thread.since
+        self._thread.since = now
+
+
+class _RunningStages(local):
+    """Of each thread its own: the stages at work, the one that was pulled from last."""
+
+    def __init__(self) -> None:
+        self.stages: list[str | None] = []
+        self.since = 0.0
 
 
 _END = object()

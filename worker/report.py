@@ -118,7 +118,9 @@ _WHY_CHANGED = {
 }
 _ONLY_THE_BEGINNING = "the job was canceled: only the frames finished from the start are here"
 _DURATION_SLACK_SECONDS = 0.001
-_STAGES = ("plan", "decode", "infer", "encode", "check", "assemble")
+_STAGES = ("plan", "decode", "infer", "wait", "encode", "check", "assemble")
+_ONE_AFTER_THE_OTHER = ("plan", "infer", "wait", "assemble")
+"""The others are at work meanwhile (see `worker.pipeline.StageTimes`)."""
 
 
 def make_report(
@@ -143,7 +145,7 @@ def make_report(
     table = plan.survey.frames
     before, after = _of_source(whole or plan, source), _of_result(plan, check, result, on_progress)
     seconds = _stage_seconds(figures, seconds_so_far)
-    total = sum(seconds.values())
+    total = sum(seconds.get(stage, 0) for stage in _ONE_AFTER_THE_OTHER)
     return Report(
         source=before,
         result=after,
@@ -158,6 +160,7 @@ def make_report(
         notes=(*plan.survey.notes, *_colour_notes(plan), *_beginning_notes(plan, whole)),
         quality=gather(figures, [segment.first for segment in plan.segments], frozenset(plan.survey.cuts), table),
         stage_seconds=seconds,
+        device_busy=_device_busy(seconds),
         frames_per_second=round(len(table) / total, 3) if total else None,
         network=network,
         tag=tag,
@@ -413,6 +416,14 @@ def _stage_seconds(figures: Iterable[SegmentFigures | None], so_far: Mapping[str
         for stage, spent in (segment.stage_seconds if segment is not None else {}).items():
             seconds[stage] += spent
     return {stage: round(seconds[stage], 3) for stage in _STAGES if stage in seconds}
+
+
+def _device_busy(seconds: Mapping[str, float]) -> float | None:
+    """None where segments do not say how long the networks had to wait, as those of earlier versions."""
+    if "wait" not in seconds:
+        return None
+    in_segments = seconds["infer"] + seconds["wait"]
+    return round(seconds["infer"] / in_segments, 3) if in_segments else None
 
 
 def _rounded(seconds: Fraction) -> float:

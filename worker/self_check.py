@@ -137,7 +137,7 @@ class SelfCheck:
         at_borders = beside_borders = Steps()
         for number, rgb in results:
             shrunk = _shrunk(rgb)
-            residuals[number] = _luma_blocks(shrunk) - self._source_blocks[number]
+            residuals[number] = _luma_blocks(shrunk) - self._source_blocks.pop(number)
             if number in self._encoder_inputs:
                 encoding_psnr_db[number] = _psnr_db(rgb, self._encoder_inputs.pop(number))
             if number in self._compared:

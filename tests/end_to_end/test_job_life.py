@@ -52,7 +52,7 @@ def test_a_job_passes_through_the_worker_and_leaves_only_what_is_needed(
     report = Report.model_validate_json(house.folder(job_id).report.read_bytes())
     assert (report.frames.source, report.frames.result, report.timestamps.exact) == (120, 120, True)
     assert report.result.sha256 == job.result.sha256
-    assert set(report.stage_seconds) == {"plan", "decode", "infer", "encode", "check", "assemble"}
+    assert set(report.stage_seconds) == {"plan", "decode", "infer", "wait", "encode", "check", "assemble"}
     assert min(report.stage_seconds.values()) > 0
     assert (report.quality.frames_compared > 0, report.quality.segments_without_figures) == (True, 0)
     assert report.quality.segment_borders is not None

@@ -94,7 +94,7 @@ def test_a_finished_run_leaves_the_result_alone(long_video: Path, run: Callable[
     assert not outcome.already_done
     assert outcome.report is not None
     assert outcome.report.frames.result == 96
-    assert set(outcome.report.stage_seconds) == {"plan", "decode", "infer", "encode", "check", "assemble"}
+    assert set(outcome.report.stage_seconds) == {"plan", "decode", "infer", "wait", "encode", "check", "assemble"}
     assert list(output.parent.iterdir()) == [output]
 
 

@@ -149,7 +149,7 @@ def test_both_sides_are_told_of_a_file_that_is_kept_whole(make_video: MakeVideo,
     # and there is nothing to say in one line
     assert report.changes == ()
     assert (report.frames.source, report.frames.result, report.timestamps.exact) == (30, 30, True)
-    assert set(report.stage_seconds) == {"plan", "decode", "infer", "encode", "check", "assemble"}
+    assert set(report.stage_seconds) == {"plan", "decode", "infer", "wait", "encode", "check", "assemble"}
     assert report.quality.frames_compared == 2 * len(plan.segments)
     assert report.network == network_name(PixelRepeater().fingerprint)
     assert report.quality.segments_without_figures == 0

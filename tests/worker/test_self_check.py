@@ -230,7 +230,7 @@ def test_figures_are_there_before_their_segment(make_video: MakeVideo, tmp_path:
     # then its figures are there, and say what the work cost
     found = read_figures(figures)
     assert found is not None
-    assert set(found.stage_seconds) == {"decode", "infer", "encode", "check"}
+    assert set(found.stage_seconds) == {"decode", "infer", "wait", "encode", "check"}
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"psnr_db": 3}'])

@@ -172,9 +172,16 @@ class Report(_Frozen):
     quality: QualityReport
     rendering: RenderingReport | None = None
     stage_seconds: dict[str, float] = Field(
-        description="Spent in plan, decode, infer, encode, check (the quality) and assemble, over all segments."
+        description="Spent in plan, decode, infer (the networks), wait (the networks had nothing to do), encode, check "
+        "(the quality) and assemble, over all segments. Decode, encode and check go on beside infer and wait, which "
+        "together are the time that the segments took."
     )
-    frames_per_second: float | None = Field(description="Over all stages, as if one worker did everything.")
+    device_busy: float | None = Field(
+        None, description="The share of the segments' time that was spent in the networks: infer / (infer + wait)."
+    )
+    frames_per_second: float | None = Field(
+        description="Over plan, infer, wait and assemble, as if one worker did everything."
+    )
     network: str | None = Field(None, description="Names the pipeline, the weights and what they ran on.")
     tag: str = Field(description="The mark in the file that stands for its source, options and weights.")
 
