@@ -41,7 +41,8 @@ def print_report(report: Report) -> None:
     print_result(f"quality: {quality_words(report.quality)}")
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.stage_seconds.items())
     rate = f"{report.frames_per_second:.2f} frames/s: " if report.frames_per_second else ""
-    print_result(f"speed: {rate}{stages}")
+    busy = f"; the networks were busy {report.device_busy:.0%} of the time" if report.device_busy is not None else ""
+    print_result(f"speed: {rate}{stages}{busy}")
 
 
 def summary_of(report: Report) -> str:

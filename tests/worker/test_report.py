@@ -150,6 +150,11 @@ def test_both_sides_are_told_of_a_file_that_is_kept_whole(make_video: MakeVideo,
     assert report.changes == ()
     assert (report.frames.source, report.frames.result, report.timestamps.exact) == (30, 30, True)
     assert set(report.stage_seconds) == {"plan", "decode", "infer", "wait", "encode", "check", "assemble"}
+    infer, wait = report.stage_seconds["infer"], report.stage_seconds["wait"]
+    assert report.device_busy == pytest.approx(infer / (infer + wait), abs=0.001)
+    assert report.frames_per_second is not None
+    one_after_the_other = sum(report.stage_seconds[stage] for stage in ("plan", "infer", "wait", "assemble"))
+    assert 30 / report.frames_per_second == pytest.approx(one_after_the_other, rel=0.01)
     assert report.quality.frames_compared == 2 * len(plan.segments)
     assert report.network == network_name(PixelRepeater().fingerprint)
     assert report.quality.segments_without_figures == 0
