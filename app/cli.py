@@ -15,6 +15,7 @@ import typer
 from pydantic import ValidationError
 
 from app import terminal
+from app.cli_benchmark import benchmark_cli
 from app.cli_keys import keys_cli
 from app.cli_options import (
     CodecOption,
@@ -59,6 +60,7 @@ cli = typer.Typer(
 cli.add_typer(weights_cli, name="weights", no_args_is_help=True)
 cli.add_typer(keys_cli, name="keys", no_args_is_help=True)
 cli.add_typer(training_cli)
+cli.add_typer(benchmark_cli)
 
 UrlOption = Annotated[str | None, typer.Option(help="Address of the service (VSR_URL).")]
 JobArgument = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
