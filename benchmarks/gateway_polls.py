@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from itertools import count
 from pathlib import Path
 
@@ -154,10 +154,10 @@ class Pollers:
         began = time.monotonic()
         due = (began + number / rate for number in count())
         next_due = next(due)
-        idle, since, took = list(self._sockets), dict[int, float](), list[float]()
+        idle, since, took = deque(self._sockets), dict[int, float](), list[float]()
         while next_due < began + seconds or since:
             while idle and next_due < began + seconds and next_due <= time.monotonic():
-                number = idle.pop()
+                number = idle.popleft()  # in turn: one that says nothing for long is closed
                 since[number], next_due = next_due, next(due)
                 self._ask(number)
             # With all connections busy, or nothing due any more, only an answer can change that.
@@ -174,15 +174,21 @@ class Pollers:
     def _take(self, number: int) -> None:
         """Read one answer whole."""
         connection = self._sockets[number]
-        answer = connection.recv(65536)
+        answer = b""
         while b"\r\n\r\n" not in answer:
-            answer += connection.recv(65536)
+            answer += self._receive(connection)
         head, _, body = answer.partition(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200"):
             raise SystemExit(answer.decode())
         size = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
         while len(body) < size:
-            body += connection.recv(65536)
+            body += self._receive(connection)
+
+    def _receive(self, connection: socket.socket) -> bytes:
+        received = connection.recv(65536)
+        if not received:
+            raise SystemExit("the gateway closed a connection")
+        return received
 
 
 def pin(pid: int, core: int) -> None:
