@@ -31,6 +31,7 @@ from app.cli_options import (
     OnErrorOption,
     PresetOption,
     QualityOption,
+    ReuseOption,
     WeightsDirOption,
     container_for,
     interruptible,
@@ -101,6 +102,7 @@ def upscale(
     on_error: OnErrorOption = None,
     frame_rate: FrameRateOption = None,
     drop_unsupported: DropUnsupportedOption = False,
+    reuse: ReuseOption = False,
     batch: Annotated[int | None, typer.Option(min=1, max=64, help="Frames per network call.")] = None,
     tile: Annotated[
         int | None, typer.Option(min=32, help="Work in tiles of so many source pixels, where memory is short.")
@@ -154,6 +156,7 @@ def upscale(
             on_error=on_error,
             frame_rate=frame_rate,
             drop_unsupported=drop_unsupported or None,
+            reuse=reuse or None,
         )
     )
     kept = "interrupted: what is finished is kept, the same command goes on from there"
@@ -348,6 +351,7 @@ def submit(
     on_error: OnErrorOption = None,
     frame_rate: FrameRateOption = None,
     drop_unsupported: DropUnsupportedOption = False,
+    reuse: ReuseOption = False,
     report: Annotated[Path | None, typer.Option(help="Then save the report to this file (JSON).")] = None,
     webhook_url: Annotated[str | None, typer.Option(help="An https URL that the service tells of the end.")] = None,
     reuse_result: Annotated[
@@ -384,6 +388,7 @@ def submit(
         on_error=on_error,
         frame_rate=frame_rate,
         drop_unsupported=drop_unsupported or None,
+        reuse=reuse or None,
         webhook_url=webhook_url,
         reuse_result=reuse_result or None,
     )

@@ -72,6 +72,12 @@ DropUnsupportedOption = Annotated[
         "--drop-unsupported", help="Go on without what the result cannot hold; otherwise that is refused, by name."
     ),
 ]
+ReuseOption = Annotated[
+    bool,
+    typer.Option(
+        "--reuse", help="Work in tiles, and compute only those that have changed: for recordings of a screen."
+    ),
+]
 
 
 def container_for(output: Path | None, chosen: Container | None) -> Container | None:

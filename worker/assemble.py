@@ -120,7 +120,8 @@ def result_tag(
     segments where a setting replaced the usual one, as another length gives other bytes; `first_frames` how many
     frames a result has that is only the beginning.
     """
-    chosen = options.model_copy(update={"container": container}).model_dump_json()
+    # Of `reuse` only the tiles change a result, and those are part of `network`.
+    chosen = options.model_copy(update={"container": container}).model_dump_json(exclude={"reuse"})
     cut = f" {segment_frames}" if segment_frames else ""
     beginning = f" first {first_frames}" if first_frames else ""
     identity = f"{PIPELINE_VERSION} {source_sha256} {chosen} {network}{cut}{beginning}"

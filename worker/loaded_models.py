@@ -17,8 +17,10 @@ from worker.assemble import network_name
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import now
 from worker.contract.presets import REPEAT_PIXELS, TEST_PRESETS, LoadedModel, announce_loaded, announce_maker
+from worker.free_memory import free_bytes
 from worker.network import NetworkUpscaler
-from worker.rendering import Rendering
+from worker.rendering import REUSE_TILE_PX, Rendering, beginning
+from worker.tile_reuse import ReusingUpscaler
 from worker.upscaler import PixelRepeater, Upscaler
 
 log = structlog.get_logger(__name__)
@@ -55,15 +57,38 @@ class LoadedModels:
         self._upscalers: dict[str, Upscaler] = {}
         self._descriptions: list[LoadedModel] = []
 
-    def get(self, preset: str, rendering: Rendering | None = None) -> Upscaler:
+    def get(self, preset: str, rendering: Rendering | None = None, *, reuse: bool = False) -> Upscaler:
         """The preset's networks, for `rendering` or as usual; the first call takes seconds.
 
-        Raises `JobFailureError` where they cannot be loaded.
+        With `reuse`, and where they work in tiles, those that have not changed are not computed again. Raises
+        `JobFailureError` where they cannot be loaded.
         """
         upscaler = self._loaded(preset)
-        if rendering and isinstance(upscaler, NetworkUpscaler):
-            return upscaler.adjusted(rendering.batch_frames, rendering.tile_px)
-        return upscaler
+        if rendering is None or not isinstance(upscaler, NetworkUpscaler):
+            return upscaler
+        adjusted = upscaler.adjusted(rendering.batch_frames, rendering.tile_px)
+        if not reuse or rendering.tile_px is None:
+            return adjusted
+        windows = upscaler.adjusted(rendering.batch_frames, None)
+        return ReusingUpscaler(windows, rendering.tile_px, adjusted.tile_overlap_px, adjusted.fingerprint)
+
+    def usual_rendering_of(self, *, reuse: bool) -> Rendering:
+        """How jobs are rendered where memory is no concern."""
+        if reuse and self.usual_rendering.tile_px is None:
+            return self.usual_rendering.model_copy(update={"tile_px": REUSE_TILE_PX})
+        return self.usual_rendering
+
+    def beginning(self, preset: str, width: int, height: int, *, reuse: bool) -> Rendering:
+        """How to begin a job of frames of this size (of the source, in pixels) with the memory that is free now."""
+        usual, upscaler = self.usual_rendering_of(reuse=reuse), self._loaded(preset)
+        if not isinstance(upscaler, NetworkUpscaler):
+            return usual
+        self.release_memory()  # what earlier jobs have left to us is free
+        free = free_bytes(self.device)
+        begun = beginning(usual, free, lambda way: upscaler.needed_bytes(way, width, height), max(width, height))
+        if begun != usual:
+            log.info("memory_counted", free_bytes=free, usual=str(usual), begun=str(begun))
+        return begun
 
     def _loaded(self, preset: str) -> Upscaler:
         if preset not in self._upscalers:

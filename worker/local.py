@@ -116,10 +116,12 @@ def upscale_file(
 
         # A network that the caller brings is taken as it is.
         def upscaler_for(way: Rendering) -> Upscaler:
-            return load_upscaler(options.preset) if load_upscaler else models.get(options.preset, way)
+            if load_upscaler:
+                return load_upscaler(options.preset)
+            return models.get(options.preset, way, reuse=options.reuse)
 
-        usual = models.usual_rendering
-        fingerprints = {way: upscaler_for(way).fingerprint for way in usual.and_smaller()}
+        usual = models.usual_rendering_of(reuse=options.reuse)
+        fingerprints = {step.way: upscaler_for(step).fingerprint for step in usual.and_smaller()}
         source_sha256 = sha256_of_folder(source) if source.is_dir() else sha256_of_file(source)
         if there is not None and not overwrite:
             made_of = {
@@ -140,6 +142,9 @@ def upscale_file(
         )
         opened = opened_source(decoding, source, workspace.pictures, options, limits, _unheard)
         workspace.make_segments()
+        if not load_upscaler and read_rendering(workspace) is None:
+            width, height = plan.picture.width // SCALE, plan.picture.height // SCALE
+            usual = models.beginning(options.preset, width, height, reuse=options.reuse)
         while True:
             rendering = agreed_rendering(workspace, usual)
             progress = _Progress(plan, workspace, on_progress, rendering)
@@ -226,9 +231,9 @@ def _plan(
             why = _OTHER_VERSION
     if earlier is not None:
         noted = read_rendering(workspace)
-        if noted not in fingerprints:  # the user has chosen other batches or tiles since
+        if noted and noted.way not in fingerprints:  # the user has chosen other batches or tiles since
             workspace.rendering.unlink(missing_ok=True)
-        expected = fingerprints.get(noted or usual, fingerprints[usual])
+        expected = fingerprints.get((noted or usual).way, fingerprints[usual.way])
         makers = {segment_maker(path) for path in earlier.segment_files(workspace) if path.exists()}
         if not earlier.is_current:
             why = _OTHER_VERSION

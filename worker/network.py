@@ -9,10 +9,16 @@ from torch import Tensor
 from model.checkpoints import sha256_of
 from model.upscaler import TwoStepUpscaler
 from worker.contract.failure import FailureCode, JobFailureError
+from worker.rendering import Rendering
 from worker.upscaler import FrameBatch
 
 _PRECISIONS = {"cuda": "bf16"}
 """As `TwoStepUpscaler.precision` chooses it; float32 on all other devices."""
+
+_BYTES_PER_CHANNEL = 70
+"""Memory per pixel of the source and channel of HAT while a window goes through both networks."""
+_BYTES_PER_FRAME_PIXEL = 1000
+"""Memory per pixel of the source for whole frames: decoded, made into tensors and back, waiting in the encoder."""
 
 
 class NetworkUpscaler:
@@ -53,6 +59,18 @@ class NetworkUpscaler:
     def tile_overlap_px(self) -> int:
         """How much more than itself a tile sees on each side, in pixels of the source."""
         return self._networks.default_tile_overlap_px
+
+    def needed_bytes(self, rendering: Rendering, width: int, height: int) -> int:
+        """Upper bound of the memory for one call on frames of `width` x `height` px, and for all else around it.
+
+        Measured on a CPU (benchmarks/memory_per_pixel.py). HAT's widest layer needs the most, so it goes by its width.
+        """
+        window_width, window_height = width, height
+        if rendering.tile_px is not None:
+            window_px = rendering.tile_px + 2 * self.tile_overlap_px
+            window_width, window_height = min(width, window_px), min(height, window_px)
+        in_networks = _BYTES_PER_CHANNEL * self._networks.hat.config.embed_dim * window_width * window_height
+        return rendering.batch_frames * (in_networks + _BYTES_PER_FRAME_PIXEL * width * height)
 
     @torch.inference_mode()
     def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:

@@ -4,10 +4,13 @@ Both change bits, so all segments of a video must be made alike, by whoever make
 writes down how (`rendering.json` beside the plan); all others do the same. Where memory turns out to be too small,
 the job goes one step down, for good: what was rendered before is removed, and everything is rendered the smaller way.
 
+Which way a job is begun may depend on the memory that is free at that moment (`beginning`): a job's bytes are a
+function of what was agreed, which its report tells.
+
     read and write, remove, publish: all under one lock per job, so no segment made the old way appears after a step
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,6 +26,11 @@ from worker.plan import SCALE, Plan
 _TILES_PX = (512, 256, 128, 64)
 # The lock also guards the record (`JobStorage.locked`): never change a job's record while holding it.
 _LOCK_WAIT_SECONDS = 30.0
+# Other processes, and what the figures leave out, take the rest.
+_SHARE_OF_FREE_MEMORY = 0.8
+
+# For jobs that reuse tiles and name none: see benchmarks/tile_reuse.py.
+REUSE_TILE_PX = 128
 
 
 class RenderingChangedError(Exception):
@@ -34,8 +42,13 @@ class Rendering(BaseModel):
 
     batch_frames: int = Field(ge=1, description="Frames per network call.")
     tile_px: int | None = Field(None, description="Side of a tile in pixels of the source. None: whole frames.")
-    backoffs: int = Field(0, description="How many steps down from what the worker is set to.")
+    backoffs: int = Field(0, description="How many steps down from how the job was begun, as memory was short.")
     made_by: str | None = Field(None, description="Weights and kind of device of all segments (`Upscaler.maker`).")
+
+    @property
+    def way(self) -> "Rendering":
+        """Batch and tile alone: what decides bits beside the networks."""
+        return Rendering(batch_frames=self.batch_frames, tile_px=self.tile_px)
 
     def smaller(self, longer_side_px: int | None = None) -> "Rendering | None":
         """The next step down: half the batch, else the next smaller tile. None: there is none.
@@ -52,16 +65,30 @@ class Rendering(BaseModel):
             change = {"tile_px": tiles[0]}
         return self.model_copy(update={**change, "backoffs": self.backoffs + 1})
 
-    def and_smaller(self) -> Iterator["Rendering"]:
-        """Yield this one, and every step below."""
+    def and_smaller(self, longer_side_px: int | None = None) -> Iterator["Rendering"]:
+        """Yield this one, and every step below; `longer_side_px` as in `smaller`."""
         step: Rendering | None = self
         while step:
             yield step
-            step = step.smaller()
+            step = step.smaller(longer_side_px)
 
     def __str__(self) -> str:
         tiles = f"tiles of {self.tile_px} px" if self.tile_px else "whole frames"
         return f"{tiles}, {self.batch_frames} at a time"
+
+
+def beginning(
+    usual: Rendering, free_bytes: int | None, needed_bytes: Callable[[Rendering], int], longer_side_px: int
+) -> Rendering:
+    """How a job is begun: as usual, or else the largest way below that needs no more than its share of what is free.
+
+    As usual too where nobody knows what is free. Where nothing fits, the smallest way: figures are on the safe side.
+    """
+    if free_bytes is None:
+        return usual
+    ways = [step.way for step in usual.and_smaller(longer_side_px)]
+    share = _SHARE_OF_FREE_MEMORY * free_bytes
+    return next((way for way in ways if needed_bytes(way) <= share), ways[-1])
 
 
 def read_rendering(folder: JobFolder) -> Rendering | None:

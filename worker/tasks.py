@@ -42,7 +42,7 @@ from worker.job_files import finished_segments, read_plan, segments_from_start
 from worker.loaded_models import LoadedModels
 from worker.opened_source import opened_source
 from worker.pipeline import StageTimes, render_segment
-from worker.plan import Plan, make_plan
+from worker.plan import SCALE, Plan, make_plan
 from worker.rendering import (
     Rendering,
     RenderingChangedError,
@@ -181,7 +181,8 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
     maker = bench.models.get(job.options.preset).maker
     while True:
         bench.announce(maker)
-        rendering = agreed_rendering(folder, bench.models.usual_rendering, maker)
+        begun = read_rendering(folder) or _beginning(bench, job, made)
+        rendering = agreed_rendering(folder, begun, maker)
         if rendering.made_by is not None and rendering.made_by != maker:
             _take_over(bench, job, made, rendering, rendering.made_by, maker)
             continue
@@ -208,6 +209,11 @@ def _render(bench: Workbench, job: JobRecord, made: Plan, index: int) -> None:
         log.warning("memory_short", index=index, reason=reason, rendered=str(rendering), now_rendered=str(smaller))
         start_over(bench.registry, bench.queue, made, folder, job.id)
         bench.models.release_memory()
+
+
+def _beginning(bench: Workbench, job: JobRecord, made: Plan) -> Rendering:
+    width, height = made.picture.width // SCALE, made.picture.height // SCALE
+    return bench.models.beginning(job.options.preset, width, height, reuse=job.options.reuse)
 
 
 def _take_over(bench: Workbench, job: JobRecord, made: Plan, rendering: Rendering, others: str, maker: str) -> None:
@@ -241,7 +247,7 @@ def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, renderi
             index,
             _opened_source(bench, job),
             partial,
-            bench.models.get(job.options.preset, rendering),
+            bench.models.get(job.options.preset, rendering, reuse=job.options.reuse),
             batch_frames=rendering.batch_frames,
             figures=made.figures_file(folder, index),
             on_frames_done=progress.note,

@@ -62,10 +62,10 @@ def test_every_option_of_a_job_can_be_submitted(gateway: RunningGateway, tmp_pat
     }
     words = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", value)]
 
-    job = json.loads(vsr("submit", clip, "--json", "--url", gateway.url, "--drop-unsupported", *words))
+    job = json.loads(vsr("submit", clip, "--json", "--url", gateway.url, "--drop-unsupported", "--reuse", *words))
 
     assert job["options"] | chosen == job["options"]
-    assert job["options"]["drop_unsupported"] is True
+    assert (job["options"]["drop_unsupported"], job["options"]["reuse"]) == (True, True)
 
 
 def test_options_that_nobody_said_are_left_to_the_service(gateway: RunningGateway, tmp_path: Path) -> None:

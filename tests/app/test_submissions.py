@@ -101,12 +101,13 @@ def test_options_of_every_kind_arrive_by_a_form(gateway: RunningGateway) -> None
         "deinterlace": "always",
         "on_error": "conceal",
         "drop_unsupported": "true",
+        "reuse": "true",
     }
     options = submit(gateway, **chosen).json()["options"]
 
     # Then
-    assert options | chosen == options | {"drop_unsupported": "true"}
-    assert options["drop_unsupported"] is True
+    assert options | chosen == options | {"drop_unsupported": "true", "reuse": "true"}
+    assert (options["drop_unsupported"], options["reuse"]) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,7 @@ def test_options_of_every_kind_arrive_by_a_form(gateway: RunningGateway) -> None
         ("deinterlace", "yes"),
         ("on_error", "ignore"),
         ("drop_unsupported", "perhaps"),
+        ("reuse", "sometimes"),
         ("encoder_options", "tune=film; rm -rf"),
         ("encoder_options", "x" * 501),
     ],

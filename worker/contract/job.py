@@ -146,6 +146,11 @@ class JobOptions(_Frozen):
         False,
         description="Go on without what the result cannot hold, instead of refusing the job; the report names it.",
     )
+    reuse: bool = Field(
+        False,
+        description="Work in tiles, and do not compute again what is the same as in the frame before: many times as "
+        "fast for recordings of a screen, slower for what a camera took. The result is that of tiles, bit for bit.",
+    )
 
 
 class StreamInfo(_Frozen):

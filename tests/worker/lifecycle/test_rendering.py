@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,23 +15,34 @@ from model.upscaler import TwoStepUpscaler
 from tests.worker.conftest import write_video
 from tests.worker.lifecycle.conftest import Desk
 from tests.worker.lifecycle.test_tasks import StandingLease
-from worker import tasks
+from worker import metrics, tasks
 from worker.cage import Cages
 from worker.contract.failure import FailureCode
-from worker.contract.job import Container, JobOptions, JobStatus, PartialResult
+from worker.contract.job import Container, JobOptions, JobStatus, PartialResult, Progress
 from worker.contract.queue import TaskKind, task_id
 from worker.contract.report import RenderingReport, Report
 from worker.contract.storage import JobFolder
 from worker.job_files import read_plan
 from worker.loaded_models import LoadedModels
 from worker.local import upscale_file
+from worker.network import NetworkUpscaler
 from worker.plan import sha256_of_file
-from worker.rendering import Rendering, RenderingChangedError, agreed_rendering, read_rendering, step_down, unchanged
+from worker.rendering import (
+    REUSE_TILE_PX,
+    Rendering,
+    RenderingChangedError,
+    agreed_rendering,
+    beginning,
+    read_rendering,
+    step_down,
+    unchanged,
+)
 from worker.settings import VideoLimits, WorkerSettings
 from worker.task_watch import TaskWatch
 
 WIDTH, HEIGHT, FRAMES, SEGMENT_FRAMES = 192, 64, 12, 4
 OPTIONS = JobOptions(preset="tiny-random", encoder_preset="ultrafast")
+STILL = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
 
 
 @pytest.fixture
@@ -63,10 +75,10 @@ def memory_for(pixels: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Non
     return lambda: monkeypatch.setattr(TwoStepUpscaler, "enlarge", enlarge)
 
 
-def accept(desk: Desk) -> str:
+def accept(desk: Desk, options: JobOptions = OPTIONS, **properties: object) -> str:
     job_id = desk.accept()
-    video = write_video(desk.storage.root / "clip.mp4", frames=FRAMES, width=WIDTH, height=HEIGHT)
-    told = {"options": OPTIONS.model_copy(update={"container": Container.MP4}), "source_sha256": sha256_of_file(video)}
+    video = write_video(desk.storage.root / "clip.mp4", frames=FRAMES, width=WIDTH, height=HEIGHT, **properties)
+    told = {"options": options.model_copy(update={"container": Container.MP4}), "source_sha256": sha256_of_file(video)}
     desk.registry.change(job_id, lambda job: job.model_copy(update=told))
     video.rename(desk.storage.folder(job_id).source)
     tasks.plan(job_id)
@@ -286,6 +298,103 @@ def test_an_assembly_that_comes_too_early_waits_for_the_reconciler(
     desk.queue.rq.empty()
     desk.reconciler.run()
     assert task_id(TaskKind.SEGMENT, job_id, 0) in desk.queue.rq.job_ids
+
+
+def test_a_job_begins_with_what_fits_into_the_free_memory(
+    desk: Desk, bench: tasks.Workbench, laid: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given memory that is free for a tile of 64 with what it sees around it, and not for a whole frame
+    free_bytes = tiny_needs(bench, Rendering(batch_frames=1, tile_px=64)) * 4 // 3
+    monkeypatch.setattr("worker.loaded_models.free_bytes", lambda device: free_bytes)
+
+    # When a job is done, of which the first segment is made so; others, who have more, follow the first
+    job_id = accept(desk)
+    tasks.segment(job_id, 0)
+    monkeypatch.undo()
+    finish(desk, job_id)
+
+    # Then no segment was made another way before, and the bytes are those of such tiles
+    folder = desk.storage.folder(job_id)
+    report = Report.model_validate_json(folder.report.read_bytes())
+    assert report.rendering == RenderingReport(batch_frames=1, tile_px=64, backoffs=0)
+    assert result_of(desk, job_id) == undisturbed(folder.source, tmp_path, batch_frames=1, tile_px=64)
+
+
+def test_the_command_begins_with_what_fits_and_goes_on_so(
+    bench: tasks.Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an upscale that was begun with little memory and interrupted after a segment
+    source = write_video(tmp_path / "clip.mp4", frames=FRAMES, width=WIDTH, height=HEIGHT)
+    output = tmp_path / "out.mp4"
+    free_bytes = tiny_needs(bench, Rendering(batch_frames=1, tile_px=64)) * 4 // 3
+    monkeypatch.setattr("worker.loaded_models.free_bytes", lambda device: free_bytes)
+    told = WorkerSettings(preset="tiny-random", device="cpu", segment_frames=SEGMENT_FRAMES, batch_frames=4)
+
+    def interrupt(progress: Progress) -> None:
+        if progress.segments_done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        upscale_file(source, output, OPTIONS, settings=told, limits=VideoLimits(), on_progress=interrupt)
+    monkeypatch.undo()
+
+    # When it goes on, with all memory there is; then in the way that it was begun
+    outcome = upscale_file(source, output, OPTIONS, settings=told, limits=VideoLimits())
+    assert outcome.started_over is None
+    assert outcome.resumed_segments > 0
+    assert output.read_bytes() == undisturbed(source, tmp_path, batch_frames=1, tile_px=64)
+    assert upscale_file(source, output, OPTIONS, settings=told, limits=VideoLimits()).already_done
+
+
+def tiny_needs(bench: tasks.Workbench, rendering: Rendering) -> int:
+    networks = bench.models.get("tiny-random")
+    assert isinstance(networks, NetworkUpscaler)
+    return networks.needed_bytes(rendering, WIDTH, HEIGHT)
+
+
+def result_of(desk: Desk, job_id: str) -> bytes:
+    job = desk.storage.read_record(job_id)
+    assert job is not None
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    return desk.storage.folder(job_id).result(job.result.container).read_bytes()  # type: ignore[union-attr]
+
+
+def test_tiles_that_are_reused_give_the_bytes_of_tiles(
+    desk: Desk, bench: tasks.Workbench, laid: None, tmp_path: Path
+) -> None:
+    # Given a job of a still video that asks for reuse, and names no tile
+    job_id = accept(desk, OPTIONS.model_copy(update={"reuse": True}), picture=lambda number, width, height: STILL)
+    before = reused_tiles()
+    finish(desk, job_id)
+
+    # Then the still tiles were not computed again, and nobody can tell
+    folder = desk.storage.folder(job_id)
+    report = Report.model_validate_json(folder.report.read_bytes())
+    assert report.rendering == RenderingReport(batch_frames=4, tile_px=REUSE_TILE_PX, backoffs=0)
+    assert reused_tiles() > before
+    assert result_of(desk, job_id) == undisturbed(folder.source, tmp_path, batch_frames=4, tile_px=REUSE_TILE_PX)
+
+
+def reused_tiles() -> float:
+    return metrics.TILES.labels("reused")._value.get()
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "begun"),
+    [
+        (None, Rendering(batch_frames=4)),
+        (1000, Rendering(batch_frames=4)),
+        (600, Rendering(batch_frames=2)),
+        (200, Rendering(batch_frames=1, tile_px=256)),
+        (1, Rendering(batch_frames=1, tile_px=64)),
+    ],
+)
+def test_the_first_way_is_the_largest_that_leaves_a_fifth_free(free_bytes: int | None, begun: Rendering) -> None:
+    # 200 bytes for each whole frame of a batch, a quarter of it in tiles of 256 px; none are of 512, as frames are not
+    def needed_bytes(rendering: Rendering) -> int:
+        return rendering.batch_frames * 200 * (rendering.tile_px or 1024) // 1024
+
+    assert beginning(Rendering(batch_frames=4), free_bytes, needed_bytes, longer_side_px=500) == begun
 
 
 @given(st.integers(1, 64), st.none() | st.integers(2, 64).map(lambda n: 16 * n), st.integers(16, 4096))
