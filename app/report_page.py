@@ -39,6 +39,9 @@ def print_report(report: Report) -> None:
         if lines:
             print_result(f"{title}: {'; '.join(lines)}")
     print_result(f"quality: {quality_words(report.quality)}")
+    if report.tile_reuse:
+        tiles = report.tile_reuse.computed + report.tile_reuse.reused
+        print_result(f"tiles: {report.tile_reuse.reused / tiles:.1%} of {tiles} reused from the frame before")
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.stage_seconds.items())
     rate = f"{report.frames_per_second:.2f} frames/s: " if report.frames_per_second else ""
     busy = f"; the networks were busy {report.device_busy:.0%} of the time" if report.device_busy is not None else ""

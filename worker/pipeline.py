@@ -27,7 +27,7 @@ from worker.contract.storage import publishing, write_atomically
 from worker.plan import SCALE, Plan
 from worker.self_check import EQUAL_PSNR_DB, SegmentFigures, SelfCheck
 from worker.stages import Channel, Taker, made_ahead
-from worker.upscaler import FrameBatch, Tiled, Upscaler
+from worker.upscaler import FrameBatch, RemembersFrames, Tiled, Upscaler
 from worker.video.alpha import enlarge_alpha
 from worker.video.colour import FromRgb, ToRgb
 from worker.video.encode import encode_frames
@@ -159,11 +159,15 @@ def render_segments(
             times.networks_taken_at = networks_free_at
             with Taker(threads, partial(segment.encode, check_canceled), _BATCHES_BETWEEN) as encoding:
                 of_segment = times.timed(None, islice(batches, -(-segment.frames // batch_frames)))
-                for upscaled in times.timed("infer", upscale(of_segment, upscaler, on_batch, check_canceled)):
+                own = upscaler.for_segment() if isinstance(upscaler, RemembersFrames) else upscaler
+                for upscaled in times.timed("infer", upscale(of_segment, own, on_batch, check_canceled)):
                     encoding.put(upscaled)
                     del upscaled  # not to be held while the next is computed
                     if ending:
                         ending.demand_health()
+                if isinstance(own, RemembersFrames):  # before the encoder learns that this is all
+                    segment.tiles_computed, segment.tiles_reused = own.tiles_computed, own.tiles_reused
+                del own  # with what it remembers
                 if segment is not segments[-1]:  # for whose end the networks wait
                     networks_free_at = times.networks_left_at = time.perf_counter()
             if ending:
@@ -180,6 +184,7 @@ class _Segment:
         segment = plan.segments[order.index]
         self.frames = segment.frames
         self.times = order.times
+        self.tiles_computed = self.tiles_reused = 0
         self._plan = plan
         self._order = order
         self._first, self._stop = segment.first, segment.stop
@@ -217,7 +222,13 @@ class _Segment:
                 _check_lossless(found)
             times.note_wait()
             if self._order.figures is not None:
-                complete = found.model_copy(update={"stage_seconds": dict(times.seconds)})
+                complete = found.model_copy(
+                    update={
+                        "stage_seconds": dict(times.seconds),
+                        "tiles_computed": self.tiles_computed,
+                        "tiles_reused": self.tiles_reused,
+                    }
+                )
                 write_atomically(self._order.figures, complete.model_dump_json().encode())
         self._order.on_published()
 

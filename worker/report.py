@@ -16,6 +16,7 @@ from worker.contract.report import (
     Report,
     StreamOutcome,
     StreamReport,
+    TileReuseReport,
     TimestampReport,
 )
 from worker.plan import SCALE, Plan, StreamPlan, sha256_of_file
@@ -159,6 +160,7 @@ def make_report(
         lost_in_container=check.lost,
         notes=(*plan.survey.notes, *_colour_notes(plan), *_beginning_notes(plan, whole)),
         quality=gather(figures, [segment.first for segment in plan.segments], frozenset(plan.survey.cuts), table),
+        tile_reuse=_tile_reuse(figures),
         stage_seconds=seconds,
         device_busy=_device_busy(seconds),
         frames_per_second=round(len(table) / total, 3) if total else None,
@@ -408,6 +410,13 @@ def _beginning_notes(plan: Plan, whole: Plan | None) -> tuple[str, ...]:
         f"the job was canceled: the first {plan.frames} of {whole.frames} frames were finished and are here; all other "
         "streams end with them, and are compared as far as that",
     )
+
+
+def _tile_reuse(figures: Iterable[SegmentFigures | None]) -> TileReuseReport | None:
+    known = [segment for segment in figures if segment is not None]
+    computed = sum(segment.tiles_computed for segment in known)
+    reused = sum(segment.tiles_reused for segment in known)
+    return TileReuseReport(computed=computed, reused=reused) if computed + reused else None
 
 
 def _stage_seconds(figures: Iterable[SegmentFigures | None], so_far: Mapping[str, float]) -> dict[str, float]:

@@ -93,6 +93,9 @@ class SegmentFigures(_Frozen):
     at_tile_borders: Steps
     beside_tile_borders: Steps
     stage_seconds: dict[str, float] = {}
+    tiles_computed: int = 0
+    tiles_reused: int = 0
+    """Both 0 without `reuse`."""
 
 
 class SelfCheck:

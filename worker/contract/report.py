@@ -152,6 +152,13 @@ class RenderingReport(_Frozen):
     backoffs: int = Field(description="How often memory was too small, and smaller batches or tiles were taken.")
 
 
+class TileReuseReport(_Frozen):
+    """How many tiles were computed, and how many taken from the frame before, as their input was unchanged."""
+
+    computed: int
+    reused: int
+
+
 class Report(_Frozen):
     """What was kept, what was changed and why, and what the checks of the finished file found."""
 
@@ -171,6 +178,7 @@ class Report(_Frozen):
     notes: tuple[str, ...] = Field(description="What else a reader should know.")
     quality: QualityReport
     rendering: RenderingReport | None = None
+    tile_reuse: TileReuseReport | None = Field(None, description="Null: the job did not ask for reuse.")
     stage_seconds: dict[str, float] = Field(
         description="Spent in plan, decode, infer (the networks), wait (the networks had nothing to do), encode, check "
         "(the quality) and assemble, over all segments. Decode, encode and check go on beside infer and wait, which "

@@ -371,7 +371,8 @@ def test_tiles_that_are_reused_give_the_bytes_of_tiles(
     folder = desk.storage.folder(job_id)
     report = Report.model_validate_json(folder.report.read_bytes())
     assert report.rendering == RenderingReport(batch_frames=4, tile_px=REUSE_TILE_PX, backoffs=0)
-    assert reused_tiles() > before
+    assert report.tile_reuse is not None
+    assert reused_tiles() - before == report.tile_reuse.reused > 0
     assert result_of(desk, job_id) == undisturbed(folder.source, tmp_path, batch_frames=4, tile_px=REUSE_TILE_PX)
 
 
