@@ -13,12 +13,13 @@ from pathlib import Path
 
 import av
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from worker.loaded_models import LoadedModels
 from worker.rendering import Rendering
 from worker.tile_reuse import ReusingUpscaler
-from worker.upscaler import FrameBatch
+from worker.upscaler import FrameBatch, Upscaler
 
 _LINE_PX, _LETTER_PX = 16, 8
 
@@ -31,7 +32,7 @@ def screen_recording(count: int, width: int, height: int) -> list[FrameBatch]:
     for line in range(lines):
         for letter in range(random.integers(letters // 4, letters - 2)):
             _draw_letter(page, line, letter, random)
-    frames = []
+    frames: list[FrameBatch] = []
     for number in range(count):
         if number == count // 2:
             page = np.roll(page, -_LINE_PX, axis=0)
@@ -45,7 +46,7 @@ def screen_recording(count: int, width: int, height: int) -> list[FrameBatch]:
     return frames
 
 
-def _draw_letter(page: FrameBatch, line: int, letter: int, random: np.random.Generator) -> None:
+def _draw_letter(page: npt.NDArray[np.uint8], line: int, letter: int, random: np.random.Generator) -> None:
     dots = random.integers(0, 2, (6, 3), dtype=np.uint8).repeat(2, axis=0).repeat(2, axis=1)[..., None]
     top, left = line * _LINE_PX, letter * _LETTER_PX
     page[top : top + 12, left : left + 6] = np.where(dots, np.uint8(30), np.uint8(245))
@@ -54,9 +55,9 @@ def _draw_letter(page: FrameBatch, line: int, letter: int, random: np.random.Gen
 def film(path: Path, count: int) -> list[FrameBatch]:
     """The first frames of a video, (1, H, W, 3) each."""
     with av.open(path) as container:
-        frames = []
+        frames: list[FrameBatch] = []
         for frame in container.decode(video=0):
-            frames.append(frame.to_ndarray(format="rgb24")[None])
+            frames.append(frame.to_ndarray(format="rgb24")[None].astype(np.uint8))
             if len(frames) == count:
                 break
     return frames
@@ -96,10 +97,11 @@ def main() -> None:
             for first in range(0, len(frames), 4):  # in turns: a neighbour's load meets both
                 shown = [frames[min(max(0, place), len(frames) - 1)] for place in range(first - 1, first + 5)]
                 triplets = list(zip(shown, shown[1:], shown[2:], strict=False))[: len(frames) - first]
-                for upscaler, results in ((tiled, expected), (reusing, found)):
+                turns: list[tuple[Upscaler, list[FrameBatch]]] = [(tiled, expected), (reusing, found)]
+                for upscaler, results in turns:
                     began = time.perf_counter()
                     results.extend(upscaler(*triplet) for triplet in triplets)
-                    if upscaler is tiled:
+                    if results is expected:
                         before += time.perf_counter() - began
                     else:
                         after += time.perf_counter() - began
@@ -108,7 +110,7 @@ def main() -> None:
             tiled_means.append(before / len(frames))
             reusing_means.append(after / len(frames))
             ratios.append(before / after)
-        share = reusing.tiles_reused / (reusing.tiles_reused + reusing.tiles_computed)
+            share = reusing.tiles_reused / (reusing.tiles_reused + reusing.tiles_computed)
         cells = [f"{tile_px}", f"{share:.1%}", f"{statistics.median(tiled_means):.3f}"]
         cells += [f"{statistics.median(reusing_means):.3f}", f"{statistics.median(ratios):.2f}", f"{whole_seconds:.3f}"]
         print(f"| {' | '.join(cells)} |", flush=True)
