@@ -149,7 +149,8 @@ class JobOptions(_Frozen):
     reuse: bool = Field(
         False,
         description="Work in tiles, and do not compute again what is the same as in the frame before: for "
-        "recordings of a screen; what a camera took is slower so than in whole frames. The result is that of tiles, bit for bit.",
+        "recordings of a screen; what a camera took is slower so than in whole frames. The result is that of tiles, "
+        "bit for bit.",
     )
 
 
