@@ -1,12 +1,34 @@
 """What every room's tests share: a real Redis-compatible server, on a unix socket of its own."""
 
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 from redis import Redis
 
 from app.embedded_redis import EmbeddedRedis, find_server
+
+_MOST_PROCESSES = 8
+"""Each imports torch, and takes half a gigabyte for it."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process per core; none of its own, where `breakpoint()` works, for tests that are named one by one.
+
+    None either for the containers, whose tests share one house.
+    """
+    if config.option.markexpr == "containers" or all("::" in argument for argument in config.args):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(cores, _MOST_PROCESSES)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before torch is imported: processes that share the cores would wait for each other's threads most of the time."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_report_header() -> str:

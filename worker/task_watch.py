@@ -62,10 +62,15 @@ class TaskWatch:
         self._beat_seconds = lease_seconds / 3
         self._stall_seconds = stall_seconds
         self._draining = threading.Event()
+        self._stopped = threading.Event()
         self._task: _WatchedTask | None = None
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="task-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the thread, in a process that goes on without it: from now on it ends nothing. Returns at once."""
+        self._stopped.set()
 
     # --- for the task -------------------------------------------------------------------------------------------
 
@@ -108,7 +113,7 @@ class TaskWatch:
     def _run(self) -> None:
         next_beat = time.monotonic()
         try:
-            while True:
+            while not self._stopped.is_set():
                 task = self._task
                 if task:
                     self._look_for_cancel(task)
@@ -118,8 +123,10 @@ class TaskWatch:
                     # A canceled task is only given time to stop; the supervisor gives it to nobody.
                     if task and task.canceled_at is None:
                         self._renew(task)
-                time.sleep(_TICK_SECONDS)
+                self._stopped.wait(_TICK_SECONDS)
         except Exception:
+            if self._stopped.is_set():
+                return
             # Without this thread the lease would run out under a task that goes on: better to end both.
             log.exception("watch_crashed")
             _exit(ExitCode.REDIS_LOST, "the thread that renews the lease ended")

@@ -29,6 +29,9 @@ class Run:
 
 Runner = Callable[[Row], Run]
 
+# Both tests of a row follow each other: at most one row is made twice where processes share the tests.
+every_row = pytest.mark.parametrize("row", MATRIX, ids=lambda row: row.id, scope="module")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, service: Service) -> Runner:
@@ -46,14 +49,14 @@ def run(tmp_path_factory: pytest.TempPathFactory, service: Service) -> Runner:
     return run_once
 
 
-@pytest.mark.parametrize("row", MATRIX, ids=lambda row: row.id)
+@every_row
 def test_the_command_keeps(row: Row, run: Runner) -> None:
     upscaled = run(row).upscaled
     assert_kept(row, upscaled)
     row.check(upscaled)
 
 
-@pytest.mark.parametrize("row", MATRIX, ids=lambda row: row.id)
+@every_row
 def test_the_service_makes_the_same_file(row: Row, run: Runner, service: Service) -> None:
     ran = run(row)
     assert service.result(ran.place) == ran.upscaled.result.path.read_bytes()

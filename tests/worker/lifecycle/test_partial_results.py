@@ -32,6 +32,7 @@ def bench(desk: Desk, tmp_path: Path) -> Iterator[tasks.Workbench]:
     )
     yield tasks.workbench.get()
     tasks.workbench.reset(token)
+    watch.stop()
 
 
 @pytest.fixture

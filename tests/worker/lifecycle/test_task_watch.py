@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -48,22 +48,35 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def make_watch(desk: Desk, lease: FakeLease, stall_seconds: float = 60.0) -> TaskWatch:
-    watch = TaskWatch(lease, desk.registry, lambda: None, lease_seconds=0.3, stall_seconds=stall_seconds)
-    watch.start()
-    return watch
+MakeWatch = Callable[..., TaskWatch]
 
 
-def test_a_lease_is_renewed_only_while_there_is_a_task(desk: Desk, exits: list[int]) -> None:
+@pytest.fixture
+def make_watch(desk: Desk) -> Iterator[MakeWatch]:
+    """Watches whose threads are at work until the test ends."""
+    made: list[TaskWatch] = []
+
+    def make(lease: FakeLease, stall_seconds: float = 60.0) -> TaskWatch:
+        watch = TaskWatch(lease, desk.registry, lambda: None, lease_seconds=0.3, stall_seconds=stall_seconds)
+        watch.start()
+        made.append(watch)
+        return watch
+
+    yield make
+    for watch in made:
+        watch.stop()
+
+
+def test_a_lease_is_renewed_only_while_there_is_a_task(desk: Desk, exits: list[int], make_watch: MakeWatch) -> None:
     lease = FakeLease()
-    watch = make_watch(desk, lease)
+    watch = make_watch(lease)
     with watch.over(desk.accept()):
         wait_for(lambda: lease.renewals >= 2)
     assert exits == []
 
 
-def test_a_canceled_job_ends_its_task_at_the_next_check(desk: Desk, exits: list[int]) -> None:
-    watch = make_watch(desk, FakeLease())
+def test_a_canceled_job_ends_its_task_at_the_next_check(desk: Desk, exits: list[int], make_watch: MakeWatch) -> None:
+    watch = make_watch(FakeLease())
     job_id = desk.accept()
 
     def work() -> None:
@@ -78,8 +91,10 @@ def test_a_canceled_job_ends_its_task_at_the_next_check(desk: Desk, exits: list[
     assert exits == []
 
 
-def test_a_task_that_does_not_check_is_ended_with_its_process(desk: Desk, exits: list[int]) -> None:
-    watch = make_watch(desk, FakeLease())
+def test_a_task_that_does_not_check_is_ended_with_its_process(
+    desk: Desk, exits: list[int], make_watch: MakeWatch
+) -> None:
+    watch = make_watch(FakeLease())
     job_id = desk.accept()
     with watch.over(job_id):
         desk.registry.cancel(job_id)
@@ -87,9 +102,9 @@ def test_a_task_that_does_not_check_is_ended_with_its_process(desk: Desk, exits:
     assert exits[0] == ExitCode.CANCELED
 
 
-def test_a_task_without_progress_is_ended_with_its_process(desk: Desk, exits: list[int]) -> None:
+def test_a_task_without_progress_is_ended_with_its_process(desk: Desk, exits: list[int], make_watch: MakeWatch) -> None:
     lease = FakeLease()
-    watch = make_watch(desk, lease, stall_seconds=1.0)
+    watch = make_watch(lease, stall_seconds=1.0)
     with watch.over(desk.accept()):
         # While there is progress, all is well
         for _ in range(15):
@@ -118,3 +133,27 @@ def test_a_draining_process_begins_nothing_new(desk: Desk) -> None:
     watch.drain()
     with pytest.raises(TaskGivenBackError), watch.over(desk.accept()):
         pytest.fail("must not be reached")
+
+
+def test_a_stopped_watch_ends_no_process(desk: Desk, exits: list[int]) -> None:
+    # Given a thread amid a question to a Redis
+    asked, gone = threading.Event(), threading.Event()
+
+    def ask() -> bool:
+        asked.set()
+        gone.wait(10)
+        raise ConnectionError
+
+    watch = TaskWatch(FakeLease(), desk.registry, lambda: None, lease_seconds=0.3, stall_seconds=60)
+    with watch.over(desk.accept(), ask):
+        others = set(threading.enumerate())
+        watch.start()
+        [thread] = set(threading.enumerate()) - others
+        asked.wait(10)
+        # When the watch is stopped, and that Redis goes
+        watch.stop()
+        gone.set()
+        # Then the thread ends, and nothing else
+        thread.join(10)
+    assert not thread.is_alive()
+    assert exits == []

@@ -53,6 +53,7 @@ def bench(desk: Desk, tmp_path: Path) -> Iterator[tasks.Workbench]:
     token = tasks.workbench.set(laid)
     yield laid
     tasks.workbench.reset(token)
+    watch.stop()
 
 
 def accept_video(desk: Desk) -> str:
