@@ -39,7 +39,7 @@ class StandingLease:
 class RepeatingModels(LoadedModels):
     """Gives the pixel repeater for every preset."""
 
-    def get(self, preset: str, rendering: object = None) -> Upscaler:
+    def get(self, preset: str, rendering: object = None, *, reuse: bool = False) -> Upscaler:
         return PixelRepeater()
 
 
