@@ -4,7 +4,7 @@
 
 Each frame goes through in a process of its own, with the settings of `worker.cpu_environment`. Prints by how much the
 resident memory (VmHWM) and the address space (VmPeak) rose above what the loaded networks occupy, and both per pixel:
-what `worker.memory` counts on is more than the largest. `paper-random` is `paper` with weights drawn at random.
+`worker.network` counts with a little more than the usual. `paper-random` is `paper` with weights drawn at random.
 """
 
 import argparse

@@ -9,11 +9,8 @@ The median is the figure to quote.
 
 import argparse
 import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -21,10 +18,9 @@ from model.hat import HAT
 from model.presets import PRESETS, PresetUnavailableError, load_upscaler
 from model.unet import ConditionalUNet
 from model.upscaler import TwoStepUpscaler, resolve_device
+from worker.benchmark import in_turns, machine, parts_of
 from worker.contract.job import DEFAULT_PRESET
 from worker.cpu_environment import restart_with_cpu_environment
-
-WARM_UP_RUNS = 2
 
 
 def main() -> None:
@@ -42,13 +38,15 @@ def main() -> None:
     width, height = (int(side) for side in arguments.size.split("x"))
     frames = torch.rand(3, 1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
     parts: dict[str, Callable[[], torch.Tensor]] = {}
-    for preset in presets:
-        upscaler, weights = load(preset, device)
-        parts |= parts_of(upscaler, f"{preset} ({weights})", frames)
-    measured = measure(parts, arguments.runs, device)
+    with torch.inference_mode():
+        for preset in presets:
+            networks, weights = load(preset, device)
+            parts |= {f"{preset} ({weights}): {part}": run for part, run in parts_of(networks, frames).items()}
+        measured = in_turns(parts, arguments.runs, device)
 
+    on = machine(device)
     print(f"{width}x{height} to {2 * width}x{2 * height}, {arguments.runs} runs of each, in turns")
-    print(f"{processor(device)}, {arguments.threads} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+    print(f"{on.processor} ({on.device}), {on.threads} threads, torch {on.torch}, load {on.load}")
     print()
     print("| part | median ms | fastest ms | slowest ms | frames/s (median) |")
     print("|---|---|---|---|---|")
@@ -59,17 +57,6 @@ def main() -> None:
         )
 
 
-def parts_of(upscaler: TwoStepUpscaler, label: str, frames: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
-    """HAT, the U-Net behind it, and both, each on (3, 1, 3, H, W): the previous, the centre and the next frame."""
-    previous_lr, center_lr, next_lr = frames
-    center_sr = upscaler.enlarge(center_lr)
-    return {
-        f"{label}: HAT": lambda: upscaler.enlarge(center_lr),
-        f"{label}: U-Net": lambda: upscaler.refine(center_sr, previous_lr, next_lr),
-        f"{label}: two steps": lambda: upscaler(previous_lr, center_lr, next_lr),
-    }
-
-
 def load(preset: str, device: torch.device) -> tuple[TwoStepUpscaler, str]:
     """The preset, with random weights where it has none."""
     try:
@@ -77,31 +64,6 @@ def load(preset: str, device: torch.device) -> tuple[TwoStepUpscaler, str]:
     except PresetUnavailableError:
         hat, unet = HAT(PRESETS[preset].hat), ConditionalUNet(PRESETS[preset].unet)
         return TwoStepUpscaler(hat, unet).to(device), "random weights"
-
-
-def measure(parts: dict[str, Callable[[], torch.Tensor]], runs: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each run after the warm-up; the parts take turns, so that other load hits them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in parts}
-    with torch.inference_mode():
-        for run in range(WARM_UP_RUNS + runs):
-            for name, function in parts.items():
-                start = time.perf_counter()
-                function()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if run >= WARM_UP_RUNS:
-                    seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def processor(device: torch.device) -> str:
-    """What the figures were measured on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ to quote. A video is upscaled as `vsr upscale` does it, from the file to the fil
 
 import math
 import os
-import platform
 import re
 import resource
 import statistics
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.hardware import cpu_name
 from model.presets import load_upscaler
 from model.upscaler import TwoStepUpscaler
 from worker.contract.failure import FailureCode, JobFailureError
@@ -107,7 +107,7 @@ class PipelineTimes:
 def machine(device: torch.device) -> Machine:
     names = (*CPU_ENVIRONMENT, "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "LD_PRELOAD")
     return Machine(
-        processor=_processor(),
+        processor=cpu_name(),
         cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
@@ -144,8 +144,8 @@ def measure_networks(
     with torch.inference_mode():
         for preset in presets:
             for way, networks in ways_of(preset, device, settings.weights_dir.expanduser()).items():
-                parts |= {(preset, way, part): run for part, run in _parts(networks, frames).items()}
-        seconds = _in_turns(parts, runs, device, on_progress)
+                parts |= {(preset, way, part): run for part, run in parts_of(networks, frames).items()}
+        seconds = in_turns(parts, runs, device, on_progress)
     return [
         PartTimes(
             *name,
@@ -157,8 +157,8 @@ def measure_networks(
     ]
 
 
-def _parts(networks: TwoStepUpscaler, frames: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """`frames`: the previous, the centre and the next one, (3, 1, 3, H, W)."""
+def parts_of(networks: TwoStepUpscaler, frames: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """HAT, the U-Net behind it, and both, on the previous, the centre and the next frame, (3, 1, 3, H, W)."""
     previous_lr, center_lr, next_lr = frames
     center_sr = networks.enlarge(center_lr)
     return {
@@ -168,10 +168,13 @@ def _parts(networks: TwoStepUpscaler, frames: Tensor) -> dict[str, Callable[[], 
     }
 
 
-def _in_turns(
-    parts: dict[_Name, Callable[[], Tensor]], runs: int, device: torch.device, on_progress: Callable[[int, int], None]
+def in_turns(
+    parts: dict[_Name, Callable[[], Tensor]],
+    runs: int,
+    device: torch.device,
+    on_progress: Callable[[int, int], None] = lambda done, of_all: None,
 ) -> dict[_Name, list[float]]:
-    """Seconds of each run after the warm-up."""
+    """Seconds of each run after the warm-up; the parts take turns, so that other load hits them alike."""
     seconds: dict[_Name, list[float]] = {name: [] for name in parts}
     for run in range(WARM_UP_RUNS + runs):
         for name, part in parts.items():
@@ -274,14 +277,6 @@ def write_test_pattern(path: Path, width: int, height: int, frames: int) -> None
 
     for _ in encode_frames(map(pattern, range(frames)), range(frames), picture, encoding, path, made_by="test pattern"):
         pass
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _forget_peak_memory(device: torch.device) -> None:

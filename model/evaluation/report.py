@@ -20,7 +20,7 @@ from model.data import MANIFEST, Dataset
 from model.evaluation.complexity import Cost
 from model.evaluation.contenders import Contender, Method, hat_methods, two_steps
 from model.evaluation.scores import BORDER_PX, MOVING_PX, PSNR_MAX_DB, SequenceScores
-from model.training.run_folder import cpu_name
+from model.hardware import cpu_name
 
 FORMAT = "twostep-vsr/evaluation/1"
 

@@ -23,12 +23,13 @@ from model.data import Dataset, SequenceEntry
 from model.evaluation.contenders import as_served
 from model.evaluation.report import Table, manifest_sha256
 from model.evaluation.scores import BORDER_PX, PSNR_MAX_DB, check_size, conditions_of, in_eight_bits, triplets
+from model.hardware import cpu_name
 from model.hat import HAT
 from model.metrics import psnr, psnr_y
 from model.training.config import TrainConfig, TrainingError
 from model.training.enlarged import EnlargedCache
 from model.training.loop import train
-from model.training.run_folder import commit, cpu_name
+from model.training.run_folder import commit
 from model.unet import ConditionalUNet
 from model.upscaler import resolve_device
 

@@ -30,6 +30,7 @@ import torch
 from safetensors import SafetensorError
 
 from model.folder_lock import FolderInUseError, take_lock
+from model.hardware import cpu_name
 from model.training.config import CannotWriteError, TrainConfig, TrainingError
 from model.training.curves import Curves
 from model.training.ranks import Ranks
@@ -226,14 +227,6 @@ def this_start(ranks: Ranks, step: int) -> dict[str, object]:
 def commit() -> str:
     """The commit this code is at, "unknown" outside a checkout."""
     return _git("rev-parse", "HEAD") or "unknown"
-
-
-def cpu_name() -> str:
-    """As /proc/cpuinfo has it, or as Python knows it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _git(*arguments: str) -> str | None:
