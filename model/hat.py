@@ -9,7 +9,6 @@ Names of modules, and so the state-dict keys, are those of the published checkpo
 
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, fields
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +21,6 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)
 
 # Added to the attention logits of pixel pairs that a cyclic shift made neighbours (Swin Transformer, section 3.2).
 MASKED_LOGIT = -100.0
-
-# About as many pixels pass through attention at a time on a CPU: what they need stays in its cache.
-CPU_BAND_PIXELS = 4096
-
-# Up to here torch's fused attention on a CPU is slower than plain products: the logits of a band fit the cache anyway.
-SMALL_WINDOW_PIXELS = 64
 
 
 @dataclass(frozen=True)
@@ -92,19 +85,6 @@ class HATConfig:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-class PixelLinear(nn.Linear):
-    """A linear layer over the last axis of (B, H, W, C).
-
-    In float32 on a CPU torch gives `F.linear` to MKL and convolutions to oneDNN, which is the faster of the two, by 1.6
-    to 2 where measured, so there the same product is written as a 1x1 convolution.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda or torch.is_grad_enabled():
-            return super().forward(x)
-        return on_channels_last(partial(F.conv2d, weight=self.weight[:, :, None, None], bias=self.bias), x)
-
-
 class ChannelAttention(nn.Module):
     """Scale every channel by a gate computed from the mean of all channels over the whole image."""
 
@@ -120,14 +100,18 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        return x * self.gates(x)[..., None, None]
+
+    def gates(self, x: Tensor) -> Tensor:
+        """(B, C) from (B, C, H, W)."""
         _, squeeze, _, excite, _ = self.attention
         assert isinstance(squeeze, nn.Conv2d)
         assert isinstance(excite, nn.Conv2d)
         # The same sums as `self.attention(x)`, as linear layers: a 1x1 convolution of a 1x1 image is computed in
         # another order on one thread than on several, and a result must not depend on the number of threads.
-        squeezed = F.relu(F.linear(x.mean((2, 3)), squeeze.weight.flatten(1), squeeze.bias))
-        gates = torch.sigmoid(F.linear(squeezed, excite.weight.flatten(1), excite.bias))
-        return x * gates[..., None, None]
+        means = x.mean((2, 3), dtype=torch.float32)
+        squeezed = F.relu(F.linear(means, squeeze.weight.flatten(1), squeeze.bias))
+        return torch.sigmoid(F.linear(squeezed, excite.weight.flatten(1), excite.bias))
 
 
 class ChannelAttentionBlock(nn.Module):
@@ -151,8 +135,8 @@ class MLP(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = PixelLinear(channels, hidden)
-        self.fc2 = PixelLinear(hidden, channels)
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.gelu(self.fc1(x))
@@ -198,8 +182,8 @@ class WindowAttention(RelativePositionBias):
     def __init__(self, channels: int, heads: int, window: int, shift: int, qkv_bias: bool) -> None:
         super().__init__((2 * window - 1) ** 2, heads)
         self.heads, self.window, self.shift = heads, window, shift
-        self.qkv = PixelLinear(channels, 3 * channels, bias=qkv_bias)
-        self.proj = PixelLinear(channels, channels)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
+        self.proj = nn.Linear(channels, channels)
         masks = shifted_window_masks(window, shift) if shift else torch.zeros(1, window**2, window**2)
         self.register_buffer("masks", masks, persistent=False)
         self.masks: Tensor
@@ -208,23 +192,16 @@ class WindowAttention(RelativePositionBias):
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         biases = self.bias(index, self.masks)
-        rows, step = x.shape[1] // self.window, rows_per_band(x, self.window)
         # Without a shift all windows are alike. With one, the last row and the last column of windows hold pixels from
         # opposite edges: interior, right rim, bottom rim and corner each have a mask. Four small attentions, instead of
         # one with a mask per window, which would be hundreds of MB for a 640x360 frame.
-        inner_rows = rows - 1 if self.shift else rows
-        bands = [
-            self.band(x[:, top * self.window : min(top + step, inner_rows) * self.window], biases[:2])
-            for top in range(0, inner_rows, step)
-        ]
-        if self.shift:
-            bands.append(self.band(x[:, inner_rows * self.window :], biases[2:]))
-        x = torch.cat(bands, dim=1)
-        if self.shift:
-            x = x.roll((self.shift, self.shift), dims=(1, 2))
-        return x
+        if not self.shift:
+            return self.rows_of_windows(x, biases)
+        inner, last_row = x.split([x.shape[1] - self.window, self.window], dim=1)
+        x = torch.cat([self.rows_of_windows(inner, biases[:2]), self.rows_of_windows(last_row, biases[2:])], dim=1)
+        return x.roll((self.shift, self.shift), dims=(1, 2))
 
-    def band(self, x: Tensor, biases: Tensor) -> Tensor:
+    def rows_of_windows(self, x: Tensor, biases: Tensor) -> Tensor:
         """Attention inside some rows of windows; `biases` of the inner columns and, with a shift, of the last one."""
         batch, height, width, channels = x.shape
         rows, columns, w = height // self.window, width // self.window, self.window
@@ -234,7 +211,7 @@ class WindowAttention(RelativePositionBias):
         attended = []
         for part, bias in zip(parts, biases, strict=True):
             q, k, v = part.transpose(0, 1).flatten(1, 3).flatten(3, 4)  # (windows, heads, w * w, C / heads) each
-            out = attend(q, k, v, bias.to(q.dtype))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
             attended.append(out.view(-1, batch, rows, self.heads, w, w, channels // self.heads))
         # Back from (columns, B, rows, heads, y, x, C / heads)
         columns_first = torch.cat(attended) if len(attended) > 1 else attended[0]
@@ -259,7 +236,8 @@ class HybridAttentionBlock(nn.Module):
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         normed = self.norm1(x)
         x = torch.add(x + self.attn(normed, index), self.conv_block(normed), alpha=self.conv_scale)
-        return in_bands(lambda band: band + self.mlp(self.norm2(band)), x, rows_per_band(x, 1))
+        y: Tensor = x + self.mlp(self.norm2(x))
+        return y
 
 
 class OverlappingCrossAttentionBlock(RelativePositionBias):
@@ -271,45 +249,28 @@ class OverlappingCrossAttentionBlock(RelativePositionBias):
         super().__init__((window + key_window - 1) ** 2, heads)
         self.heads, self.window, self.key_window = heads, window, key_window
         self.norm1 = nn.LayerNorm(channels)
-        self.qkv = PixelLinear(channels, 3 * channels, bias=config.qkv_bias)
-        self.proj = PixelLinear(channels, channels)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
+        self.proj = nn.Linear(channels, channels)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = MLP(channels, int(channels * config.mlp_ratio))
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        channels, step = x.shape[-1], rows_per_band(x, self.window)
-        qkv = self.qkv(self.norm1(x))
-        # Beyond the image keys and values are zero, and are attended to: the reference has no mask here.
-        margin = (self.key_window - self.window) // 2
-        kv = F.pad(qkv[..., channels:], (0, 0, margin, margin, margin, margin))
-        bias = self.bias(index).to(qkv.dtype)
-        bands = []
-        for top in range(0, x.shape[1], step * self.window):
-            q_band = qkv[:, top : top + step * self.window, :, :channels]
-            kv_band = kv[:, top : top + q_band.shape[1] + 2 * margin]
-            bands.append(self.band(q_band, kv_band, bias))
-        x = x + torch.cat(bands, dim=1)
-        return in_bands(lambda band: band + self.mlp(self.norm2(band)), x, rows_per_band(x, 1))
-
-    def band(self, q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
-        """Attention of some rows of windows to their key windows: (B, H, W, C), and (B, H + k - w, W + k - w, 2C)."""
-        batch, height, width, channels = q.shape
-        rows, columns, w, head_channels = (
-            height // self.window,
-            width // self.window,
-            self.window,
-            channels // self.heads,
-        )
-        q = q.reshape(batch, rows, w, columns, w, self.heads, head_channels).permute(0, 1, 3, 5, 2, 4, 6)
+        batch, height, width, channels = x.shape
+        rows, columns, w, k = height // self.window, width // self.window, self.window, self.key_window
+        q, kv = self.qkv(self.norm1(x)).split([channels, 2 * channels], dim=-1)
+        q = q.reshape(batch, rows, w, columns, w, self.heads, channels // self.heads).permute(0, 1, 3, 5, 2, 4, 6)
         q = q.flatten(0, 2).flatten(2, 3)  # (windows, heads, w * w, C / heads)
-        kv = kv.unfold(1, self.key_window, w).unfold(2, self.key_window, w)
-        # To B, rows, columns, key or value, heads, C / heads, k, k.
-        kv = kv.view(batch, rows, columns, 2, self.heads, head_channels, self.key_window, self.key_window)
-        k, v = kv.permute(3, 0, 1, 2, 4, 6, 7, 5).flatten(1, 3).flatten(3, 4)
-        out = attend(q, k, v, bias)
-        out = out.view(batch, rows, columns, self.heads, w, w, head_channels).permute(0, 1, 4, 2, 5, 3, 6)
-        projected: Tensor = self.proj(out.reshape(batch, height, width, channels))
-        return projected
+        # Beyond the image keys and values are zero, and are attended to: the reference has no mask here.
+        margin = (k - w) // 2
+        kv = F.pad(kv, (0, 0, margin, margin, margin, margin)).unfold(1, k, w).unfold(2, k, w)
+        kv = kv.view(batch, rows, columns, 2, self.heads, channels // self.heads, k, k)
+        keys, values = kv.permute(3, 0, 1, 2, 4, 6, 7, 5).flatten(1, 3).flatten(3, 4)
+        bias = self.bias(index).to(q.dtype).unsqueeze(0)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+        out = out.view(batch, rows, columns, self.heads, w, w, channels // self.heads).permute(0, 1, 4, 2, 5, 3, 6)
+        x = x + self.proj(out.reshape(batch, height, width, channels))
+        y: Tensor = x + self.mlp(self.norm2(x))
+        return y
 
 
 class AttentionBlocks(nn.Module):
@@ -370,14 +331,15 @@ class HAT(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         height, width = lr.shape[-2:]
         x = pad_to_multiple(lr, self.config.window_size)
-        x = (x - self.mean) * self.config.img_range
-        shallow = self.conv_first(x.contiguous(memory_format=torch.channels_last))
-        deep = self.conv_after_body(self.body(shallow)) + shallow
-        features = self.upsample(self.conv_before_upsample(deep))
-        # Near white a bfloat16 step is a whole 8-bit level, so under autocast the picture itself stays in float32.
+        # A bfloat16 step is up to a whole 8-bit level, and the picture itself runs along here: under autocast only the
+        # body, which finds what is to be added to it, is computed in bfloat16.
         with torch.autocast(lr.device.type, enabled=False):
-            x = self.conv_last(features.float())
-        sr: Tensor = x / self.config.img_range + self.mean
+            x = (x - self.mean) * self.config.img_range
+            shallow = self.conv_first(x.contiguous(memory_format=torch.channels_last))
+        deep = self.conv_after_body(self.body(shallow)) + shallow
+        with torch.autocast(lr.device.type, enabled=False):
+            x = self.conv_last(self.upsample(self.conv_before_upsample(deep)))
+            sr: Tensor = x / self.config.img_range + self.mean
         return sr[..., : height * self.config.upscale, : width * self.config.upscale]
 
     def body(self, x: Tensor) -> Tensor:
@@ -402,32 +364,6 @@ def pixel_shuffle_stages(scale: int, channels: int) -> nn.Sequential:
         stages.append(nn.Conv2d(channels, factor**2 * channels, 3, padding=1))
         stages.append(nn.PixelShuffle(factor))
     return nn.Sequential(*stages)
-
-
-def rows_per_band(x: Tensor, window: int) -> int:
-    """How many rows of windows (B, H, W, C) is attended to at a time.
-
-    On a CPU as many as stay in its cache: large intermediates cost more to fetch, and to map, than to compute.
-    Otherwise all.
-    """
-    if x.is_cuda or torch.is_grad_enabled():
-        return x.shape[1] // window
-    pixels_per_row = x.shape[0] * window * x.shape[2]
-    return max(1, CPU_BAND_PIXELS // pixels_per_row)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v of (windows, n, pixels, d) with the (n, queries, keys) bias of all windows."""
-    if q.is_cuda or torch.is_grad_enabled() or q.shape[-2] > SMALL_WINDOW_PIXELS:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    attended: Tensor = logits.add_(bias).softmax(dim=-1) @ v
-    return attended
-
-
-def in_bands(layer: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
-    """Apply a layer that works pixel by pixel to so many rows of (B, H, W, C) at a time."""
-    return torch.cat([layer(x[:, top : top + rows]) for top in range(0, x.shape[1], rows)], dim=1)
 
 
 def shifted_window_masks(window: int, shift: int) -> Tensor:
