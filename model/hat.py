@@ -100,16 +100,15 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gates(x)[..., None, None]
+        return x * self.gates(x.mean((2, 3), dtype=torch.float32))[..., None, None]
 
-    def gates(self, x: Tensor) -> Tensor:
-        """(B, C) from (B, C, H, W)."""
+    def gates(self, means: Tensor) -> Tensor:
+        """What channels are to be multiplied by, from their means, both (..., C)."""
         _, squeeze, _, excite, _ = self.attention
         assert isinstance(squeeze, nn.Conv2d)
         assert isinstance(excite, nn.Conv2d)
         # The same sums as `self.attention(x)`, as linear layers: a 1x1 convolution of a 1x1 image is computed in
         # another order on one thread than on several, and a result must not depend on the number of threads.
-        means = x.mean((2, 3), dtype=torch.float32)
         squeezed = F.relu(F.linear(means, squeeze.weight.flatten(1), squeeze.bias))
         return torch.sigmoid(F.linear(squeezed, excite.weight.flatten(1), excite.bias))
 
@@ -197,7 +196,7 @@ class WindowAttention(RelativePositionBias):
         # one with a mask per window, which would be hundreds of MB for a 640x360 frame.
         if not self.shift:
             return self.rows_of_windows(x, biases)
-        inner, last_row = x.split([x.shape[1] - self.window, self.window], dim=1)
+        inner, last_row = torch.split(x, [x.shape[1] - self.window, self.window], dim=1)
         x = torch.cat([self.rows_of_windows(inner, biases[:2]), self.rows_of_windows(last_row, biases[2:])], dim=1)
         return x.roll((self.shift, self.shift), dims=(1, 2))
 
@@ -207,12 +206,12 @@ class WindowAttention(RelativePositionBias):
         rows, columns, w = height // self.window, width // self.window, self.window
         qkv = self.qkv(x).view(batch, rows, w, columns, w, 3, self.heads, channels // self.heads)
         qkv = qkv.permute(3, 5, 0, 1, 6, 2, 4, 7)  # (columns, 3, B, rows, heads, w, w, C / heads)
-        parts = qkv.split([columns - 1, 1]) if self.shift else (qkv,)
+        parts = torch.split(qkv, [columns - 1, 1]) if self.shift else (qkv,)
         attended = []
         for part, bias in zip(parts, biases, strict=True):
             q, k, v = part.transpose(0, 1).flatten(1, 3).flatten(3, 4)  # (windows, heads, w * w, C / heads) each
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
-            attended.append(out.view(-1, batch, rows, self.heads, w, w, channels // self.heads))
+            attended.append(out.view(part.shape[0], batch, rows, self.heads, w, w, channels // self.heads))
         # Back from (columns, B, rows, heads, y, x, C / heads)
         columns_first = torch.cat(attended) if len(attended) > 1 else attended[0]
         x = columns_first.permute(1, 2, 4, 0, 5, 3, 6).reshape(batch, height, width, channels)
@@ -314,6 +313,8 @@ class HAT(nn.Module):
         )
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.mean: Tensor
+        self.relative_position_index_SA: Tensor
+        self.relative_position_index_OCA: Tensor
 
         self.conv_first = nn.Conv2d(config.in_chans, channels, 3, padding=1)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(channels)})

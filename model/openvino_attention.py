@@ -27,7 +27,9 @@ def attend_in_band(q: Tensor, kv: Tensor, biases: Tensor, shape: BandShape) -> T
     request = _compiled(shape, q.dtype, torch.get_num_threads())
     attended = torch.empty_like(q)
     request.set_output_tensor(_shared(attended))
-    request.infer([_shared(tensor) for tensor in (q, kv, *biases.split(1))], share_inputs=True, share_outputs=True)
+    request.infer(
+        [_shared(tensor) for tensor in (q, kv, *torch.split(biases, 1))], share_inputs=True, share_outputs=True
+    )
     return attended
 
 
@@ -35,11 +37,6 @@ def _shared(tensor: Tensor) -> ov.Tensor:
     if tensor.dtype == torch.bfloat16:  # which numpy has no word for
         return ov.Tensor(tensor.view(torch.int16).numpy(), list(tensor.shape), ov.Type.bf16)
     return ov.Tensor(tensor.numpy(), shared_memory=True)
-
-
-def computes_in_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @lru_cache(maxsize=_KEPT_SHAPES)
@@ -82,19 +79,21 @@ def band_model(shape: BandShape, dtype: torch.dtype) -> ov.Model:
     sizes = [(columns - 1) * rows, rows] if last_column_differs else [columns * rows]
     biases = [op.parameter([1, heads, window**2, key_window**2], np.float32) for _ in sizes]
     attended = [
-        _attended(*parts, head_channels, numbers)
-        for *parts, size in zip(
+        _attended(q_part, k_part, v_part, bias, head_channels, numbers)
+        for q_part, k_part, v_part, bias, size in zip(
             _split(queries, sizes), _split(keys, sizes), _split(values, sizes), biases, sizes, strict=True
         )
-        if size
+        if size  # A frame of one column of windows has only the last.
     ]
     windows = op.concat(attended, 0) if len(attended) > 1 else attended[0]
     image = _transposed(_reshaped(windows, columns, rows, window, window, channels), 1, 2, 0, 3, 4)
     return ov.Model([_reshaped(image, height, width, channels)], [q, kv, *biases], "attention")
 
 
-def _attended(q: ov.Output | ov.Node, k: ov.Output, v: ov.Output, bias: ov.Node, head_channels: int, numbers: ov.Type) -> ov.Node:
-    """(windows, pixels, n, d) each to (windows, pixels, n, d): this very pattern is what OpenVINO makes one piece of."""
+def _attended(
+    q: ov.Output | ov.Node, k: ov.Output, v: ov.Output, bias: ov.Node, head_channels: int, numbers: ov.Type
+) -> ov.Node:
+    """(windows, pixels, n, d) each to the same: this very pattern is what OpenVINO makes one piece of."""
     q = op.multiply(_transposed(q, 0, 2, 1, 3), op.constant(head_channels**-0.5, dtype=numbers))
     logits = op.add(op.matmul(q, _transposed(k, 0, 2, 3, 1), False, False), op.convert(bias, numbers))
     return _transposed(op.matmul(op.softmax(logits, 3), _transposed(v, 0, 2, 1, 3), False, False), 0, 2, 1, 3)

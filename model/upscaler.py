@@ -7,7 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from model.hardware import multiplies_bfloat16
 from model.hat import HAT
+from model.hat_in_bands import HATInBands, band_attention
 from model.plain_surfaces import keep_plain_surfaces
 from model.tiling import tiles_of
 from model.unet import SCALE, ConditionalUNet
@@ -24,7 +26,8 @@ class TwoStepUpscaler(nn.Module):
     """`previous_lr`, `center_lr`, `next_lr`, each (B, 3, H, W) float32 RGB in [0, 1], to (B, 3, 2H, 2W) of the same.
 
     Anything else is refused with a ValueError. HAT runs once per frame, on the centres only, is frozen, and stays in
-    evaluation mode in training too. On CUDA both networks run under bfloat16 autocast, on the CPU in float32.
+    evaluation mode in training too. On CUDA both networks run under bfloat16 autocast. On a CPU HAT runs in bands
+    (`model.hat_in_bands`), its products in float32 or bfloat16 as `use_precision` says, and the U-Net in float32.
 
     On one machine the result is a function of the three frames and of the batch's shape, bit for bit: it does not
     depend on what else is in the batch, nor on the number of threads. Where memory is short, `use_tiles` makes it work
@@ -41,12 +44,32 @@ class TwoStepUpscaler(nn.Module):
         self.unet = unet
         self.tile_px: int | None = None
         self.tile_overlap_px = 0
+        self._products: torch.dtype | None = None
+        self._hat_in_bands: HATInBands | None = None
         self.eval()
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.hat.parameters()).device
+
+    @property
+    def products(self) -> torch.dtype:
+        """What products are computed in: bfloat16 on CUDA and float32 on a CPU, where nothing else was asked for."""
+        return self._products or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+
+    def use_precision(self, name: str) -> None:
+        """Compute products in "float32" or "bfloat16", or in what is fastest here, "auto"."""
+        self._products = resolve_precision(name, self.device)
+        self._hat_in_bands = None
+
+    @property
+    def arithmetic(self) -> str:
+        """Names what, beside the weights and what is computed at a time, decides on bits: device, numbers, kernels."""
+        numbers = {torch.float32: "f32", torch.bfloat16: "bf16"}[self.products]
+        if self.device.type != "cpu":
+            return f"{self.device.type}-{numbers}"
+        return f"cpu-{numbers}-{self._bands().attention}"
 
     @property
     def tile_alignment_px(self) -> int:
@@ -97,9 +120,16 @@ class TwoStepUpscaler(nn.Module):
 
     def enlarge(self, center_lr: Tensor) -> Tensor:
         """The first step: (B, 3, H, W) to (B, 3, 2H, 2W) float32, without gradients, not clamped."""
+        if self.device.type == "cpu":
+            return self._bands()(center_lr)
         with torch.no_grad(), self.precision():
             enlarged: Tensor = self.hat(center_lr)
         return enlarged.float()
+
+    def _bands(self) -> HATInBands:
+        if self._hat_in_bands is None:
+            self._hat_in_bands = HATInBands(self.hat, self.products, *band_attention(self.hat.config.window_size))
+        return self._hat_in_bands
 
     def refine(self, center_sr: Tensor, previous_lr: Tensor, next_lr: Tensor) -> Tensor:
         """The second step: the enlarged centre and its neighbours to (B, 3, 2H, 2W) float32, not clamped."""
@@ -121,8 +151,9 @@ class TwoStepUpscaler(nn.Module):
         return output
 
     def precision(self) -> torch.autocast:
-        """bfloat16 autocast on CUDA; on the CPU nothing, which leaves float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        """bfloat16 autocast on CUDA, unless float32 was asked for; nothing on the CPU, which leaves float32."""
+        in_bfloat16 = self.device.type == "cuda" and self.products == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16)
 
     def check(self, previous_lr: Tensor, center_lr: Tensor, next_lr: Tensor) -> None:
         """Refuse what the networks would misread."""
@@ -181,3 +212,12 @@ def resolve_device(name: str) -> torch.device:
     if torch.cuda.device_count() == 0:
         raise DeviceUnavailableError("cuda was asked for, but the driver sees no GPU")
     return torch.device("cuda", 0)
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """What to compute products in, for "auto", "float32" or "bfloat16". "auto": bfloat16 where that is the faster."""
+    if name not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"precision must be 'auto', 'float32' or 'bfloat16', not {name!r}")
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" or multiplies_bfloat16() else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

@@ -121,9 +121,13 @@ def machine(device: torch.device) -> Machine:
 
 
 def ways_of(preset: str, device: torch.device, weights_dir: Path) -> dict[str, TwoStepUpscaler]:
-    """The ways to compute a preset here: as the service does, and beside it the plain one where that is another."""
-    precision = "bfloat16" if device.type == "cuda" else "float32"
-    return {f"torch, {precision}": load_upscaler(preset, device, weights_dir)}
+    """The ways to compute a preset here: as the service does, in both precisions."""
+    ways = {}
+    for precision in ("bfloat16", "float32"):
+        networks = load_upscaler(preset, device, weights_dir)
+        networks.use_precision(precision)
+        ways[networks.arithmetic] = networks
+    return ways
 
 
 def measure_networks(
@@ -200,7 +204,7 @@ def measure_pipeline(
     """
     device = usable_device(settings.device)
     began = time.perf_counter()
-    models = LoadedModels(device, settings.weights_dir, settings.tile_px, settings.batch_frames)
+    models = LoadedModels(device, settings.weights_dir, settings.tile_px, settings.batch_frames, settings.precision)
     if not isinstance(models.get(preset), NetworkUpscaler):
         raise JobFailureError(FailureCode.INVALID_OPTION, f"{preset} has no networks to measure")
     load_seconds = time.perf_counter() - began

@@ -47,10 +47,19 @@ class LoadedModels:
     """All presets that were asked for so far, on one device. They stay: all of them together fit on any GPU we name."""
 
     def __init__(
-        self, device: torch.device, weights_dir: Path, tile_px: int | None, batch_frames: int | None = None
+        self,
+        device: torch.device,
+        weights_dir: Path,
+        tile_px: int | None,
+        batch_frames: int | None = None,
+        precision: str = "auto",
     ) -> None:
-        """`batch_frames`: per network call, as its results depend on it; None: as usual for the device."""
+        """`batch_frames`: per network call, as its results depend on it; None: as usual for the device.
+
+        `precision`: as `model.upscaler.TwoStepUpscaler.use_precision` takes it.
+        """
         self.device = device
+        self._precision = precision
         self.usual_rendering = Rendering(batch_frames=batch_frames or usual_batch_frames(device), tile_px=tile_px)
         self._weights_dir = weights_dir.expanduser()
         self._tile_px = tile_px
@@ -148,6 +157,7 @@ class LoadedModels:
             raise JobFailureError(FailureCode.WEIGHTS_DAMAGED, str(error)) from error
         except torch.cuda.OutOfMemoryError as error:
             raise JobFailureError(FailureCode.OUT_OF_MEMORY, f"the GPU's memory is too small for {preset!r}") from error
+        networks.use_precision(self._precision)
         try:
             networks.use_tiles(self._tile_px)
         except ValueError as error:

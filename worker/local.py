@@ -111,7 +111,11 @@ def upscale_file(
     # Before the networks: it starts while they are loaded.
     with closing(open_decoding(settings, limits, reads=(source, workspace.path))) as decoding:
         models = LoadedModels(
-            usable_device(settings.device), settings.weights_dir, settings.tile_px, settings.batch_frames
+            usable_device(settings.device),
+            settings.weights_dir,
+            settings.tile_px,
+            settings.batch_frames,
+            settings.precision,
         )
 
         # A network that the caller brings is taken as it is.

@@ -12,9 +12,6 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.rendering import Rendering
 from worker.upscaler import FrameBatch
 
-_PRECISIONS = {"cuda": "bf16"}
-"""As `TwoStepUpscaler.precision` chooses it; float32 on all other devices."""
-
 _BYTES_PER_CHANNEL = 70
 """Memory per pixel of the source and channel of HAT while a window goes through both networks."""
 _BYTES_PER_FRAME_PIXEL = 1000
@@ -39,16 +36,14 @@ class NetworkUpscaler:
 
     @property
     def fingerprint(self) -> str:
-        """The weights, and what else changes bits: tiles, the kind of device with its precision, the batch."""
+        """The weights, and what else changes bits: tiles, the arithmetic, the batch."""
         tiles = f"-tiles{self._tile_px}" if self._tile_px else ""
-        kind = self._networks.device.type
-        return f"{self._weights}{tiles}-{kind}-{_PRECISIONS.get(kind, 'f32')}-b{self._batch_frames}"
+        return f"{self._weights}{tiles}-{self._networks.arithmetic}-b{self._batch_frames}"
 
     @property
     def maker(self) -> str:
-        """The weights, and the kind of device with its precision; see `worker.upscaler.Upscaler`."""
-        kind = self._networks.device.type
-        return f"{self._weights}-{kind}-{_PRECISIONS.get(kind, 'f32')}"
+        """The weights and the arithmetic; see `worker.upscaler.Upscaler`."""
+        return f"{self._weights}-{self._networks.arithmetic}"
 
     @property
     def tile_px(self) -> int | None:

@@ -20,7 +20,7 @@ from worker.video.sound import SUBSTITUTES, can_be_converted
 from worker.video.survey import survey
 from worker.video.values import Encoding, OtherStream, Picture, Survey
 
-PIPELINE_VERSION = 2
+PIPELINE_VERSION = 3
 """Raise it whenever the same source, options and weights give other bytes than before."""
 
 SCALE = 2

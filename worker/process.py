@@ -137,7 +137,7 @@ def work(name: str, environment: dict[str, str], protections: dict[str, str]) ->
     queue = TaskQueue(redis)
     try:
         device = usable_device(settings.device)
-        models = LoadedModels(device, settings.weights_dir, settings.tile_px, settings.batch_frames)
+        models = LoadedModels(device, settings.weights_dir, settings.tile_px, settings.batch_frames, settings.precision)
         models.get(settings.preset)
     except JobFailureError as failure:
         log.error("worker_cannot_start", code=failure.code, reason=failure.message)

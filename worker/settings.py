@@ -39,6 +39,11 @@ class WorkerSettings(BaseSettings):
 
     preset: str = Field(DEFAULT_PRESET, description="Networks to load at start; jobs may name another.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is a GPU, else the CPU.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="What products inside the networks are computed in. auto: bfloat16 on GPUs and on processors that "
+        "have instructions for it, else float32. The picture itself is float32 in either.",
+    )
     weights_dir: Path = Field(
         default_factory=lambda: Path.home() / ".local" / "share" / "twostep-vsr" / "weights",
         description="Weights that the user imported. Default: ~/.local/share/twostep-vsr/weights",

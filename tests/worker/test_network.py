@@ -54,7 +54,7 @@ def test_the_fingerprint_names_the_weights_and_the_tiles(networks: TwoStepUpscal
 
 def test_the_fingerprint_names_device_precision_and_batch(networks: TwoStepUpscaler) -> None:
     fingerprint = NetworkUpscaler(networks, 4).fingerprint
-    assert fingerprint.endswith("-cpu-f32-b4")
+    assert fingerprint.endswith("-cpu-f32-torch-b4")
     assert " " not in fingerprint
 
 
