@@ -1,15 +1,17 @@
 """The two steps together: what is promised of shapes, ranges and determinism, and what is refused."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from model.hat import HAT
+from model.hat_in_bands import HATInBands
 from model.presets import PRESETS, random_upscaler
 from model.unet import ConditionalUNet
-from model.upscaler import DeviceUnavailableError, TwoStepUpscaler, resolve_device
+from model.upscaler import DeviceUnavailableError, TwoStepUpscaler, resolve_device, resolve_precision
 
 
 def frames(batch: int, height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,9 +47,13 @@ def test_a_run_repeated_gives_the_same_bits(upscaler: TwoStepUpscaler) -> None:
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(2, 90, 160), (4, 72, 96), (1, 48, 64), (2, 8, 8)])
 @pytest.mark.parametrize("preset", ["tiny-random", "compact", "aligned"])
-def test_the_number_of_threads_changes_nothing(preset: str, batch: int, height: int, width: int) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_number_of_threads_changes_nothing(
+    precision: str, preset: str, batch: int, height: int, width: int
+) -> None:
     # A worker resumes, or shares, what another with more or fewer cores began.
     upscaler = random_upscaler(PRESETS[preset])
+    upscaler.use_precision(precision)
     triplet = frames(batch, height, width)
     threads_before = torch.get_num_threads()
 
@@ -60,6 +66,28 @@ def test_the_number_of_threads_changes_nothing(preset: str, batch: int, height: 
 
     for result in results[1:]:
         assert torch.equal(results[0], result)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 16])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_attention_by_openvino_does_not_depend_on_the_number_of_threads(precision: str, threads: int) -> None:
+    # given a network of large windows
+    torch.manual_seed(0)
+    config = replace(PRESETS["tiny-random"].hat, window_size=16, depths=(2,), num_heads=(2,))
+    upscaler = TwoStepUpscaler(HAT(config), random_upscaler(PRESETS["tiny-random"]).unet)
+    upscaler.use_precision(precision)
+    assert upscaler.arithmetic.endswith("-openvino")
+    center_lr = frames(1, 90, 160)[1]
+
+    # when it works with one thread, and with several
+    threads_before = torch.get_num_threads()
+    results = []
+    for count in (1, threads):
+        torch.set_num_threads(count)
+        results.append(upscaler.enlarge(center_lr))
+    torch.set_num_threads(threads_before)
+
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("preset", ["tiny-random", "compact", "aligned"])
@@ -91,10 +119,16 @@ def test_each_frame_of_the_triplet_leaves_its_mark(upscaler: TwoStepUpscaler) ->
             assert float((output - wrong).abs().mean()) > 1 / 255
 
 
-def test_hat_runs_once_per_frame(upscaler: TwoStepUpscaler) -> None:
+def test_hat_runs_once_per_frame(upscaler: TwoStepUpscaler, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a count of the frames that enter HAT
     seen: list[Tensor] = []
-    upscaler.hat.register_forward_pre_hook(lambda _hat, arguments: seen.append(arguments[0]))
+    enlarge = HATInBands.__call__
+
+    def count_and_enlarge(bands: HATInBands, lr: Tensor) -> Tensor:
+        seen.append(lr)
+        return enlarge(bands, lr)
+
+    monkeypatch.setattr(HATInBands, "__call__", count_and_enlarge)
     triplet = frames(5, 16, 16)
 
     with torch.inference_mode():
@@ -144,8 +178,6 @@ def test_what_it_would_misread_is_refused_with_both_numbers(
 
 
 def test_a_hat_of_another_scale_is_refused(unet: ConditionalUNet) -> None:
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match="upscales by 4, the second step needs 2"):
         TwoStepUpscaler(HAT(replace(PRESETS["tiny-random"].hat, upscale=4)), unet)
 
@@ -219,3 +251,28 @@ def test_cuda_is_used_or_refused_by_name_never_replaced() -> None:
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(ValueError, match="not 'gpu'"):
         resolve_device("gpu")
+
+
+def test_a_precision_nobody_knows_is_refused(upscaler: TwoStepUpscaler) -> None:
+    with pytest.raises(ValueError, match="precision must be 'auto', 'float32' or 'bfloat16', not 'int8'"):
+        upscaler.use_precision("int8")
+
+
+@pytest.mark.parametrize(("has_instructions", "chosen"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bfloat16_is_chosen_where_the_processor_has_instructions_for_it(
+    has_instructions: bool, chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.upscaler.multiplies_bfloat16", lambda: has_instructions)
+
+    assert resolve_precision("auto", torch.device("cpu")) == chosen
+    assert resolve_precision("auto", torch.device("cuda")) == torch.bfloat16
+    assert resolve_precision("float32", torch.device("cuda")) == torch.float32
+
+
+def test_the_arithmetic_names_what_decides_on_bits(upscaler: TwoStepUpscaler) -> None:
+    names = []
+    for precision in ("float32", "bfloat16"):
+        upscaler.use_precision(precision)
+        names.append(upscaler.arithmetic)
+
+    assert names == ["cpu-f32-torch", "cpu-bf16-torch"]
