@@ -26,8 +26,8 @@ def test_networks_and_a_whole_video_are_measured(tmp_path: Path) -> None:
     assert with_video.returncode == without.returncode == ExitCode.OK, with_video.stderr + without.stderr
     assert measured["machine"]["threads"] == 1
     assert measured["machine"]["environment"]["MALLOC_TRIM_THRESHOLD_"]
-    assert [(one["preset"], one["part"]) for one in measured["networks"]] == [
-        (PRESET, part) for part in ("HAT", "U-Net", "both steps")
+    assert [(one["preset"], one["way"], one["part"]) for one in measured["networks"]] == [
+        (PRESET, way, part) for way in ("cpu-bf16-torch", "cpu-f32-torch") for part in ("HAT", "U-Net", "both steps")
     ]
     for one in measured["networks"]:
         assert 0 < one["fastest_ms"] <= one["median_ms"] <= one["slowest_ms"]
