@@ -126,3 +126,14 @@ print(kept, megabytes())
     # Then it does
     kept, left = map(int, done.stdout.split())
     assert kept - left > 400
+
+
+def test_the_precision_that_was_asked_for_is_named_in_the_fingerprint(tmp_path: Path) -> None:
+    # given two workers of one machine, told different things
+    exact = LoadedModels(CPU, tmp_path, None, precision="float32").get("tiny-random")
+    fast = LoadedModels(CPU, tmp_path, None, precision="bfloat16").get("tiny-random")
+
+    # then nobody takes the one's segments for the other's
+    assert "-cpu-f32-" in exact.fingerprint
+    assert "-cpu-bf16-" in fast.fingerprint
+    assert exact.maker != fast.maker
