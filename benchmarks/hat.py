@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.reference_hat import reference_forward
 from model.hardware import cpu_name
@@ -31,6 +32,7 @@ from model.presets import PRESETS, load_upscaler
 from worker.cpu_environment import CPU_ENVIRONMENT, restart_with_cpu_environment
 
 PROCESS = Path("/proc/self")
+SHOWN_OPERATIONS = 8
 
 
 def main() -> None:
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=9, help="of each way; medians are shown")
     parser.add_argument("--served", action="store_true", help="with the allocator settings of the service")
+    parser.add_argument("--profile", action="store_true", help="show where the time of the bands goes, too")
     arguments = parser.parse_args()
     if arguments.served:
         restart_with_cpu_environment()
@@ -78,6 +81,25 @@ def main() -> None:
             f"| {name} | {median_ms:.0f} | {1000 * min(measured):.0f} | {formula_ms / median_ms:.2f} "
             f"| {float(error.max()):.2g}, {float(error.mean()):.2g} | {first:.0f}, {statistics.median(later):.0f} |"
         )
+    if arguments.profile:
+        for name, way in ways.items():
+            if name.startswith("bands"):
+                print(f"\n{name}\n")
+                print_profile(way, frame)
+
+
+def print_profile(way: Callable[[Tensor], Tensor], frame: Tensor) -> None:
+    """Shares of one run by torch's operations; what is not torch's (OpenVINO, Python) is the rest."""
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as measured:
+        start = time.perf_counter()
+        way(frame)
+        seconds = time.perf_counter() - start
+    operations = sorted(measured.key_averages(), key=lambda one: one.self_cpu_time_total, reverse=True)
+    shares = {one.key: one.self_cpu_time_total / 1e6 / seconds for one in operations}
+    shown = dict(list(shares.items())[:SHOWN_OPERATIONS])
+    for name, share in (shown | {"other operations": sum(shares.values()) - sum(shown.values())}).items():
+        print(f"| {name} | {share:.1%} |")
+    print(f"| the rest | {1 - sum(shares.values()):.1%} |")
 
 
 def hat_of(preset: str) -> HAT:
