@@ -16,7 +16,7 @@ from redis.retry import Retry
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
-from app import documentation, health, jobs, models, results, submissions, tus, uploads, webhooks
+from app import documentation, health, jobs, models, results, sessions, submissions, tus, uploads, webhooks
 from app.dependencies import Services
 from app.documentation import DocumentedApi
 from app.errors import add_error_handlers
@@ -96,7 +96,7 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
             Middleware(tus.TusMiddleware),
         ],
     )
-    for module in (uploads, tus, submissions, jobs, results, webhooks, models, health, documentation):
+    for module in (sessions, uploads, tus, submissions, jobs, results, webhooks, models, health, documentation):
         app.include_router(module.router)
     app.include_router(tus.options_router)
     if settings.gateway_metrics_port is None:

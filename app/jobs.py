@@ -3,9 +3,9 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from app.bodies import read_json
 from app.dependencies import OwnerDep, Services, ServicesDep, require_api_key
 from app.errors import (
     InvalidRequestError,
@@ -22,13 +22,10 @@ from app.errors import (
 from app.janitor import result_expires_at
 from app.limits import one_at_a_time, refuse_beyond_key_jobs, refuse_full_queue
 from app.schemas import KEEP_PARTIAL_DESCRIPTION, CancelJob, Job, JobPage, public_job
-from app.uploads import body_chunks
 from app.webhook_events import change_log
 from worker.contract.failure import FailureCode
 from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus, now
 from worker.contract.storage import remove_tree
-
-_MAX_CANCEL_BYTES = 1024
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_api_key)])
 
@@ -78,16 +75,8 @@ async def get_job(job_id: JobIdParameter, services: ServicesDep, owner: OwnerDep
 
 
 async def cancel_wish(request: Request, services: ServicesDep) -> CancelJob:
-    """The body of a cancel, which may be left out. Read here: FastAPI would take one of any length into memory."""
-    body = bytearray()
-    async for chunk in body_chunks(request, services.settings):
-        body += chunk
-        if len(body) > _MAX_CANCEL_BYTES:
-            raise InvalidRequestError(f"The body has more than {_MAX_CANCEL_BYTES} bytes.")
-    try:
-        return CancelJob.model_validate_json(bytes(body)) if body else CancelJob()
-    except ValidationError as error:
-        raise InvalidRequestError.from_validation(error.errors()) from error
+    """The body of a cancel, which may be left out."""
+    return await read_json(request, services.settings, CancelJob, if_left_out=CancelJob())
 
 
 @router.post(

@@ -2,11 +2,20 @@
 
 from datetime import datetime
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
 
 from app.guarded_http import shown_url
 from worker.contract.failure import FailureCode
-from worker.contract.job import JobOptions, JobRecord, JobStatus, PartialResult, Progress, StreamInfo
+from worker.contract.job import (
+    Container,
+    JobOptions,
+    JobRecord,
+    JobStatus,
+    PartialResult,
+    Progress,
+    StreamInfo,
+    VideoCodec,
+)
 
 UPLOAD_ID_PATTERN = r"^[0-9A-Za-z_-]{1,64}$"
 WEBHOOK_URL_DESCRIPTION = (
@@ -77,6 +86,19 @@ class CancelJob(BaseModel):
     keep_partial: bool = Field(False, description=KEEP_PARTIAL_DESCRIPTION)
 
 
+class OpenSession(BaseModel):
+    """JSON body of `PUT /v1/session`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: SecretStr = Field(min_length=1, max_length=1024, description="A key of this service.")
+
+
+class Session(BaseModel):
+    needs_key: bool = Field(description="Whether this service has keys. If not, it answers its own machine.")
+    authenticated: bool = Field(description="Whether this very request would be let in.")
+
+
 class Upload(BaseModel):
     id: str
     size_bytes: int
@@ -137,6 +159,15 @@ class JobLinks(BaseModel):
     result: str
     report: str
     webhook: str | None = Field(None, description="What became of the webhook; null where there is none.")
+    events: str = Field(description="Every change of the job, as server-sent events.")
+    stream: str | None = Field(
+        None, description="HLS of what is finished so far; null for a codec that no browser plays, and once removed."
+    )
+    preview: str | None = Field(
+        None, description="POST: two seconds of it before everything else; GET: the file. Null once the job has ended."
+    )
+    thumbnail: str | None = Field(None, description="One frame as JPEG, of source or result. Null once removed.")
+    source: str | None = Field(None, description="The file that was sent. Null until it is here, and once removed.")
 
 
 class Job(BaseModel):
@@ -195,6 +226,7 @@ def public_job(
 ) -> Job:
     """The job as clients see it. `progress`: the live figures; a finished job needs none."""
     path = f"/v1/jobs/{record.id}"
+    has_media = record.media_removed_at is None and not record.awaits_source
     if record.status == JobStatus.SUCCEEDED and record.result:
         # Also after Redis has forgotten the figures, a finished job is whole.
         frames = record.result.frames
@@ -235,5 +267,17 @@ def public_job(
             result=f"{path}/result",
             report=f"{path}/report",
             webhook=f"{path}/webhook" if record.webhook_url else None,
+            events=f"{path}/events",
+            stream=f"{path}/stream.m3u8" if has_media and _is_played_by_browsers(record.options) else None,
+            preview=f"{path}/preview" if has_media and not record.status.is_final else None,
+            thumbnail=f"{path}/thumbnail" if has_media else None,
+            source=f"{path}/source" if has_media else None,
         ),
+    )
+
+
+def _is_played_by_browsers(options: JobOptions) -> bool:
+    return (
+        options.codec not in (VideoCodec.FFV1, VideoCodec.PRORES, VideoCodec.PNG)
+        and options.container is not Container.ZIP
     )
