@@ -80,6 +80,11 @@ ReuseOption = Annotated[
 ]
 
 
+def said(**options: object) -> dict[str, object]:
+    """Those options that were said: the others are left to the defaults of whoever does the work."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def container_for(output: Path | None, chosen: Container | None) -> Container | None:
     """The container that OUT's name and --container agree on; None: neither says one.
 

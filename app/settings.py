@@ -193,6 +193,9 @@ class ClientSettings(BaseSettings):
 
     url: str = Field("http://127.0.0.1:8000", description="Address of the service.")
     api_key: SecretStr | None = None
+    uploads_dir: Path = Field(
+        Path("~/.cache/twostep-vsr/uploads"), description="Where uploads that were interrupted are remembered."
+    )
 
 
 def is_loopback(host: str) -> bool:

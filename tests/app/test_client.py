@@ -43,9 +43,9 @@ def job(gateway: RunningGateway) -> JobRecord:
 
 
 def test_the_report_comes_as_the_worker_wrote_it(gateway: RunningGateway, client: Client, job: JobRecord) -> None:
-    assert client.report(job.id) == b'{"kept": []}'
+    assert client.jobs.report(job.id) == b'{"kept": []}'
     with pytest.raises(NoResultResponseError):
-        client.report(gateway.add_job().id)
+        client.jobs.report(gateway.add_job().id)
 
 
 def test_a_submitted_file_arrives_with_its_options_and_name(
@@ -57,14 +57,14 @@ def test_a_submitted_file_arrives_with_its_options_and_name(
     progress: list[tuple[int, int]] = []
 
     # When
-    job = client.submit(source, {"crf": 20, "codec": None}, lambda sent, total: progress.append((sent, total)))
+    job = client.jobs.create(source, lambda sent, total: progress.append((sent, total)), crf=20, codec=None)
 
     # Then
     assert gateway.storage.folder(job.id).source.read_bytes() == CONTENT
     assert (job.status, job.source.name, job.options.crf, job.options.codec) == ("queued", "my clip.mp4", 20, None)
     assert progress[-1] == (len(CONTENT), len(CONTENT))
     assert progress == sorted(progress)
-    assert client.get(job.id) == job
+    assert client.jobs.get(job.id) == job
 
 
 def test_waiting_shows_the_progress_until_the_end(gateway: RunningGateway, client: Client) -> None:
@@ -77,12 +77,12 @@ def test_waiting_shows_the_progress_until_the_end(gateway: RunningGateway, clien
     seen: list[JobStatus] = []
 
     def look(current: object) -> None:
-        seen.append(client.get(job.id).status)
+        seen.append(client.jobs.get(job.id).status)
         if steps:
             steps.pop(0)()
 
     # When
-    finished = client.wait(job.id, look, poll_seconds=0.01)
+    finished = client.jobs.wait(job.id, look, poll_seconds=0.01)
 
     # Then
     assert seen == ["queued", "running", "succeeded"]
@@ -96,7 +96,7 @@ def test_a_download_is_whole_and_checked(client: Client, job: JobRecord, tmp_pat
     progress: list[tuple[int, int]] = []
 
     # When
-    client.download(job.id, target, lambda received, total: progress.append((received, total)))
+    client.jobs.download(job.id, target, lambda received, total: progress.append((received, total)))
 
     # Then
     assert target.read_bytes() == CONTENT
@@ -112,7 +112,7 @@ def test_a_download_that_breaks_off_is_continued_where_it_stopped(
     received: list[int] = []
     with breaking_line(gateway.url, break_after_bytes=2_000_000) as (url, transfers), Client(url) as client:
         # When
-        client.download(job.id, target, lambda count, total: received.append(count))
+        client.jobs.download(job.id, target, lambda count, total: received.append(count))
 
     # Then the rest came by a second transfer, which did not begin anew
     assert target.read_bytes() == CONTENT
@@ -128,7 +128,7 @@ def test_a_later_call_continues_too(gateway: RunningGateway, client: Client, job
     received: list[int] = []
 
     # When
-    client.download(job.id, target, lambda count, total: received.append(count))
+    client.jobs.download(job.id, target, lambda count, total: received.append(count))
 
     # Then
     assert target.read_bytes() == CONTENT
@@ -146,11 +146,11 @@ def test_a_download_that_does_not_match_its_checksum_is_not_kept(
 
     # When
     with pytest.raises(DamagedDownloadError):
-        client.download(job.id, target)
+        client.jobs.download(job.id, target)
 
     # Then nothing is there, and the next try starts afresh
     assert list(tmp_path.glob("out*")) == []
-    client.download(job.id, target)
+    client.jobs.download(job.id, target)
     assert target.read_bytes() == CONTENT
 
 
@@ -158,7 +158,7 @@ def test_a_job_without_a_result_says_why(gateway: RunningGateway, client: Client
     job = gateway.add_job()
 
     with pytest.raises(NoResultResponseError, match="not finished") as error:
-        client.download(job.id, tmp_path / "out.mp4")
+        client.jobs.download(job.id, tmp_path / "out.mp4")
 
     assert error.value.problem.code == "not_finished"
     assert list(tmp_path.glob("out*")) == []
@@ -169,12 +169,12 @@ def test_a_job_is_canceled_and_what_it_had_finished_downloaded(
 ) -> None:
     # Given two jobs, one of which is canceled with the wish to keep what it had finished
     job, other = gateway.add_job(), gateway.add_job()
-    canceled, plainly_canceled = client.cancel(job.id, keep_partial=True), client.cancel(other.id)
+    canceled, plainly_canceled = client.jobs.cancel(job.id, keep_partial=True), client.jobs.cancel(other.id)
     content = b"the beginning"
     gateway.keep_partial_result(job.id, content, hashlib.sha256(content).hexdigest())
 
     # When
-    client.download(job.id, tmp_path / "out.mp4")
+    client.jobs.download(job.id, tmp_path / "out.mp4")
 
     # Then
     assert (canceled.status, canceled.partial_result) == (JobStatus.CANCELED, PartialResult.BEING_MADE)
@@ -187,16 +187,16 @@ def test_listing_canceling_and_deleting(gateway: RunningGateway, client: Client)
     first, second = gateway.add_job(), gateway.add_job()
 
     # When
-    canceled = client.cancel(first.id)
-    page = client.list(limit=1)
-    rest = client.list(cursor=page.next_cursor)
-    client.delete(second.id)
+    canceled = client.jobs.cancel(first.id)
+    page = client.jobs.list(limit=1)
+    rest = client.jobs.list(cursor=page.next_cursor)
+    client.jobs.delete(second.id)
 
     # Then
     assert canceled.status == JobStatus.CANCELED
     assert [[job.id for job in jobs] for jobs in (page.jobs, rest.jobs)] == [[second.id], [first.id]]
-    assert [job.id for job in client.list(status="canceled").jobs] == [first.id]
-    assert [job.id for job in client.list().jobs] == [first.id]
+    assert [job.id for job in client.jobs.list(status="canceled").jobs] == [first.id]
+    assert [job.id for job in client.jobs.list().jobs] == [first.id]
     assert [model.preset for model in client.models().models] == [
         "aligned",
         "balanced",
@@ -216,18 +216,18 @@ def test_problems_are_typed_and_speak_the_words_of_the_service(start_gateway: St
     with Client(gateway.url, "right-key") as client, Client(gateway.url, "wrong-key") as stranger:
         # Then
         with pytest.raises(UnauthorizedResponseError, match="API key"):
-            stranger.list()
+            stranger.jobs.list()
         with pytest.raises(UnauthorizedResponseError, match="API key"):
-            stranger.submit(large)
+            stranger.jobs.create(large)
         with pytest.raises(ProblemResponseError, match="largest accepted file has 1000 bytes") as too_large:
-            client.submit(large)
+            client.jobs.create(large)
         with pytest.raises(ProblemResponseError, match="not one of: aligned, balanced, compact, paper"):
-            client.submit(source, {"preset": "best"})
+            client.jobs.create(source, preset="best")
         with pytest.raises(NotFoundResponseError, match="no job"):
-            client.get("0" * 20)
-        client.submit(source)
+            client.jobs.get("0" * 20)
+        client.jobs.create(source)
         with pytest.raises(TryLaterResponseError, match="waiting already"):
-            client.submit(source)
+            client.jobs.create(source)
     assert too_large.value.problem.code == "upload_too_large"
 
 
@@ -236,7 +236,7 @@ def test_a_service_that_is_not_there_is_one_clear_line() -> None:
         port = listener.getsockname()[1]
 
     with Client(f"http://127.0.0.1:{port}") as client, pytest.raises(ServiceUnreachableError) as error:
-        client.list()
+        client.jobs.list()
 
     assert f"no service answers at http://127.0.0.1:{port}" in str(error.value)
     assert "\n" not in str(error.value)
@@ -245,13 +245,13 @@ def test_a_service_that_is_not_there_is_one_clear_line() -> None:
 @pytest.mark.parametrize("url", ["ftp://host", "nonsense", "http://[", "http://host.invalid"])
 def test_an_address_that_cannot_be_right_is_one_clear_line(url: str) -> None:
     with pytest.raises(ServiceUnreachableError, match="VSR_URL"), Client(url) as client:
-        client.list()
+        client.jobs.list()
 
 
 @pytest.mark.parametrize("status", [200, 404, 502])
 def test_another_server_is_told_from_ours(status: int) -> None:
     with page_server(status) as url, Client(url) as client, pytest.raises(ForeignResponseError):
-        client.list()
+        client.jobs.list()
 
 
 def test_waiting_outlasts_a_restart_of_the_service(gateway: RunningGateway) -> None:
@@ -260,7 +260,7 @@ def test_waiting_outlasts_a_restart_of_the_service(gateway: RunningGateway) -> N
     gateway.registry.cancel(job.id)
     with breaking_line(gateway.url, break_after_bytes=0) as (url, transfers), Client(url) as client:
         # When, Then
-        assert client.wait(job.id, poll_seconds=0.01).status == JobStatus.CANCELED
+        assert client.jobs.wait(job.id, poll_seconds=0.01).status == JobStatus.CANCELED
     assert transfers[0] == 0
 
 
