@@ -107,6 +107,7 @@ class LoadedModels:
                     network=network_name(upscaler.fingerprint),
                 )
             )
+            metrics.start_preset_at_zero(metrics.preset_label(preset))
             metrics.MODEL_LOAD_SECONDS.set(seconds)
             metrics.MODEL_INFO.labels(preset=preset, device=str(self.device)).set(1)
             log.info("model_loaded", preset=preset, device=str(self.device), seconds=round(seconds, 2))

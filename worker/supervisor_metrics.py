@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
@@ -47,6 +47,7 @@ class SupervisorMetrics:
         Gauge("vsr_build_info", "1, with the versions.", ["version", "python"], registry=registry).labels(
             version("twostep-vsr"), platform.python_version()
         ).set(1)
+        ProcessCollector(registry=registry)
         self._server: WSGIServer
         self._thread: threading.Thread
         self._server, self._thread = start_http_server(port, host, registry)

@@ -40,6 +40,7 @@ from worker.contract.storage import (
 )
 from worker.job_files import finished_segments, read_plan, segments_from_start
 from worker.loaded_models import LoadedModels
+from worker.metrics import preset_label
 from worker.opened_source import opened_source
 from worker.pipeline import StageTimes, render_segment
 from worker.plan import SCALE, Plan, make_plan
@@ -131,7 +132,7 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
         # Segments without a plan are of another version of this program.
         shutil.rmtree(folder.segments, ignore_errors=True)
         folder.rendering.unlink(missing_ok=True)
-        with metrics.STAGE_DURATION_SECONDS.labels("plan").time():
+        with metrics.STAGE_DURATION_SECONDS.labels("plan", preset_label(job.options.preset)).time():
             made = bench.decoding(job).call(
                 make_plan,
                 folder.source,
@@ -238,7 +239,7 @@ def _take_over(bench: Workbench, job: JobRecord, made: Plan, rendering: Renderin
 
 def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, rendering: Rendering) -> None:
     folder = bench.storage.folder(job.id)
-    progress = _SegmentProgress(bench, job.id, index, made.picture.width * made.picture.height)
+    progress = _SegmentProgress(bench, job, index, made.picture.width * made.picture.height)
     times = StageTimes()
     folder.make_segments()
     with ExitStack() as until_published, publishing(made.segment_file(folder, index)) as partial:
@@ -260,7 +261,7 @@ def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, renderi
         bench.watch.demand_lease()
         until_published.enter_context(unchanged(folder, rendering))
     for stage, seconds in times.seconds.items():
-        metrics.STAGE_DURATION_SECONDS.labels(stage).observe(seconds)
+        metrics.STAGE_DURATION_SECONDS.labels(stage, preset_label(job.options.preset)).observe(seconds)
     log.info(
         "segment_finished", index=index, seconds={stage: round(spent, 3) for stage, spent in times.seconds.items()}
     )
@@ -303,7 +304,8 @@ def _publish_result(bench: Workbench, job: JobRecord, made: Plan, whole: Plan) -
     folder = bench.storage.folder(job.id)
     result = folder.result(made.container)
     source = _opened_source(bench, job)
-    with metrics.STAGE_DURATION_SECONDS.labels("assemble").time(), ExitStack() as until_published:
+    taken = metrics.STAGE_DURATION_SECONDS.labels("assemble", preset_label(job.options.preset)).time()
+    with taken, ExitStack() as until_published:
         with publishing(result) as partial:
             with bench.decoding(job).making(partial) as (writer, path):
                 report = writer.call(
@@ -436,7 +438,8 @@ def _fail(bench: Workbench, job: JobRecord, code: FailureCode, message: str) -> 
 def _count_end(job: JobRecord) -> None:
     metrics.JOBS_FINISHED.labels(status=job.status, reason=job.error.code if job.error else "").inc()
     if job.started_at and job.finished_at:
-        metrics.JOB_DURATION_SECONDS.observe((job.finished_at - job.started_at).total_seconds())
+        duration = metrics.JOB_DURATION_SECONDS.labels(preset_label(job.options.preset))
+        duration.observe((job.finished_at - job.started_at).total_seconds())
 
 
 def _count_segment(kind: TaskKind, outcome: str) -> None:
@@ -484,9 +487,11 @@ class _IncompleteError(Exception):
 class _SegmentProgress:
     """Tells Redis how far the segment is, twice per second at most; the watch and the metrics hear of every frame."""
 
-    def __init__(self, bench: Workbench, job_id: str, index: int, frame_pixels: int) -> None:
+    def __init__(self, bench: Workbench, job: JobRecord, index: int, frame_pixels: int) -> None:
         self._bench = bench
-        self._job_id = job_id
+        self._job_id = job.id
+        self._frames = metrics.FRAMES.labels(preset_label(job.options.preset))
+        self._output_pixels = metrics.OUTPUT_PIXELS.labels(preset_label(job.options.preset))
         self._index = index
         self._frame_pixels = frame_pixels
         self._frames_done = 0
@@ -495,8 +500,8 @@ class _SegmentProgress:
     def note(self, frames_done: int) -> None:
         """`frames_done`: of this segment, so far."""
         self._bench.watch.note_progress()
-        metrics.FRAMES.inc(frames_done - self._frames_done)
-        metrics.OUTPUT_PIXELS.inc((frames_done - self._frames_done) * self._frame_pixels)
+        self._frames.inc(frames_done - self._frames_done)
+        self._output_pixels.inc((frames_done - self._frames_done) * self._frame_pixels)
         self._frames_done = frames_done
         if time.monotonic() - self._told_at >= _PROGRESS_EVERY_SECONDS:
             self._told_at = time.monotonic()

@@ -64,8 +64,8 @@ def test_a_job_passes_through_the_worker_and_leaves_only_what_is_needed(
     assert counted['vsr_jobs_finished_total{reason="",status="succeeded"}'] == 1
     assert counted['vsr_jobs_finished_total{reason="worker_lost",status="failed"}'] == 0
     assert counted['vsr_segments_total{outcome="finished"}'] == 5
-    assert counted["vsr_frames_total"] == 120
-    assert counted["vsr_output_pixels_total"] == 120 * 128 * 96
+    assert counted['vsr_frames_total{preset="tiny-random"}'] == 120
+    assert counted['vsr_output_pixels_total{preset="tiny-random"}'] == 120 * 128 * 96
 
 
 def test_bad_sources_fail_with_their_reasons_and_the_worker_lives_on(
