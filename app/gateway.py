@@ -16,10 +16,11 @@ from redis.retry import Retry
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
-from app import documentation, health, jobs, models, results, sessions, submissions, tus, uploads, webhooks
+from app import documentation, events, health, jobs, models, results, sessions, submissions, tus, uploads, webhooks
 from app.dependencies import Services
 from app.documentation import DocumentedApi
 from app.errors import add_error_handlers
+from app.events import JobEvents
 from app.health import redis_warnings
 from app.janitor import Janitor
 from app.keys import ApiKeys
@@ -48,6 +49,7 @@ class RedisAddressError(Exception):
 class State(TypedDict):
     services: Services
     upload_turns: Turns
+    job_events: JobEvents
 
 
 def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage_settings: StorageSettings) -> FastAPI:
@@ -72,12 +74,14 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
 
     services.metrics.uploads_under_way.set_function(lambda: services.upload_slots.taken)
     janitor = Janitor(settings, redis, storage, registry, services.queue, services.metrics)
+    job_events = JobEvents(services)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         await run_in_threadpool(_prepare, services, janitor)
         with janitor.at_work():
-            yield State(services=services, upload_turns=Turns())
+            async with job_events.at_work():
+                yield State(services=services, upload_turns=Turns(), job_events=job_events)
         redis.close()
 
     app = DocumentedApi(
@@ -96,14 +100,16 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
             Middleware(tus.TusMiddleware),
         ],
     )
-    for module in (sessions, uploads, tus, submissions, jobs, results, webhooks, models, health, documentation):
+    for module in (sessions, uploads, tus, submissions, jobs, events, results, webhooks, models, health, documentation):
         app.include_router(module.router)
     app.include_router(tus.options_router)
     if settings.gateway_metrics_port is None:
         app.include_router(health.metrics_router)
     app.state.prometheus = services.metrics.prometheus
+    app.state.end_streams = job_events.close
     add_error_handlers(app)
-    Instrumentator(registry=services.metrics.prometheus).instrument(app)
+    # An answer that takes its time because the client does, or because a job does, says nothing of the gateway's speed.
+    Instrumentator(registry=services.metrics.prometheus, should_exclude_streaming_duration=True).instrument(app)
     return app
 
 

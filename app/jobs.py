@@ -24,8 +24,10 @@ from app.limits import one_at_a_time, refuse_beyond_key_jobs, refuse_full_queue
 from app.schemas import KEEP_PARTIAL_DESCRIPTION, CancelJob, Job, JobPage, public_job
 from app.webhook_events import change_log
 from worker.contract.failure import FailureCode
-from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus, now
+from worker.contract.job import JOB_ID_PATTERN, JobId, JobRecord, JobStatus, now
 from worker.contract.storage import remove_tree
+
+MAX_PAGE_JOBS = 100
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_api_key)])
 
@@ -34,10 +36,15 @@ JobIdParameter = Annotated[str, Path(pattern=JOB_ID_PATTERN)]
 
 def existing_job(job_id: JobIdParameter, services: ServicesDep, owner: OwnerDep) -> JobRecord:
     """A job of another key is none: nothing about the answer tells that there is one."""
-    record = services.registry.get(job_id)
-    if record is None or (owner is not None and record.owner != owner):
+    record = _own_job(services, job_id, owner)
+    if record is None:
         raise JobNotFoundError(job_id)
     return record
+
+
+def _own_job(services: Services, job_id: str, owner: str | None) -> JobRecord | None:
+    record = services.registry.get(job_id)
+    return record if record and owner in (None, record.owner) else None
 
 
 JobRecordDep = Annotated[JobRecord, Depends(existing_job)]
@@ -45,18 +52,31 @@ JobRecordDep = Annotated[JobRecord, Depends(existing_job)]
 
 @router.get(
     "",
-    summary="List jobs, newest first",
+    summary="List jobs, newest first, or look at several",
     responses=responses(UnauthorizedError, InvalidRequestError, QueueUnavailableError),
 )
 def list_jobs(
     services: ServicesDep,
     owner: OwnerDep,
     status: JobStatus | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_JOBS)] = 20,
     cursor: Annotated[
         str | None, Query(pattern=JOB_ID_PATTERN, description="`next_cursor` of the page before.")
     ] = None,
+    ids: Annotated[
+        list[JobId] | None,
+        Query(
+            alias="id",
+            max_length=MAX_PAGE_JOBS,
+            description="These jobs and no others, in this order; those that are gone are left out. `limit` and "
+            "`cursor` do not count then.",
+        ),
+    ] = None,
 ) -> JobPage:
+    if ids:
+        asked = (_own_job(services, job_id, owner) for job_id in dict.fromkeys(ids))
+        found = [record for record in asked if record and status in (None, record.status)]
+        return JobPage(jobs=[present_job(services, record) for record in found], next_cursor=None)
     records = services.registry.newest(limit + 1, status, before=cursor, owner=owner)
     page = records[:limit]
     return JobPage(

@@ -194,7 +194,7 @@ class Job(BaseModel):
 
 
 class JobPage(BaseModel):
-    jobs: list[Job] = Field(description="Newest first.")
+    jobs: list[Job] = Field(description="Newest first; those that were asked for by `id`, in that order.")
     next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last.")
 
 

@@ -12,6 +12,7 @@ PROMISED = {
     ("delete", "/v1/jobs/{job_id}"),
     ("post", "/v1/jobs/{job_id}/cancel"),
     ("post", "/v1/jobs/{job_id}/retry"),
+    ("get", "/v1/jobs/{job_id}/events"),
     ("get", "/v1/jobs/{job_id}/result"),
     ("get", "/v1/jobs/{job_id}/report"),
     ("get", "/v1/jobs/{job_id}/webhook"),

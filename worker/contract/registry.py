@@ -16,7 +16,7 @@ vsr:owner:{owner}:source-bytes  hash   bytes of each of its jobs' sources, as fa
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 from uuid import uuid4
 
@@ -57,6 +57,18 @@ redis.call('SREM', KEYS[1], ARGV[1])
 return 1
 """
 
+# KEYS: the index of waiting jobs, then of each job its record and its progress; ARGV: the jobs' ids.
+_MARKS = """
+local marks = {}
+for n, id in ipairs(ARGV) do
+  local place = redis.call('ZRANK', KEYS[1], id)
+  local revision = redis.call('HGET', KEYS[2 * n], 'revision')
+  local progress = redis.call('HGETALL', KEYS[2 * n + 1])
+  marks[n] = table.concat({tostring(place), tostring(revision), unpack(progress)}, ' ')
+end
+return marks
+"""
+
 
 class JobRegistry:
     """Reads and changes jobs. Every change of status goes through `change`, which decides races once."""
@@ -67,6 +79,7 @@ class JobRegistry:
         self._finish_segment = redis.register_script(_FINISH_SEGMENT)
         self._note_progress = redis.register_script(_NOTE_PROGRESS)
         self._note_written = redis.register_script(_NOTE_WRITTEN)
+        self._marks = redis.register_script(_MARKS)
 
     # --- the record ---------------------------------------------------------------------------------------------
 
@@ -300,6 +313,11 @@ class JobRegistry:
         """1 for the next job to start; None once it has started."""
         rank = self._redis.zrank(_index_key(JobStatus.QUEUED), job_id)
         return None if rank is None else cast(int, rank) + 1
+
+    def marks(self, job_ids: Sequence[str]) -> list[bytes]:
+        """Of each job something that is another after every change of its record, progress or place in the queue."""
+        keys = [key for job_id in job_ids for key in (_job_key(job_id), _progress_key(job_id))]
+        return cast(list[bytes], self._marks(keys=[_index_key(JobStatus.QUEUED), *keys], args=job_ids))
 
     # --- progress -----------------------------------------------------------------------------------------------
 
