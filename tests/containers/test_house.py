@@ -76,9 +76,7 @@ def test_every_panel_of_the_dashboard_has_something_to_show(house: House) -> Non
     # Given the expressions as Grafana would send them
     panels = [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
     expressions = {
-        (panel["title"], as_grafana_sends(target["expr"]))
-        for panel in panels
-        for target in panel["targets"]
+        (panel["title"], as_grafana_sends(target["expr"])) for panel in panels for target in panel["targets"]
     }
 
     # When Prometheus is asked them all (one that it does not understand fails at once)
