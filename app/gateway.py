@@ -27,6 +27,7 @@ from app.keys import ApiKeys
 from app.limits import UploadSlots
 from app.metrics import GatewayMetrics
 from app.middleware import AccessLogMiddleware, SecurityHeadersMiddleware
+from app.page import add_page
 from app.resumable import Turns
 from app.settings import GatewaySettings
 from worker.contract.queue import TaskQueue
@@ -103,6 +104,7 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
     for module in (sessions, uploads, tus, submissions, jobs, events, results, webhooks, models, health, documentation):
         app.include_router(module.router)
     app.include_router(tus.options_router)
+    add_page(app)
     if settings.gateway_metrics_port is None:
         app.include_router(health.metrics_router)
     app.state.prometheus = services.metrics.prometheus

@@ -43,10 +43,6 @@ def test_the_page_names_every_call_and_no_other_host(gateway: RunningGateway) ->
     assert "<script" not in page.text
 
 
-def test_the_front_door_leads_to_the_page(gateway: RunningGateway) -> None:
-    assert gateway.http.get("/", follow_redirects=True).url.path == "/docs"
-
-
 def test_the_description_declares_every_call_and_its_problems(gateway: RunningGateway) -> None:
     # When
     document = gateway.http.get("/openapi.json").json()

@@ -1,0 +1,129 @@
+// A card's panel: two seconds, from a place of one's choice, made before everything else.
+
+import { advice } from "./advice.js";
+import { announce } from "./announce.js";
+import { address, ask } from "./api.js";
+import { element, freshId, write } from "./elements.js";
+import { Viewer, frameSeconds } from "./viewer.js";
+import { clock } from "./words.js";
+
+const LENGTH_SECONDS = 2;
+const ASK_AGAIN_SECONDS = 1;
+const SETTLE_MS = 150;
+
+export function open(container, job) {
+  const panel = new PreviewPanel(container, job);
+  return { update: (now) => panel.update(now), close: () => panel.close() };
+}
+
+class PreviewPanel {
+  #job;
+  #viewer = null;
+  #waiting = new AbortController();
+  #timer = null;
+  #place;
+  #clock = element("output", { class: "clock" });
+  #picture = element("img", { class: "still", alt: "", hidden: true });
+  #make;
+  #state = element("p", { class: "hint", role: "status" });
+  #result = element("div");
+
+  constructor(container, job) {
+    this.#job = job;
+    const id = freshId("place");
+    const duration = job.source.duration_seconds;
+    const last = duration ? Math.max(0, duration - LENGTH_SECONDS) : 0;
+    this.#place = element("input", { type: "range", id, min: 0, max: last, step: "any", value: last / 2, disabled: last === 0, input: () => this.#choose() });
+    this.#make = element("button", { type: "submit", class: "primary" }, "Make these two seconds");
+    container.replaceChildren(
+      element("form", { class: "preview", submit: (event) => { event.preventDefault(); this.#begin(); } },
+        this.#picture,
+        element("div", { class: "field" },
+          element("label", { for: id }, "From where"),
+          element("div", { class: "controls" }, this.#place, this.#clock)),
+        element("div", { class: "row" }, this.#make),
+        this.#state),
+      this.#result);
+    this.#choose();
+  }
+
+  update(job) {
+    this.#job = job;
+    if (job.links.preview) return;
+    this.#make.disabled = true;
+  }
+
+  close() {
+    this.#waiting.abort();
+    clearTimeout(this.#timer);
+    this.#viewer?.close();
+  }
+
+  #choose() {
+    const seconds = Number(this.#place.value);
+    write(this.#clock, clock(seconds, true));
+    this.#place.setAttribute("aria-valuetext", clock(seconds, true));
+    clearTimeout(this.#timer);
+    if (!this.#job.links.thumbnail) return;
+    this.#timer = setTimeout(() => {
+      const next = new Image();
+      next.src = address(this.#job.links.thumbnail, { of: "source", at_seconds: seconds.toFixed(2), width: 480 });
+      next.decode().then(() => {
+        this.#picture.src = next.src;
+        this.#picture.hidden = false;
+      }, () => {});
+    }, SETTLE_MS);
+  }
+
+  async #begin() {
+    const atSeconds = Number(this.#place.value);
+    this.#waiting.abort();
+    this.#waiting = new AbortController();
+    const { signal } = this.#waiting;
+    this.#viewer?.close();
+    this.#result.replaceChildren();
+    write(this.#state, "These two seconds are made before everything else…");
+    this.#make.disabled = true;
+    try {
+      await ask("POST", this.#job.links.preview, { body: { at_seconds: atSeconds }, signal });
+      const film = await this.#film(signal);
+      write(this.#state, `Two seconds from ${clock(atSeconds, true)}.`);
+      announce("The preview is ready.");
+      this.#show(film, atSeconds);
+    } catch (problem) {
+      if (signal.aborted) return;
+      const { what, todo } = advice(problem);
+      write(this.#state, `${what} ${todo ?? ""}`);
+    } finally {
+      this.#make.disabled = false;
+    }
+  }
+
+  async #film(signal) {
+    for (;;) {
+      try {
+        return await (await ask("GET", this.#job.links.preview, { signal })).blob();
+      } catch (problem) {
+        if (problem.status !== 409 && !problem.mayPass) throw problem;
+        const seconds = problem.retryAfterSeconds ?? ASK_AGAIN_SECONDS;
+        await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+        if (signal.aborted) throw problem;
+      }
+    }
+  }
+
+  #show(film, atSeconds) {
+    const { source, links } = this.#job;
+    const url = URL.createObjectURL(film);
+    this.#viewer = new Viewer({
+      size: { width: source.width * 2, height: source.height * 2 },
+      frameSeconds: frameSeconds(source),
+      durationSeconds: LENGTH_SECONDS,
+      beforeUrl: links.source ? address(links.source) : null,
+      afterUrl: url,
+      thumbnail: null,
+      offsetSeconds: atSeconds,
+    });
+    this.#result.replaceChildren(this.#viewer.element);
+  }
+}
