@@ -175,7 +175,7 @@ def test_every_answer_carries_safe_headers(gateway: RunningGateway) -> None:
     for path in ("/", "/docs", "/v1/jobs", "/nowhere", "/healthz"):
         headers = gateway.http.get(path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
-        assert headers["Content-Security-Policy"].startswith("default-src 'self'")
+        assert headers["Content-Security-Policy"].startswith(("default-src 'none'", "default-src 'self'"))
         assert headers["Referrer-Policy"] == "no-referrer"
         assert headers["Cache-Control"] == "no-store"
         assert "Access-Control-Allow-Origin" not in headers
