@@ -27,6 +27,7 @@ def test_the_front_door_is_the_page(gateway: RunningGateway) -> None:
 
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert answer.text == (STATIC / "index.html").read_text()
+    assert (answer.headers["X-Content-Type-Options"], answer.headers["Referrer-Policy"]) == ("nosniff", "no-referrer")
 
 
 @pytest.mark.parametrize("name", FILES)
