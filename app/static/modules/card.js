@@ -5,7 +5,7 @@ import { announce } from "./announce.js";
 import { address, askJson } from "./api.js";
 import { element, freshId, write } from "./elements.js";
 import { question } from "./question.js";
-import { clock, count, moment, place, rate, roughTime, size } from "./words.js";
+import { clock, count, dimensions, moment, place, rate, roughTime, size } from "./words.js";
 
 const PANELS = {
   compare: () => import("./compare_panel.js"),
@@ -234,8 +234,8 @@ function expired(result) {
 
 function facts({ source, result }) {
   const words = [];
-  if (source.width && result) words.push(`${source.width} × ${source.height} to ${result.width} × ${result.height}`);
-  else if (source.width) words.push(`${source.width} × ${source.height}`);
+  if (source.width && result) words.push(`${dimensions(source.width, source.height)} to ${dimensions(result.width, result.height)}`);
+  else if (source.width) words.push(dimensions(source.width, source.height));
   if (source.duration_seconds) words.push(clock(source.duration_seconds));
   if (result) words.push(size(result.size_bytes));
   else if (source.size_bytes) words.push(size(source.size_bytes));

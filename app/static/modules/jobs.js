@@ -88,6 +88,7 @@ export class Jobs {
 
   #showEmpty() {
     this.#empty.hidden = this.#cards.size > 0;
+    document.body.classList.toggle("has-videos", this.#cards.size > 0);
   }
 }
 

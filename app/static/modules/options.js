@@ -55,15 +55,20 @@ export function optionFields(models, onChange) {
   const remembered = recall();
   const first = [remembered.preset, loaded?.preset, RECOMMENDED].find((preset) => known.includes(preset)) ?? known[0];
 
-  const presets = models.map((model) => presetChoice(model, model.preset === first));
+  // What is in a worker's memory starts at once, and the recommended is what most people want; the rest is folded away.
+  const isNear = (model) => model.loaded || model.preset === RECOMMENDED || model.preset === first;
+  const choices = (chosen) => element("div", { class: "choices" }, chosen.map((model) => presetChoice(model, model.preset === first)));
+  const others = models.filter((model) => !isNear(model));
   const crf = textField("crf", "Constant quality", "In the codec’s own numbers, 0 to 63, lower is better. Takes the place of the quality above.",
     { type: "number", min: 0, max: 63, step: 1, inputmode: "numeric" });
   const fields = element("div", { class: "options", input: changed, change: changed },
-    element("fieldset", { class: "presets" }, element("legend", {}, "Networks"), element("div", { class: "choices" }, presets)),
+    element("fieldset", { class: "presets" }, element("legend", {}, "Networks"),
+      choices(models.filter(isNear)),
+      others.length ? element("details", { class: "more" }, element("summary", {}, "Other networks"), choices(others)) : null),
     element("fieldset", {}, element("legend", {}, "Quality"),
       element("div", { class: "segments" }, QUALITIES.map(([value, words]) => segment("quality", value, words, value === "")))),
     selectField("codec", "Format", CODECS, "What plays it afterwards. Only formats that browsers know can be watched while they render."),
-    element("details", { class: "advanced" },
+    element("details", { class: "more advanced" },
       element("summary", {}, "More choices"),
       element("div", { class: "grid" },
         selectField("container", "File type", CONTAINERS),

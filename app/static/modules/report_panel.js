@@ -6,6 +6,10 @@ import { element } from "./elements.js";
 import { clock, count, rate, roughTime } from "./words.js";
 
 const NOTHING_LOST_DB = 100;
+const STAGES = {
+  plan: "looking at the source", decode: "decoding", infer: "the networks", wait: "waiting for frames", encode: "encoding",
+  check: "checking", assemble: "putting together",
+};
 const OUTCOMES = {
   kept: "kept", upscaled: "enlarged", converted: "converted", dropped: "left out", copied: "bit for bit", rewritten: "rewritten",
 };
@@ -30,7 +34,7 @@ function page(report) {
     list("Could not be decoded, and was concealed", report.frames.concealed.map(place)),
     table("The picture and the file", ["", "Source", "Result", ""],
       report.properties.filter((line) => line.source || line.result).map((line) => [
-        capital(line.name.replaceAll("_", " ")), line.source ?? "none", line.result ?? "none", outcome(line)])),
+        capital(line.name.replaceAll("_", " ")), plain(line.source), plain(line.result), outcome(line)])),
     table("Streams", ["", "Source", "Result", ""],
       report.streams.map((stream) => [
         `${stream.index} ${stream.type}`, streamWords(stream), stream.result ? streamWords(stream.result) : "none", outcome(stream)])),
@@ -51,10 +55,10 @@ function facts(report) {
   const { quality, rendering } = report;
   const entries = [];
   if (quality.psnr_db != null) {
-    entries.push(["Against the source", `${decibels(quality.psnr_db)} when brought back to its size`, `${count(quality.frames_compared, "frame")} compared; the worst has ${decibels(quality.worst_psnr_db)}, at ${clock(quality.worst_frame.seconds, true)}`]);
+    entries.push(["Against the source", decibels(quality.psnr_db), `when brought back to its size: ${count(quality.frames_compared, "frame")} compared, the worst ${decibels(quality.worst_psnr_db)} at ${clock(quality.worst_frame.seconds, true)}`]);
   }
   if (quality.encoding_psnr_db != null) {
-    entries.push(["Encoder", quality.encoding_psnr_db === NOTHING_LOST_DB ? "lost nothing" : `${decibels(quality.encoding_psnr_db)} or better`, "what compression alone left of the drawn frames"]);
+    entries.push(["After compression", quality.encoding_psnr_db === NOTHING_LOST_DB ? "nothing lost" : `${decibels(quality.encoding_psnr_db)} or better`, "against the frames as they were drawn"]);
   }
   for (const [name, seams] of [["Between tiles", quality.tile_borders], ["Between segments", quality.segment_borders]]) {
     if (seams) entries.push([name, `${seams.ratio.toFixed(2)} times`, `as much change as elsewhere; 1 means that no seam can be seen (${seams.seams} looked at)`]);
@@ -63,9 +67,9 @@ function facts(report) {
     const busy = report.device_busy != null ? `the networks were at work ${Math.round(report.device_busy * 100)} % of the time` : "";
     entries.push(["Speed", rate(report.frames_per_second), busy]);
   }
-  if (rendering) entries.push(["Frames went through", rendering.tile_px ? `in tiles of ${rendering.tile_px} pixels` : "whole", `${rendering.batch_frames} at a time`]);
+  if (rendering) entries.push(["Frames", rendering.tile_px ? `in tiles of ${rendering.tile_px} pixels` : "drawn whole", `${rendering.batch_frames} at a time`]);
   const seconds = Object.entries(report.stage_seconds).filter(([, taken]) => taken >= 0.05);
-  if (seconds.length) entries.push(["Time was spent in", "", seconds.map(([stage, taken]) => `${stage} ${taken < 10 ? `${taken.toFixed(1)} s` : roughTime(taken)}`).join(", ")]);
+  if (seconds.length) entries.push(["Time spent", "", seconds.map(([stage, taken]) => `${STAGES[stage] ?? stage} ${taken < 10 ? `${taken.toFixed(1)} s` : roughTime(taken)}`).join(", ")]);
   return element("dl", {}, entries.map(([name, figure, words]) => element("div", {},
     element("dt", {}, name), element("dd", {}, figure ? element("strong", {}, figure) : null, words ? element("span", {}, words) : null))));
 }
@@ -82,6 +86,11 @@ function table(title, heads, rows) {
       element("table", {},
         element("thead", {}, element("tr", {}, heads.map((head, column) => (head ? element("th", { scope: "col" }, head) : element("td", {}, column ? element("span", { class: "unseen" }, "What became of it") : ""))))),
         element("tbody", {}, rows.map(([first, ...others]) => element("tr", {}, element("th", { scope: "row" }, first), others.map((cell) => element("td", {}, cell))))))));
+}
+
+/** "25/1" is 25, "640x360" is read as 640 × 360. */
+function plain(value) {
+  return value?.replace(/^(\d+)\/1$/, "$1").replace(/^(\d+)x(\d+)$/, "$1 × $2") ?? "not said";
 }
 
 function outcome(line) {

@@ -5,7 +5,7 @@ import { askJson } from "./api.js";
 import { element, write } from "./elements.js";
 import { optionFields } from "./options.js";
 import { factsOf } from "./source_facts.js";
-import { clock, count, roughTime, size } from "./words.js";
+import { clock, count, dimensions, roughTime, size } from "./words.js";
 
 const SETTLE_MS = 250;
 const ESTIMATED_BY = ["preset", "codec", "container", "quality", "crf", "encoder_preset", "reuse"];
@@ -70,7 +70,7 @@ export class Tray {
     if (!this.#chosen.has(file)) return;
     const words = [size(file.size)];
     if (entry.facts) {
-      words.unshift(`${entry.facts.width} × ${entry.facts.height}`, clock(entry.facts.durationSeconds));
+      words.unshift(dimensions(entry.facts.width, entry.facts.height), clock(entry.facts.durationSeconds));
     }
     write(entry.row.querySelector(".facts"), words.join(" · "));
     this.#estimateSoon();
@@ -122,6 +122,7 @@ export class Tray {
 
   #show() {
     this.#section.hidden = this.#chosen.size === 0;
+    document.body.classList.toggle("has-tray", this.#chosen.size > 0);
     write(this.#start, this.#chosen.size === 1 ? "Start" : `Start ${this.#chosen.size} videos`);
     this.#writeTotal();
   }
@@ -149,12 +150,12 @@ export class Tray {
     this.#chosen.clear();
     this.#show();
     this.#onStart(files, this.#options.read());
-    document.getElementById("videos").focus({ preventScroll: true });
+    document.getElementById("videos").focus();
   }
 }
 
 function estimateWords(estimate, width, height) {
-  const words = [`becomes ${width * 2} × ${height * 2}`];
+  const words = [`becomes ${dimensions(width * 2, height * 2)}`];
   if (estimate?.seconds != null) words.push(`about ${roughTime(estimate.seconds)} of work`);
   else words.push("how long it takes is known after the first video like it");
   if (estimate?.result_bytes != null) words.push(`about ${size(estimate.result_bytes)}`);

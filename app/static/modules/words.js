@@ -1,22 +1,23 @@
-// Figures in words that people read.
+// Figures in words that people read. What belongs together is joined by spaces that break no line (NB).
 
+const NB = "\u00a0";
 const UNITS = ["bytes", "kB", "MB", "GB", "TB"];
 
 export function size(bytes) {
   let value = bytes, unit = 0;
   while (value >= 999.5 && unit < UNITS.length - 1) { value /= 1000; unit += 1; }
-  return `${unit > 0 && value < 9.95 ? value.toFixed(1) : Math.round(value)} ${UNITS[unit]}`;
+  return `${unit > 0 && value < 9.95 ? value.toFixed(1) : Math.round(value)}${NB}${UNITS[unit]}`;
 }
 
 /** How long something takes, no more exact than anyone can know: "40 s", "3 min", "2 h 10 min". */
 export function roughTime(seconds) {
-  if (seconds < 1.5) return "a second";
-  if (seconds < 20) return `${Math.round(seconds)} s`;
-  if (seconds < 57.5) return `${Math.round(seconds / 5) * 5} s`;
+  if (seconds < 1.5) return `a${NB}second`;
+  if (seconds < 20) return `${Math.round(seconds)}${NB}s`;
+  if (seconds < 57.5) return `${Math.round(seconds / 5) * 5}${NB}s`;
   const minutes = Math.round(seconds / 60);
-  if (minutes < 60) return `${minutes} min`;
-  if (minutes < 60 * 48) return minutes % 60 ? `${Math.floor(minutes / 60)} h ${minutes % 60} min` : `${minutes / 60} h`;
-  return `${Math.round(minutes / 60 / 24)} days`;
+  if (minutes < 60) return `${minutes}${NB}min`;
+  if (minutes < 60 * 48) return minutes % 60 ? `${Math.floor(minutes / 60)}${NB}h${NB}${minutes % 60}${NB}min` : `${minutes / 60}${NB}h`;
+  return `${Math.round(minutes / 60 / 24)}${NB}days`;
 }
 
 /** A place in a video: "1:02:03", "0:07", and with `fine` "0:07.25". */
@@ -31,6 +32,10 @@ export function clock(seconds, fine = false) {
 
 export function count(number, one, many = `${one}s`) {
   return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+}
+
+export function dimensions(width, height) {
+  return `${width}${NB}×${NB}${height}`;
 }
 
 export function rate(perSecond) {
