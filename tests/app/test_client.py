@@ -1,5 +1,6 @@
 """The client against a real gateway: submit, wait, download, and what it says when something is wrong."""
 
+import asyncio
 import hashlib
 import socket
 import threading
@@ -12,16 +13,19 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.client import (
+    AsyncClient,
     Client,
     DamagedDownloadError,
     ForeignResponseError,
     NoResultResponseError,
     NotFoundResponseError,
     ProblemResponseError,
+    Progress,
     ServiceUnreachableError,
     TryLaterResponseError,
     UnauthorizedResponseError,
 )
+from app.client.uploads import memory_of
 from tests.app.conftest import SOURCE_INFO, RunningGateway, StartGateway
 from worker.contract.job import JobRecord, JobStatus, PartialResult
 
@@ -262,6 +266,102 @@ def test_waiting_outlasts_a_restart_of_the_service(gateway: RunningGateway) -> N
         # When, Then
         assert client.jobs.wait(job.id, poll_seconds=0.01).status == JobStatus.CANCELED
     assert transfers[0] == 0
+
+
+class TheProcessEnds(BaseException):
+    """As Ctrl-C or a kill does, in mid-upload."""
+
+
+def test_an_upload_that_a_process_did_not_finish_is_finished_by_the_next(
+    gateway: RunningGateway, tmp_path: Path
+) -> None:
+    # Given a process that ends in the middle
+    source, remembered = tmp_path / "clip.mp4", tmp_path / "uploads"
+    source.write_bytes(CONTENT)
+    sent: list[int] = []
+
+    def end_in_the_middle(sent_bytes: int, total_bytes: int) -> None:
+        if sent_bytes > total_bytes / 2:
+            raise TheProcessEnds
+
+    with Client(gateway.url, uploads_dir=remembered) as client, pytest.raises(TheProcessEnds):
+        client.jobs.create(source, end_in_the_middle)
+    assert len(list(remembered.iterdir())) == 1
+
+    # When
+    with Client(gateway.url, uploads_dir=remembered) as client:
+        job = client.jobs.create(source, lambda sent_bytes, total_bytes: sent.append(sent_bytes))
+
+    # Then
+    assert sent[0] > len(CONTENT) / 4
+    assert gateway.storage.folder(job.id).source.read_bytes() == CONTENT
+    assert list(remembered.iterdir()) == []
+
+
+def test_an_upload_that_the_service_has_forgotten_begins_anew(gateway: RunningGateway, tmp_path: Path) -> None:
+    source, remembered = tmp_path / "clip.mp4", tmp_path / "uploads"
+    source.write_bytes(CONTENT)
+    with memory_of(remembered, gateway.url, source) as memory:
+        memory.remember("gone")
+    with Client(f"{gateway.url}/", uploads_dir=remembered) as client:
+        assert gateway.storage.folder(client.jobs.create(source).id).source.read_bytes() == CONTENT
+
+
+def test_what_is_remembered_of_an_upload_is_of_one_file_as_it_is_and_one_process_at_a_time(tmp_path: Path) -> None:
+    # Given
+    source, remembered = tmp_path / "clip.mp4", tmp_path / "uploads"
+    source.write_bytes(b"abc")
+    with memory_of(remembered, "http://service", source) as memory:
+        memory.remember("first")
+        # Then
+        with memory_of(remembered, "http://service", source) as of_another:
+            assert of_another.upload_id is None
+            of_another.remember("second")
+    with memory_of(remembered, "http://service", source) as memory:
+        assert memory.upload_id == "first"
+    with memory_of(remembered, "http://other", source) as memory:
+        assert memory.upload_id is None
+    source.write_bytes(b"abcd")
+    with memory_of(remembered, "http://service", source) as memory:
+        assert memory.upload_id is None
+    with memory_of(Path("/proc/nowhere"), "http://service", source) as memory:
+        memory.remember("for now")
+        assert memory.upload_id == "for now"
+
+
+def test_a_client_in_an_event_loop_does_the_same(gateway: RunningGateway, tmp_path: Path) -> None:
+    # Given
+    source, out = tmp_path / "clip.mp4", tmp_path / "out.mp4"
+    source.write_bytes(CONTENT)
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    told: list[str] = []
+
+    def tell(progress: Progress) -> None:
+        if progress.step == "queued" and "queued" not in told and progress.job:
+            gateway.registry.start(progress.job.id, SOURCE_INFO)
+        elif progress.step == "running" and "running" not in told and progress.job:
+            gateway.finish_job(progress.job.id, CONTENT, sha256)
+        told.append(progress.step)
+
+    async def journey() -> None:
+        async with AsyncClient(gateway.url) as client:
+            # When
+            job = await client.upscale(source, out, tell, quality="high")
+
+            # Then
+            assert (job.options.quality, job.options.container) == ("high", "mp4")
+            assert [one.id for one in (await client.jobs.list()).jobs] == [job.id]
+            assert await client.jobs.report(job.id) == b'{"kept": []}'
+            assert (await client.jobs.cancel(job.id)).status is JobStatus.SUCCEEDED
+            assert len((await client.models()).models) == 5
+            assert [one.status async for one in client.jobs.events(job.id)] == ["succeeded"]
+            await client.jobs.delete(job.id)
+            with pytest.raises(NotFoundResponseError):
+                await client.jobs.get(job.id)
+
+    asyncio.run(journey())
+    assert out.read_bytes() == CONTENT
+    assert list(dict.fromkeys(told)) == ["uploading", "queued", "running", "downloading"]
 
 
 @contextmanager
