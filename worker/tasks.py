@@ -39,6 +39,7 @@ from worker.contract.storage import (
     write_atomically,
 )
 from worker.job_files import finished_segments, read_plan, segments_from_start
+from worker.live import as_streamed, publish_live, stills_of, write_live_facts
 from worker.loaded_models import LoadedModels
 from worker.metrics import preset_label
 from worker.opened_source import opened_source
@@ -149,6 +150,7 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
         made.demand_usable(job.options, bench.limits)
         made = made.model_copy(update={"segments_in_flight": bench.queue.fair_segments_in_flight()})
         write_atomically(folder.plan, made.model_dump_json().encode())
+    write_live_facts(folder, made)
 
     started = bench.registry.start(job.id, made.source_info())
     if started is None:
@@ -240,7 +242,7 @@ def _take_over(bench: Workbench, job: JobRecord, made: Plan, rendering: Renderin
 def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, rendering: Rendering) -> None:
     folder = bench.storage.folder(job.id)
     progress = _SegmentProgress(bench, job, index, made.picture.width * made.picture.height)
-    times = StageTimes()
+    times, stills = StageTimes(), stills_of(made, index)
     folder.make_segments()
     with ExitStack() as until_published, publishing(made.segment_file(folder, index)) as partial:
         render_segment(
@@ -257,9 +259,12 @@ def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, renderi
             on_frame_decoded=bench.on_progress,
             decode=bench.decoding(job).frames,
             times=times,
+            stills=stills,
         )
+        streamed = as_streamed(made, index, partial)
         bench.watch.demand_lease()
         until_published.enter_context(unchanged(folder, rendering))
+        publish_live(folder, made, index, partial, streamed, stills)
     for stage, seconds in times.seconds.items():
         metrics.STAGE_DURATION_SECONDS.labels(stage, preset_label(job.options.preset)).observe(seconds)
     log.info(

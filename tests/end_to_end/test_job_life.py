@@ -46,7 +46,7 @@ def test_a_job_passes_through_the_worker_and_leaves_only_what_is_needed(
     # And the segments are gone, the source and the report stay
     wait_for("tidying up", lambda: not house.folder(job_id).segments.exists())
     files = sorted(path.name for path in house.folder(job_id).path.iterdir())
-    assert files == ["job.json", "plan.json", "report.json", "result.mp4", "source"]
+    assert files == ["job.json", "live", "plan.json", "report.json", "result.mp4", "source"]
 
     # And the report tells what every worker found in its segments, and took for them
     report = Report.model_validate_json(house.folder(job_id).report.read_bytes())

@@ -1,0 +1,59 @@
+"""What is shown of a job while it is rendered, written down beside its segments (worker.contract.stream)."""
+
+from pathlib import Path
+
+import structlog
+
+from worker.contract.storage import JobFolder, publishing, write_atomically
+from worker.contract.stream import StreamSegment
+from worker.pipeline import Stills
+from worker.plan import Plan
+from worker.video.stream import stream_segment, why_not_streamed, write_header
+
+log = structlog.get_logger(__name__)
+
+_MAX_STILLS = 40
+"""Of one job, evenly over its segments: a picture of 2160 lines takes about a megabyte."""
+
+
+def write_live_facts(folder: JobFolder, plan: Plan) -> None:
+    """As soon as there is a plan, and again whenever it is looked at."""
+    folder.make_live()
+    write_atomically(folder.live_facts, plan.live_facts().model_dump_json().encode())
+
+
+def stills_of(plan: Plan, index: int) -> Stills | None:
+    """What to fill while segment `index` is rendered. None: this one is shown by no picture."""
+    return Stills() if index % -(-len(plan.segments) // _MAX_STILLS) == 0 else None
+
+
+def as_streamed(plan: Plan, index: int, segment: Path) -> StreamSegment | None:
+    """Return how players read a finished segment, which lies at `segment`. None: they play no such."""
+    if why_not_streamed(plan.encoding) is not None:
+        return None
+    try:
+        return stream_segment(segment, plan.timing(index))
+    except Exception:  # a bug: the stream ends here, but no job fails for it
+        log.exception("segment_not_streamed", index=index)
+        return None
+
+
+def publish_live(
+    folder: JobFolder, plan: Plan, index: int, segment: Path, streamed: StreamSegment | None, stills: Stills | None
+) -> None:
+    """Write down how to show a segment that is about to be published, and lies at `segment` still.
+
+    To be called under the job's lock, as the segment itself is published: what is written here is true of no other.
+    """
+    folder.make_live()
+    if streamed is not None:
+        if not folder.stream_header.exists():
+            with publishing(folder.stream_header) as partial:
+                write_header(partial, segment, plan.picture, plan.encoding)
+        write_atomically(folder.stream_segment(index), streamed.model_dump_json().encode())
+    else:
+        folder.stream_segment(index).unlink(missing_ok=True)
+    if stills and stills.source and stills.result:
+        # The result's last: where that is, both are.
+        write_atomically(folder.still(f"{index:05d}", "source"), stills.source)
+        write_atomically(folder.still(f"{index:05d}", "result"), stills.result)
