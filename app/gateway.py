@@ -26,7 +26,7 @@ from app.janitor import Janitor
 from app.keys import ApiKeys
 from app.limits import UploadSlots
 from app.metrics import GatewayMetrics
-from app.middleware import AccessLogMiddleware, SecurityHeadersMiddleware
+from app.middleware import QUIET_PATHS, AccessLogMiddleware, SecurityHeadersMiddleware
 from app.page import add_page
 from app.resumable import Turns
 from app.settings import GatewaySettings
@@ -93,6 +93,14 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
         # FastAPI's pages load scripts from another host; `app.documentation` does not.
         docs_url=None,
         redoc_url=None,
+        # Spans where `worker.contract.tracing` was started; figures and logs we have.
+        telemetry={
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+            "exclude": lambda scope: scope.get("path") in QUIET_PATHS,
+        },
         # The outermost comes first.
         middleware=[
             Middleware(CorrelationIdMiddleware),

@@ -21,6 +21,7 @@ from app.keys import KeysError
 from app.settings import GatewaySettings
 from worker.contract.settings import RedisSettings, StorageSettings
 from worker.contract.storage import JobStorage
+from worker.contract.tracing import start_tracing, stop_tracing
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +59,7 @@ def serve_gateway(
     except (RedisAddressError, KeysError) as error:
         raise GatewayStartError(str(error)) from error
     prepare_storage(storage_settings)
+    start_tracing("vsr-gateway")
     with _metrics_served(settings, app.state.prometheus), _listening(settings.host, settings.port) as listener:
         shared = Connections(_connections_within_files(settings.max_connections), settings.head_timeout_seconds)
         config = uvicorn.Config(
@@ -80,6 +82,7 @@ def serve_gateway(
             _Server(config, lambda: on_listening(url) if on_listening else None, app.state.end_streams).run(
                 sockets=[listener]
             )
+    stop_tracing()
 
 
 def prepare_storage(settings: StorageSettings) -> None:

@@ -36,6 +36,7 @@ from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
 from worker.contract.storage import JobStorage
+from worker.contract.tracing import start_tracing, stop_tracing
 from worker.exit_codes import EXIT_CODE_OF_FAILURE, ExitCode
 from worker.loaded_models import LoadedModels, usable_device
 from worker.redis_clients import patient_redis
@@ -123,6 +124,7 @@ def work(name: str, environment: dict[str, str], protections: dict[str, str]) ->
     settings, redis_settings, storage_settings = WorkerSettings(), RedisSettings(), StorageSettings()
     log_settings = LogSettings()
     configure_logging(log_settings.log_format, log_settings.log_level)
+    start_tracing("vsr-worker")
     metrics.start_at_zero()
     tell_protections(protections)
     if settings.cage == "required" and not all(found == YES for found in protections.values()):
@@ -164,6 +166,7 @@ def work(name: str, environment: dict[str, str], protections: dict[str, str]) ->
     workbench.set(Workbench(registry, queue, storage, models, watch, settings, VideoLimits(), cages))
     worker.work(with_scheduler=False)
     cages.shut()
+    stop_tracing()
     return ExitCode.OK if worker.asked_to_stop else ExitCode.REDIS_LOST
 
 

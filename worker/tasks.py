@@ -24,6 +24,7 @@ from structlog.contextvars import bound_contextvars
 from worker import metrics
 from worker.assemble import assemble as assemble_video
 from worker.cage import Cages, Decoding
+from worker.contract import tracing
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import JobError, JobRecord, JobStatus, PartialResult, ResultInfo, now
 from worker.contract.presets import announce_maker, is_there_a_maker
@@ -38,8 +39,8 @@ from worker.contract.storage import (
     remove_partial,
     write_atomically,
 )
+from worker.contract.tracing import trace_id_of
 from worker.job_files import finished_segments, read_plan, segments_from_start
-from worker.live import as_streamed, publish_live, stills_of, write_live_facts
 from worker.loaded_models import LoadedModels
 from worker.metrics import preset_label
 from worker.opened_source import opened_source
@@ -150,7 +151,6 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
         made.demand_usable(job.options, bench.limits)
         made = made.model_copy(update={"segments_in_flight": bench.queue.fair_segments_in_flight()})
         write_atomically(folder.plan, made.model_dump_json().encode())
-    write_live_facts(folder, made)
 
     started = bench.registry.start(job.id, made.source_info())
     if started is None:
@@ -165,6 +165,7 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
 def _segment(bench: Workbench, job: JobRecord, index: int) -> None:
     folder = bench.storage.folder(job.id)
     made = _plan_of(folder)
+    tracing.note(segment=index, frames=made.segments[index].frames, preset=job.options.preset)
     if made.segment_file(folder, index).exists():
         metrics.SEGMENTS.labels("existing").inc()
         log.info("segment_existing", index=index)
@@ -242,7 +243,7 @@ def _take_over(bench: Workbench, job: JobRecord, made: Plan, rendering: Renderin
 def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, rendering: Rendering) -> None:
     folder = bench.storage.folder(job.id)
     progress = _SegmentProgress(bench, job, index, made.picture.width * made.picture.height)
-    times, stills = StageTimes(), stills_of(made, index)
+    times = StageTimes()
     folder.make_segments()
     with ExitStack() as until_published, publishing(made.segment_file(folder, index)) as partial:
         render_segment(
@@ -259,14 +260,12 @@ def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, renderi
             on_frame_decoded=bench.on_progress,
             decode=bench.decoding(job).frames,
             times=times,
-            stills=stills,
         )
-        streamed = as_streamed(made, index, partial)
         bench.watch.demand_lease()
         until_published.enter_context(unchanged(folder, rendering))
-        publish_live(folder, made, index, partial, streamed, stills)
     for stage, seconds in times.seconds.items():
         metrics.STAGE_DURATION_SECONDS.labels(stage, preset_label(job.options.preset)).observe(seconds)
+    tracing.note(**{f"seconds.{stage}": spent for stage, spent in times.seconds.items()})
     log.info(
         "segment_finished", index=index, seconds={stage: round(spent, 3) for stage, spent in times.seconds.items()}
     )
@@ -366,7 +365,15 @@ def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord],
     """One attempt at one task: skipped, done, given back, failed quietly, or crashed loudly and tried again."""
     bench = workbench.get()
     job = bench.registry.get(job_id)
-    with bound_contextvars(job_id=job_id, request_id=job.request_id if job else None, task=kind.value):
+    trace_parent = job.trace_parent if job else None
+    with (
+        bound_contextvars(
+            job_id=job_id, request_id=job.request_id if job else None, task=kind.value, **trace_id_of(trace_parent)
+        ),
+        tracing.span(
+            f"vsr {kind}", trace_parent, job_id=job_id, request_id=job.request_id if job else None, attempt=_attempt()
+        ),
+    ):
         keeps_partial = kind is TaskKind.ASSEMBLE and job is not None and job.wants_partial_result
         if job is None or (job.status.is_final and not keeps_partial):
             _tidy_up_after(bench, job)
@@ -413,6 +420,7 @@ def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord],
                 log.info("task_stopped", reason="the job has ended")
                 return None
             log.exception("task_crashed", attempt=attempt)
+            tracing.note_failure(FailureCode.INTERNAL)
             _count_segment(kind, "failed")
             if attempt < MAX_ATTEMPTS:
                 raise
@@ -429,6 +437,7 @@ def _attempt() -> int:
 
 def _fail(bench: Workbench, job: JobRecord, code: FailureCode, message: str) -> None:
     """The source and the finished segments stay until the job is deleted: what was computed is kept."""
+    tracing.note_failure(code)
     if job.wants_partial_result:
         if bench.registry.end_partial_result(job.id, PartialResult.FAILED):
             log.warning("partial_result_failed", code=code, reason=message)
@@ -448,6 +457,7 @@ def _count_end(job: JobRecord) -> None:
 
 
 def _count_segment(kind: TaskKind, outcome: str) -> None:
+    tracing.note(outcome=outcome)
     if kind is TaskKind.SEGMENT:
         metrics.SEGMENTS.labels(outcome).inc()
 
