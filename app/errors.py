@@ -67,6 +67,14 @@ class WebhookNotFoundError(ProblemError):
         super().__init__(f"The job {job_id!r} was submitted without webhook_url.")
 
 
+class NothingFinishedError(ProblemError):
+    status, code, title = 404, "nothing_finished", "Nothing of the job can be watched yet"
+
+
+class NoPictureError(ProblemError):
+    status, code, title = 404, "no_picture", "There is no picture of the job yet"
+
+
 class UploadNotFoundError(ProblemError):
     status, code, title = 404, "upload_not_found", "There is no such upload"
 
@@ -94,6 +102,10 @@ class JobCanceledError(ProblemError):
 
 class JobSucceededError(ProblemError):
     status, code, title = 409, "job_succeeded", "The job has succeeded and has its result"
+
+
+class NotStreamableError(ProblemError):
+    status, code, title = 409, "not_streamable", "Browsers cannot play this result as a stream"
 
 
 class UploadOffsetError(ProblemError):

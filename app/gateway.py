@@ -16,7 +16,20 @@ from redis.retry import Retry
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
-from app import documentation, events, health, jobs, models, results, sessions, submissions, tus, uploads, webhooks
+from app import (
+    documentation,
+    events,
+    health,
+    jobs,
+    live,
+    models,
+    results,
+    sessions,
+    submissions,
+    tus,
+    uploads,
+    webhooks,
+)
 from app.dependencies import Services
 from app.documentation import DocumentedApi
 from app.errors import add_error_handlers
@@ -109,7 +122,8 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
             Middleware(tus.TusMiddleware),
         ],
     )
-    for module in (sessions, uploads, tus, submissions, jobs, events, results, webhooks, models, health, documentation):
+    media = (results, live)
+    for module in (sessions, uploads, tus, submissions, jobs, events, *media, webhooks, models, health, documentation):
         app.include_router(module.router)
     app.include_router(tus.options_router)
     add_page(app)
