@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
+from typer.exceptions import TyperException
 
 from app import terminal
 from app.cli_benchmark import benchmark_cli
@@ -28,12 +29,14 @@ from app.cli_options import (
     EncoderPresetOption,
     FrameRateOption,
     JsonOption,
+    LogFormatOption,
     OnErrorOption,
     PresetOption,
     QualityOption,
     ReuseOption,
     WeightsDirOption,
     container_for,
+    examples,
     interruptible,
     refuse_unwritable,
     said,
@@ -43,7 +46,7 @@ from app.exit_codes import CommandError, ExitCode, exit_code_of
 from app.terminal import ProgressLine, print_json, print_note, print_result
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import DEFAULT_PRESET, Container, JobOptions
-from worker.contract.logs import configure_logging
+from worker.contract.logs import LogFormat, configure_logging
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
 
 if TYPE_CHECKING:
@@ -53,7 +56,9 @@ if TYPE_CHECKING:
 cli = typer.Typer(
     name="vsr",
     help="Video super-resolution: twice the size, sharper, everything that was not pixels untouched.",
-    epilog="Examples:  vsr upscale clip.mp4   |   vsr serve   |   vsr submit clip.mp4 --wait -o big.mp4",
+    epilog=examples("vsr upscale clip.mp4", "vsr serve", "vsr submit clip.mp4 -o clip_2x.mp4")
+    + "\n\nExit codes: 0 done; 1 a bug; 2 wrong usage; 3 bad input; 4 not possible; 5 this machine lacks something; "
+    "6 the service cannot be reached or refused; 7 the job ended without a result; 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -67,9 +72,12 @@ cli.add_typer(benchmark_cli)
 
 
 @cli.command(
-    epilog="Examples:  vsr upscale holiday.mov   |   vsr upscale old.avi old_2x.mkv --codec hevc --quality high   |   "
-    "vsr upscale film.mkv film.mp4 --drop-unsupported --report film.json   |   "
-    "vsr upscale clip.mp4 frames/ --drop-unsupported"
+    epilog=examples(
+        "vsr upscale holiday.mov",
+        "vsr upscale old.avi old_2x.mkv --codec hevc --quality high",
+        "vsr upscale film.mkv film.mp4 --drop-unsupported --report film.json",
+        "vsr upscale clip.mp4 frames/ --drop-unsupported",
+    )
 )
 def upscale(
     source: Annotated[
@@ -201,18 +209,19 @@ def _note_changes(report: "Report | None") -> None:
 # --- the service -----------------------------------------------------------------------------------------------------
 
 
-@cli.command(epilog="Example:  vsr serve --port 8000 --workers 1")
+@cli.command(epilog=examples("vsr serve --port 8000 --workers 1"))
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (VSR_HOST).")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port (VSR_PORT); 0: any free one.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one per GPU, else one.")] = 0,
     preset: Annotated[str | None, typer.Option(help="Networks to load at start (VSR_PRESET).")] = None,
     device: DeviceOption = None,
+    log_format: LogFormatOption = None,
 ) -> None:
     """Run the whole service on this machine: gateway, workers, courier, and Redis unless VSR_REDIS_URL names one."""
     from app.house import serve_house
 
-    _log_for_people_on_a_terminal()
+    log_settings = _configured_logging(log_format)
     chosen = {"--preset": preset, "--device": device, "--workers": workers}
     worker_arguments = [word for name, value in chosen.items() if value for word in (name, str(value))]
 
@@ -220,18 +229,21 @@ def serve(
         print_note(f"twostep-vsr is listening at {url}   (Ctrl-C stops it; accepted jobs are kept)")
         print_note(f"try:  curl -F file=@examples/clip.mp4 {url}/v1/jobs")
 
-    serve_house(_gateway_settings(host, port), RedisSettings(), StorageSettings(), worker_arguments, say_hello)
+    serve_house(
+        _gateway_settings(host, port), RedisSettings(), StorageSettings(), log_settings, worker_arguments, say_hello
+    )
 
 
-@cli.command()
+@cli.command(epilog=examples("VSR_REDIS_URL=redis://localhost VSR_STORAGE_DIR=/srv/vsr vsr gateway --port 8000"))
 def gateway(
     host: Annotated[str | None, typer.Option(help="Address to listen on (VSR_HOST).")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port (VSR_PORT); 0: any free one.")] = None,
+    log_format: LogFormatOption = None,
 ) -> None:
     """Run the gateway alone. Needs VSR_REDIS_URL, and the workers' storage folder as VSR_STORAGE_DIR."""
     from app.server import serve_gateway
 
-    _log_for_people_on_a_terminal()
+    _configured_logging(log_format)
     serve_gateway(
         _gateway_settings(host, port),
         RedisSettings(),
@@ -240,27 +252,28 @@ def gateway(
     )
 
 
-@cli.command()
-def courier() -> None:
+@cli.command(epilog=examples("VSR_REDIS_URL=redis://localhost VSR_STORAGE_DIR=/srv/vsr vsr courier"))
+def courier(log_format: LogFormatOption = None) -> None:
     """Fetch sources and deliver webhooks: all that calls other hosts. Needs VSR_REDIS_URL and VSR_STORAGE_DIR."""
     from app.courier.process import run_courier
     from app.settings import CourierSettings
 
-    _log_for_people_on_a_terminal()
+    _configured_logging(log_format)
     run_courier(CourierSettings(), RedisSettings(), StorageSettings())
 
 
-@cli.command()
+@cli.command(epilog=examples("VSR_REDIS_URL=redis://localhost VSR_STORAGE_DIR=/srv/vsr vsr worker --device cuda"))
 def worker(
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one per GPU, else one.")] = 0,
     preset: Annotated[str | None, typer.Option(help="Networks to load at start (VSR_PRESET).")] = None,
     device: DeviceOption = None,
+    log_format: LogFormatOption = None,
 ) -> None:
     """Run the workers of this machine. Needs VSR_REDIS_URL, and the gateway's storage folder as VSR_STORAGE_DIR."""
     from worker.settings import VideoLimits, WorkerSettings
     from worker.supervisor import run_worker
 
-    log_settings = _log_for_people_on_a_terminal()
+    log_settings = _configured_logging(log_format)
     chosen = {"preset": preset, "device": device}
     settings = WorkerSettings.model_validate({name: value for name, value in chosen.items() if value is not None})
     raise typer.Exit(
@@ -275,9 +288,9 @@ def _gateway_settings(host: str | None, port: int | None) -> "GatewaySettings":
     return GatewaySettings.model_validate({name: value for name, value in chosen.items() if value is not None})
 
 
-def _log_for_people_on_a_terminal() -> LogSettings:
-    """JSON lines for machines is the default; on a terminal, unless VSR_LOG_FORMAT says otherwise, text."""
-    settings = LogSettings()
+def _configured_logging(log_format: LogFormat | None) -> LogSettings:
+    """As asked for by --log-format or VSR_LOG_FORMAT; else text for people on a terminal, JSON lines for machines."""
+    settings = LogSettings() if log_format is None else LogSettings(log_format=log_format)
     if sys.stderr.isatty() and "log_format" not in settings.model_fields_set:
         settings = settings.model_copy(update={"log_format": "console"})
     configure_logging(settings.log_format, settings.log_level)
@@ -307,7 +320,13 @@ def options_of_all(
 def main() -> None:
     """Run the command. A user's error is one line on standard error and a named exit code; a traceback is a bug."""
     try:
-        cli()
+        sys.exit(cli(standalone_mode=False))
+    except TyperException as error:
+        # Where not even a command was named, the help has been printed, and there is no more to say.
+        if message := error.format_message():
+            context = getattr(error, "ctx", None)
+            terminal.print_error(f"{message.rstrip('.')}. See: {context.command_path if context else 'vsr'} --help")
+        sys.exit(ExitCode.USAGE)
     except JobFailureError as failure:
         terminal.print_error(failure.message)
         sys.exit(exit_code_of(failure.code))

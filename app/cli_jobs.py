@@ -23,6 +23,7 @@ from app.cli_options import (
     QualityOption,
     ReuseOption,
     container_for,
+    examples,
     interruptible,
     refuse_unwritable,
     said,
@@ -43,12 +44,17 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.",
 
 
 @jobs_cli.command(
-    epilog="Examples:  vsr submit clip.mp4 --wait -o clip_2x.mp4   |   "
-    "vsr submit film.mkv -o film.mp4 --quality high --drop-unsupported --report film.json"
+    epilog=examples(
+        "vsr submit clip.mp4 --wait -o clip_2x.mp4",
+        "vsr submit film.mkv -o film.mp4 --quality high --drop-unsupported --report film.json",
+    )
 )
 def submit(
     source: Annotated[
-        str, typer.Argument(help="The video, or its URL, which the service fetches itself.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="FILE|URL", help="The video, or its URL, which the service fetches itself.", show_default=False
+        ),
     ],
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the job is done.")] = False,
     output: Annotated[
@@ -125,14 +131,14 @@ def submit(
     _exit_with(job)
 
 
-@jobs_cli.command(epilog="Examples:  vsr status JOB   |   vsr status JOB --json | jq .progress.fraction")
+@jobs_cli.command(epilog=examples("vsr status JOB", "vsr status JOB --json | jq .progress.fraction"))
 def status(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Show a job."""
     with _client(url) as client:
         _print_job(client.jobs.get(job_id), as_json=as_json)
 
 
-@jobs_cli.command(name="wait", epilog="Example:  vsr wait JOB && vsr download JOB")
+@jobs_cli.command(name="wait", epilog=examples("vsr wait JOB && vsr download JOB"))
 def wait_for(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Wait until a job is done."""
     with interruptible("the job goes on: see `vsr status`"), _client(url) as client:
@@ -141,7 +147,7 @@ def wait_for(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = F
     _exit_with(job)
 
 
-@jobs_cli.command(epilog="Example:  vsr download JOB -o film_2x.mp4")
+@jobs_cli.command(epilog=examples("vsr download JOB -o film_2x.mp4"))
 def download(
     job_id: JobArgument,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: the source's name with _2x.")] = None,
@@ -158,7 +164,7 @@ def download(
         _print_job(job, as_json=as_json, brief=str(output))
 
 
-@jobs_cli.command(epilog="Examples:  vsr cancel JOB   |   vsr cancel JOB --keep-partial && vsr download JOB")
+@jobs_cli.command(epilog=examples("vsr cancel JOB", "vsr cancel JOB --keep-partial && vsr download JOB"))
 def cancel(
     job_id: JobArgument,
     keep_partial: Annotated[
@@ -172,14 +178,14 @@ def cancel(
         _print_job(client.jobs.cancel(job_id, keep_partial=keep_partial), as_json=as_json)
 
 
-@jobs_cli.command(epilog="Example:  vsr retry JOB && vsr wait JOB")
+@jobs_cli.command(epilog=examples("vsr retry JOB && vsr wait JOB"))
 def retry(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Try a failed or canceled job again. What it had finished is kept."""
     with _client(url) as client:
         _print_job(client.jobs.retry(job_id), as_json=as_json)
 
 
-@jobs_cli.command(epilog="Example:  vsr delete JOB")
+@jobs_cli.command(epilog=examples("vsr delete JOB"))
 def delete(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Delete a job with its source and result. One that is under way is canceled first."""
     with _client(url) as client:
@@ -190,7 +196,7 @@ def delete(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = Fal
         print_result(job_id)
 
 
-@jobs_cli.command(name="list", epilog="Examples:  vsr list --status running   |   vsr list --json | jq -r .jobs[].id")
+@jobs_cli.command(name="list", epilog=examples("vsr list --status running", "vsr list --json | jq -r .jobs[].id"))
 def list_jobs(
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
@@ -210,7 +216,7 @@ def list_jobs(
         print_note(f"more: vsr list --cursor {page.next_cursor}")
 
 
-@jobs_cli.command(name="report", epilog="Examples:  vsr report clip.json   |   vsr report JOB")
+@jobs_cli.command(name="report", epilog=examples("vsr report clip.json", "vsr report JOB"))
 def show_report(
     report: Annotated[
         str,
