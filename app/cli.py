@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import structlog
 import typer
 from pydantic import ValidationError
 from typer.exceptions import TyperException
@@ -226,6 +227,9 @@ def serve(
     worker_arguments = [word for name, value in chosen.items() if value for word in (name, str(value))]
 
     def say_hello(url: str) -> None:
+        if log_settings.log_format == "json":
+            structlog.get_logger(__name__).info(f"twostep-vsr is listening at {url}")
+            return
         print_note(f"twostep-vsr is listening at {url}   (Ctrl-C stops it; accepted jobs are kept)")
         print_note(f"try:  curl -F file=@examples/clip.mp4 {url}/v1/jobs")
 
@@ -248,7 +252,7 @@ def gateway(
         _gateway_settings(host, port),
         RedisSettings(),
         StorageSettings(),
-        lambda url: print_note(f"the gateway is listening at {url}"),
+        lambda url: structlog.get_logger(__name__).info(f"the gateway is listening at {url}"),
     )
 
 

@@ -69,8 +69,10 @@ class AccessLogMiddleware:
                 await render(ShuttingDownError())(scope, receive, send_and_note)
         finally:
             write = log.debug if scope["path"] in QUIET_PATHS else log.info
+            job_id = scope.get("path_params", {}).get("job_id")
             write(
                 "request",
+                **({"job_id": job_id} if job_id else {}),
                 method=scope["method"],
                 path=scope["path"],
                 status=status,

@@ -128,7 +128,7 @@ def test_no_log_of_a_run_with_all_kinds_of_trouble_has_a_secret_in_it(tmp_path: 
 def _address_in(log: Path) -> str:
     said = "the gateway is listening at "
     wait_until(lambda: said in log.read_text(), timeout_seconds=60)
-    return log.read_text().partition(said)[2].split()[0]
+    return log.read_text().partition(said)[2].split()[0].rstrip('",')
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
