@@ -39,4 +39,4 @@ async def read_json(
     try:
         return model.model_validate_json(bytes(body))
     except ValidationError as error:
-        raise InvalidRequestError.from_validation(error.errors(include_input=False)) from error
+        raise InvalidRequestError.from_validation(error.errors()) from error

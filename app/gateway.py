@@ -18,6 +18,7 @@ from starlette.middleware import Middleware
 
 from app import (
     documentation,
+    estimates,
     events,
     health,
     jobs,
@@ -122,8 +123,9 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
             Middleware(tus.TusMiddleware),
         ],
     )
-    media = (results, live)
-    for module in (sessions, uploads, tus, submissions, jobs, events, *media, webhooks, models, health, documentation):
+    for module in (sessions, uploads, tus, submissions, jobs, events, live, results, webhooks):
+        app.include_router(module.router)
+    for module in (estimates, models, health, documentation):
         app.include_router(module.router)
     app.include_router(tus.options_router)
     add_page(app)

@@ -1,8 +1,10 @@
 """What clients see. These classes are the public wire format: they change only by addition within version 1."""
 
 from datetime import datetime
+from fractions import Fraction
+from typing import Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from app.guarded_http import shown_url
 from worker.contract.failure import FailureCode
@@ -97,6 +99,59 @@ class OpenSession(BaseModel):
 class Session(BaseModel):
     needs_key: bool = Field(description="Whether this service has keys. If not, it answers its own machine.")
     authenticated: bool = Field(description="Whether this very request would be let in.")
+
+
+def _with_numbers(schema: dict[str, Any]) -> None:
+    """A browser knows a rate as a number, and pydantic only the type that other models have."""
+    schema["properties"]["frame_rate"]["anyOf"].append({"type": "number", "exclusiveMinimum": 0, "maximum": 1000})
+
+
+class EstimateWish(JobOptions):
+    """JSON body of `POST /v1/estimate`: the video's size and length, and the options."""
+
+    model_config = ConfigDict(json_schema_extra=_with_numbers)
+
+    width: int = Field(ge=1, le=65536, description="Of the source, in pixels.")
+    height: int = Field(ge=1, le=65536)
+    frames: int | None = Field(None, ge=1, le=10**9, description="Or `duration_seconds`.")
+    duration_seconds: float | None = Field(
+        None, gt=0, le=10**7, description="With `frame_rate`, or 30 frames a second where that is left out."
+    )
+
+    @field_validator("frame_rate", mode="before")
+    @classmethod
+    def as_fraction(cls, rate: object) -> object:
+        if isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate <= 1000:
+            fraction = Fraction(rate).limit_denominator(1001)
+            return f"{max(fraction.numerator, 1)}/{fraction.denominator}"
+        return rate
+
+    @model_validator(mode="after")
+    def either_frames_or_duration(self) -> Self:
+        if (self.frames is None) == (self.duration_seconds is None):
+            raise ValueError("say either frames or duration_seconds")
+        return self
+
+    @property
+    def options(self) -> JobOptions:
+        return JobOptions.model_validate(self.model_dump(include=set(JobOptions.model_fields)))
+
+    @property
+    def frames_asked(self) -> int:
+        return self.frames or max(1, round((self.duration_seconds or 0) * Fraction(self.frame_rate or 30)))
+
+
+class Estimate(BaseModel):
+    frames: int
+    seconds: float | None = Field(description="That the job would take if it were alone.")
+    wait_seconds: float | None = Field(
+        description="What the jobs that are there add to it: they and this one take turns."
+    )
+    frames_per_second: float | None = Field(description="If it were alone.")
+    result_bytes: int | None = Field(description="About, and without sound: it depends on what the video shows.")
+    basis: Literal["measured", "unknown"] = Field(
+        description="measured: from segments that this service finished lately. unknown: there were none."
+    )
 
 
 class Upload(BaseModel):
@@ -280,4 +335,5 @@ def _is_played_by_browsers(options: JobOptions) -> bool:
     return (
         options.codec not in (VideoCodec.FFV1, VideoCodec.PRORES, VideoCodec.PNG)
         and options.container is not Container.ZIP
+        and options.quality != "lossless"
     )

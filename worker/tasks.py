@@ -26,11 +26,12 @@ from worker.assemble import assemble as assemble_video
 from worker.cage import Cages, Decoding
 from worker.contract import tracing
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.contract.job import JobError, JobRecord, JobStatus, PartialResult, ResultInfo, now
+from worker.contract.job import JobError, JobRecord, JobStatus, PartialResult, ResultInfo, VideoCodec, now
 from worker.contract.presets import announce_maker, is_there_a_maker
 from worker.contract.queue import MAX_ATTEMPTS, TaskKind, TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.report import Report
+from worker.contract.speeds import note_segment
 from worker.contract.storage import (
     PARTIAL_SUFFIX,
     JobFolder,
@@ -41,6 +42,7 @@ from worker.contract.storage import (
 )
 from worker.contract.tracing import trace_id_of
 from worker.job_files import finished_segments, read_plan, segments_from_start
+from worker.live import as_streamed, publish_live, stills_of, write_live_facts
 from worker.loaded_models import LoadedModels
 from worker.metrics import preset_label
 from worker.opened_source import opened_source
@@ -93,6 +95,12 @@ class Workbench:
         """Say that this worker makes segments with this network. Its beats say it again."""
         ttl_seconds = round(self.settings.lease_seconds / 3 * _BEATS_BEFORE_FORGOTTEN)
         announce_maker(self.queue.rq.connection, maker, max(1, ttl_seconds))
+
+    def note_segment(self, job: JobRecord, codec: VideoCodec, *, pixels: int, seconds: float, size_bytes: int) -> None:
+        """Say what a segment has cost: estimates are made of it."""
+        note_segment(
+            self.queue.rq.connection, job.options, codec, pixels=pixels, seconds=seconds, size_bytes=size_bytes
+        )
 
     def has_maker(self, maker: str) -> bool:
         """Whether a live worker has this network."""
@@ -151,6 +159,7 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
         made.demand_usable(job.options, bench.limits)
         made = made.model_copy(update={"segments_in_flight": bench.queue.fair_segments_in_flight()})
         write_atomically(folder.plan, made.model_dump_json().encode())
+    write_live_facts(folder, made)
 
     started = bench.registry.start(job.id, made.source_info())
     if started is None:
@@ -243,7 +252,7 @@ def _take_over(bench: Workbench, job: JobRecord, made: Plan, rendering: Renderin
 def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, rendering: Rendering) -> None:
     folder = bench.storage.folder(job.id)
     progress = _SegmentProgress(bench, job, index, made.picture.width * made.picture.height)
-    times = StageTimes()
+    times, stills, began = StageTimes(), stills_of(made, index), time.perf_counter()
     folder.make_segments()
     with ExitStack() as until_published, publishing(made.segment_file(folder, index)) as partial:
         render_segment(
@@ -260,9 +269,15 @@ def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, renderi
             on_frame_decoded=bench.on_progress,
             decode=bench.decoding(job).frames,
             times=times,
+            stills=stills,
         )
+        wall_seconds, size_bytes = time.perf_counter() - began, partial.stat().st_size
+        streamed = as_streamed(made, index, partial)
         bench.watch.demand_lease()
         until_published.enter_context(unchanged(folder, rendering))
+        publish_live(folder, made, index, partial, streamed, stills)
+    pixels = made.segments[index].frames * made.picture.width * made.picture.height // SCALE**2
+    bench.note_segment(job, made.encoding.codec, pixels=pixels, seconds=wall_seconds, size_bytes=size_bytes)
     for stage, seconds in times.seconds.items():
         metrics.STAGE_DURATION_SECONDS.labels(stage, preset_label(job.options.preset)).observe(seconds)
     tracing.note(**{f"seconds.{stage}": spent for stage, spent in times.seconds.items()})

@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,9 @@ def following(url: str, job_id: str, **headers: str) -> Iterator[tuple[httpx2.Re
 
 def _events(answer: httpx2.Response) -> Iterator[Event]:
     fields: dict[str, str] = {}
+    deadline = time.monotonic() + 30
     for line in answer.iter_lines():
+        assert time.monotonic() < deadline, "it goes on and on"
         if line:
             name, _, value = line.partition(": ")
             fields[name] = value

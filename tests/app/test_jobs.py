@@ -4,7 +4,7 @@ import pytest
 
 from tests.app.conftest import SOURCE_INFO, RunningGateway, StartGateway
 from worker.contract.failure import FailureCode
-from worker.contract.job import JobError, JobOptions, JobRecord, VideoCodec, now
+from worker.contract.job import Container, JobError, JobOptions, JobRecord, VideoCodec, now
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 
@@ -343,20 +343,26 @@ def test_what_are_no_ids_or_too_many_are_refused(gateway: RunningGateway, asked:
 
 
 def test_links_are_there_for_what_can_be_had(gateway: RunningGateway) -> None:
-    # Given a job that waits, one whose result no browser plays, and one that has ended
-    waiting, master, ended = gateway.add_job(), gateway.add_job(), gateway.add_job()
-    gateway.registry.change(
-        master.id, lambda job: job.model_copy(update={"options": JobOptions(codec=VideoCodec.PRORES)})
-    )
+    # Given a job that waits, three whose results no browser plays, and one that has ended
+    waiting, ended = gateway.add_job(), gateway.add_job()
     gateway.finish_job(ended.id, b"result")
+    masters = []
+    for options in (
+        JobOptions(codec=VideoCodec.PRORES),
+        JobOptions(quality="lossless"),
+        JobOptions(container=Container.ZIP),
+    ):
+        masters.append(gateway.add_job())
+        with_options = {"options": options}
+        gateway.registry.change(masters[-1].id, lambda job, update=with_options: job.model_copy(update=update))
 
     # When
-    links = [gateway.http.get(f"/v1/jobs/{job.id}").json()["links"] for job in (waiting, master, ended)]
+    links = [gateway.http.get(f"/v1/jobs/{job.id}").json()["links"] for job in (waiting, ended, *masters)]
 
     # Then
     names = ("events", "stream", "preview", "thumbnail", "source")
     missing = [[name for name in names if link[name] is None] for link in links]
-    assert missing == [[], ["stream"], ["preview"]]
+    assert missing == [[], ["preview"], ["stream"], ["stream"], ["stream"]]
     assert links[0]["stream"] == f"/v1/jobs/{waiting.id}/stream.m3u8"
     # And of what is no longer kept there is none
     gateway.registry.change(ended.id, lambda job: job.model_copy(update={"media_removed_at": now()}))
