@@ -5,6 +5,7 @@ All of it is made by the workers (worker.contract.stream); here it is found and 
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -109,15 +110,12 @@ def get_stream_part(
             return Response(folder.stream_header.read_bytes(), media_type="video/mp4")
         except FileNotFoundError:
             raise NothingFinishedError("The first segment is not finished yet.") from None
-    index = int(name.partition(".")[0])
-    missing = NothingFinishedError("This segment is not finished yet, or is being made anew.")
     try:
-        segment = StreamSegment.model_validate_json(folder.stream_segment(index).read_bytes())
-        file = _file_with_packets(folder, facts, record, index, segment)
-        if file is None or file.stat().st_size != segment.file_bytes:
-            raise missing
+        segment, file = _streamed_segment(folder, facts, record, int(name.partition(".")[0]))
     except FileNotFoundError:
-        raise missing from None
+        segment, file = None, folder.path
+    if segment is None:
+        raise NothingFinishedError("This segment is not finished yet, or is being made anew.")
     headers = {"Content-Length": str(segment.size_bytes)}
     return StreamingResponse(_pieces(segment, file), headers=headers, media_type="video/iso.segment")
 
@@ -204,22 +202,33 @@ def _streamed(services: Services, record: JobRecord) -> tuple[JobFolder, LiveFac
 
 def _finished_segments(folder: JobFolder, facts: LiveFacts, record: JobRecord) -> int:
     """How many can be watched, from the first on."""
-    described = _names_in(folder.live)
-    there = None if record.status is JobStatus.SUCCEEDED else _names_in(folder.segments)
+    if record.status is JobStatus.SUCCEEDED:
+        return facts.segments if folder.stream_in_result.exists() else 0
+    described, there = _names_in(folder.live), _names_in(folder.segments)
     for index in range(facts.segments):
         if folder.stream_segment(index).name not in described:
             return index
-        if there is not None and folder.segment(index, facts.segment_suffix).name not in there:
+        if folder.segment(index, facts.segment_suffix).name not in there:
             return index
     return facts.segments
 
 
-def _file_with_packets(
-    folder: JobFolder, facts: LiveFacts, record: JobRecord, index: int, segment: StreamSegment
-) -> Path | None:
-    if segment.packets_in == "segment":
-        return folder.segment(index, facts.segment_suffix)
-    return folder.result(record.result.container) if record.result else None
+def _streamed_segment(
+    folder: JobFolder, facts: LiveFacts, record: JobRecord, index: int
+) -> tuple[StreamSegment | None, Path]:
+    """How to show a segment, and the file that holds its packets. None: there is none, or it is another by now.
+
+    Raises `FileNotFoundError`.
+    """
+    if record.status is JobStatus.SUCCEEDED and record.result:
+        file = folder.result(record.result.container)
+        with folder.stream_in_result.open("rb") as lines:
+            described = next(islice(lines, index, None), None)
+    else:
+        file = folder.segment(index, facts.segment_suffix)
+        described = folder.stream_segment(index).read_bytes()
+    segment = StreamSegment.model_validate_json(described) if described else None
+    return (segment if segment and segment.file_bytes == file.stat().st_size else None), file
 
 
 def _stills(folder: JobFolder, facts: LiveFacts) -> dict[str, float]:

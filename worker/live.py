@@ -1,14 +1,17 @@
 """What is shown of a job while it is rendered, written down beside its segments (worker.contract.stream)."""
 
+import mmap
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+from pydantic import ValidationError
 
 from worker.contract.storage import JobFolder, publishing, write_atomically
 from worker.contract.stream import StreamSegment
 from worker.pipeline import Stills
 from worker.plan import Plan
-from worker.video.stream import stream_segment, why_not_streamed, write_header
+from worker.video.stream import found_in_result, stream_segment, why_not_streamed, write_header
 
 log = structlog.get_logger(__name__)
 
@@ -57,3 +60,34 @@ def publish_live(
         # The result's last: where that is, both are.
         write_atomically(folder.still(f"{index:05d}", "source"), stills.source)
         write_atomically(folder.still(f"{index:05d}", "result"), stills.result)
+
+
+def publish_stream_in_result(
+    folder: JobFolder, plan: Plan, result: Path, on_progress: Callable[[], None] = lambda: None
+) -> None:
+    """Write down where the result has what was streamed, so that the segments can go and be watched nevertheless.
+
+    `on_progress` is called for every segment; it may stop the work by raising. Where something is missing there is no
+    stream from now on: a result is not held back for it.
+    """
+    if why_not_streamed(plan.encoding) is not None:
+        return
+    try:
+        lines, begin = [], 0
+        with result.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for segment in plan.segments:
+                on_progress()
+                streamed = StreamSegment.model_validate_json(folder.stream_segment(segment.index).read_bytes())
+                found, begin = found_in_result(content, begin, plan.segment_file(folder, segment.index), streamed)
+                lines.append(found.model_dump_json() + "\n")
+    except (FileNotFoundError, ValidationError, LookupError) as error:
+        log.warning("result_not_streamed", reason=str(error))
+        folder.stream_in_result.unlink(missing_ok=True)
+        return
+    write_atomically(folder.stream_in_result, "".join(lines).encode())
+
+
+def remove_streamed_segments(folder: JobFolder) -> None:
+    """What is said of segments that the result replaces."""
+    for described in folder.live.glob("[0-9]*.json"):
+        described.unlink(missing_ok=True)

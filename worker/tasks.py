@@ -42,7 +42,14 @@ from worker.contract.storage import (
 )
 from worker.contract.tracing import trace_id_of
 from worker.job_files import finished_segments, read_plan, segments_from_start
-from worker.live import as_streamed, publish_live, stills_of, write_live_facts
+from worker.live import (
+    as_streamed,
+    publish_live,
+    publish_stream_in_result,
+    remove_streamed_segments,
+    stills_of,
+    write_live_facts,
+)
 from worker.loaded_models import LoadedModels
 from worker.metrics import preset_label
 from worker.opened_source import opened_source
@@ -295,6 +302,7 @@ def _assemble(bench: Workbench, job: JobRecord) -> None:
     if len(finished_segments(made, folder)) < len(made.segments):
         raise _IncompleteError
     result = _publish_result(bench, job, made, made)
+    publish_stream_in_result(folder, made, folder.result(made.container), bench.on_progress)
     ended = bench.registry.succeed(job.id, result)
     if ended is None:
         raise JobCanceledError
@@ -489,9 +497,10 @@ def _remove_what_the_result_replaces(folder: JobFolder) -> None:
     Those are the segments' very packets, and the source's very pictures. Partial files of dead workers go too.
     """
     shutil.rmtree(folder.segments, ignore_errors=True)
+    remove_streamed_segments(folder)
     folder.pictures.unlink(missing_ok=True)
     folder.rendering.unlink(missing_ok=True)
-    for partial in folder.path.glob(f"*{PARTIAL_SUFFIX}"):
+    for partial in (*folder.path.glob(f"*{PARTIAL_SUFFIX}"), *folder.live.glob(f"*{PARTIAL_SUFFIX}")):
         remove_partial(partial)
 
 

@@ -28,20 +28,16 @@ def finish(folder: JobFolder, index: int) -> None:
     folder.stream_header.write_bytes(HEADER)
     packets = f"segment {index} of the film".encode()
     content = b"own" + packets[:9] + b"other" + packets[9:] + b"end"
-    described(folder, index, "segment", [(3, 9), (17, len(packets) - 9)], len(content))
+    ranges = [(3, 9), (17, len(packets) - 9)]
+    folder.stream_segment(index).write_text(described(index, ranges, len(content)))
     folder.still(f"{index:05d}", "source").write_bytes(f"source {index}".encode())
     folder.still(f"{index:05d}", "result").write_bytes(f"result {index}".encode())
     folder.segment(index, ".mp4").write_bytes(content)
 
 
-def described(folder: JobFolder, index: int, packets_in: str, ranges: list[tuple[int, int]], file_bytes: int) -> None:
-    segment = {
-        "packets_in": packets_in,
-        "head": base64.b64encode(f"moof {index} ".encode()).decode(),
-        "file_bytes": file_bytes,
-        "ranges": ranges,
-    }
-    folder.stream_segment(index).write_text(StreamSegment.model_validate(segment).model_dump_json())
+def described(index: int, ranges: list[tuple[int, int]], file_bytes: int) -> str:
+    head = base64.b64encode(f"moof {index} ".encode())
+    return StreamSegment(head=head, file_bytes=file_bytes, ranges=tuple(ranges)).model_dump_json()
 
 
 def playlist(gateway: RunningGateway, record: JobRecord) -> list[str]:
@@ -105,13 +101,14 @@ def test_the_stream_of_a_succeeded_job_is_read_out_of_its_result(gateway: Runnin
     folder = plan(gateway, record)
     folder.stream_header.write_bytes(HEADER)
     result = b"headerABsoundCDend"
-    for index, ranges in enumerate([[(6, 1)], [(7, 1), (13, 1)], [(14, 1)]]):
-        described(folder, index, "result", ranges, len(result))
+    all_ranges = [[(6, 1)], [(7, 1), (13, 1)], [(14, 1)]]
+    lines = [described(index, ranges, len(result)) for index, ranges in enumerate(all_ranges)]
+    folder.stream_in_result.write_text("".join(f"{line}\n" for line in lines))
     gateway.finish_job(record.id, result)
     # then it can be watched as before
-    lines = playlist(gateway, record)
-    assert parts(lines) == WHOLE
-    assert lines[-1] == "#EXT-X-ENDLIST"
+    listed = playlist(gateway, record)
+    assert parts(listed) == WHOLE
+    assert listed[-1] == "#EXT-X-ENDLIST"
     found = [gateway.http.get(f"/v1/jobs/{record.id}/{part}").content for part in WHOLE]
     assert found == [b"moof 0 A", b"moof 1 BC", b"moof 2 D"]
 

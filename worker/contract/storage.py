@@ -110,6 +110,10 @@ class JobFolder:
     def stream_segment(self, index: int) -> Path:
         return self.live / f"{index:05d}.json"
 
+    @property
+    def stream_in_result(self) -> Path:
+        return self.live / "in_result.jsonl"
+
     def still(self, name: str, of: Literal["source", "result"]) -> Path:
         """`name` as "00000": the segment whose first frame it shows."""
         return self.live / f"{name}.{of}.jpg"

@@ -3,13 +3,12 @@
 {job}/live/facts.json        when each segment begins, and why there is no stream where there is none: `LiveFacts`
            header.mp4        what a player reads first
            00000.json        how a segment's file becomes what it reads next: `StreamSegment`
+           in_result.jsonl   the same of the result, once there is one: a line for each segment
            00000.source.jpg  the segment's first frame, as players show it; not of every segment of a long video
            00000.result.jpg
 
 The packets themselves are not stored again: they lie in the segment's file, and then in the result.
 """
-
-from typing import Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
@@ -33,9 +32,8 @@ class LiveFacts(_Frozen):
 
 
 class StreamSegment(_Frozen):
-    """`live/00000.json`: `head`, and behind it `ranges` of the file that holds the packets."""
+    """`head`, and behind it `ranges` of the file that holds the packets."""
 
-    packets_in: Literal["segment", "result"] = Field(description="Which file that is: once there is one, the result.")
     head: Base64Bytes = Field(description="A `moof` box, and the head of the `mdat` box that follows.")
     file_bytes: int = Field(description="The size of the file that this was written about; of another it is not true.")
     ranges: tuple[tuple[int, int], ...] = Field(description="Offset and length of what is inside of `mdat`.")

@@ -8,6 +8,7 @@ says so by its offset. So the fragments of neighbours touch, at any frame rate.
 
 import base64
 import io
+import mmap
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -109,11 +110,30 @@ def stream_segment(segment: Path, timing: Timing) -> StreamSegment:
     if head[-_MDAT_HEAD_BYTES:] != struct.pack(">I4s", _MDAT_HEAD_BYTES + len(content) - packets_begin, b"mdat"):
         raise ValueError(f"the muxer has changed packets of {segment.name}")
     return StreamSegment(
-        packets_in="segment",
         head=base64.b64encode(head),
         file_bytes=segment.stat().st_size,
         ranges=tuple(_joined(ranges)),
     )
+
+
+def found_in_result(result: mmap.mmap, begin: int, segment: Path, streamed: StreamSegment) -> tuple[StreamSegment, int]:
+    """Return how the result becomes the fragment of a segment whose packets it holds, and where those end.
+
+    `begin`: where to look from, as packets come in one order in both. Looked for by their bytes: so nothing of the
+    result is parsed, in which there are a stranger's streams too. Raises `LookupError` if it does not hold them.
+    """
+    ranges: list[tuple[int, int]] = []
+    with av.open(str(segment), "r", format="mp4") as encoded:
+        for packet in encoded.demux(encoded.streams.video[0]):
+            if is_end_mark(packet):
+                continue
+            offset = result.find(bytes(packet), begin)
+            if offset < 0:
+                raise LookupError(f"the result does not hold a packet of {segment.name} as it is")
+            begin = offset + packet.size
+            ranges.append((offset, packet.size))
+    update = {"file_bytes": len(result), "ranges": tuple(_joined(ranges))}
+    return streamed.model_copy(update=update), begin
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

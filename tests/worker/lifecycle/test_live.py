@@ -13,7 +13,7 @@ from tests.worker.conftest import PixelRepeater, write_video
 from tests.worker.lifecycle.conftest import Desk, StandingLease
 from worker import live, tasks
 from worker.cage import Cages
-from worker.contract.job import Container, JobOptions, JobRecord, JobStatus, new_job_id, now
+from worker.contract.job import Container, JobOptions, JobRecord, JobStatus, VideoCodec, new_job_id, now
 from worker.contract.storage import JobFolder
 from worker.contract.stream import LiveFacts, StreamSegment
 from worker.loaded_models import LoadedModels
@@ -21,10 +21,17 @@ from worker.local import upscale_file
 from worker.settings import VideoLimits, WorkerSettings
 from worker.task_watch import TaskWatch
 from worker.upscaler import Upscaler
+from worker.video.containers import holds_codec
 from worker.video.source import frame_crc32
 
 SETTINGS = WorkerSettings(preset="tiny-random", batch_frames=2, segment_frames=10, cage="off")
 OPTIONS = JobOptions(preset="tiny-random", encoder_preset="fast")
+STREAMED = [
+    (codec, container)
+    for codec in (VideoCodec.H264, VideoCodec.HEVC, VideoCodec.AV1)
+    for container in Container
+    if holds_codec(container, codec)
+]
 
 
 class RepeatingModels(LoadedModels):
@@ -74,12 +81,21 @@ def stream_of(folder: JobFolder, segments: int) -> bytes:
     """What a player joins of the first so many segments."""
     stream = folder.stream_header.read_bytes()
     for index in range(segments):
-        found = StreamSegment.model_validate_json(folder.stream_segment(index).read_bytes())
-        file = folder.segment(index, ".mp4") if found.packets_in == "segment" else folder.result(Container.MP4)
-        content = file.read_bytes()
-        assert len(content) == found.file_bytes
-        stream += found.head + b"".join(content[offset : offset + length] for offset, length in found.ranges)
+        stream += fragment(folder.stream_segment(index).read_bytes(), folder.segment(index, ".mp4"))
     return stream
+
+
+def stream_in_result(folder: JobFolder, result: Path) -> bytes:
+    """The same of a job that has succeeded."""
+    lines = folder.stream_in_result.read_bytes().splitlines()
+    return folder.stream_header.read_bytes() + b"".join(fragment(line, result) for line in lines)
+
+
+def fragment(described: bytes, file: Path) -> bytes:
+    found = StreamSegment.model_validate_json(described)
+    content = file.read_bytes()
+    assert len(content) == found.file_bytes
+    return found.head + b"".join(content[offset : offset + length] for offset, length in found.ranges)
 
 
 def checksums(content: bytes) -> list[int]:
@@ -114,6 +130,26 @@ def test_a_segment_can_be_watched_as_soon_as_it_is_published(desk: Desk, bench: 
     tasks.segment(job_id, 2)
     tasks.assemble(job_id)
     assert watched == checksums(folder.result(Container.MP4).read_bytes())[:20]
+
+
+@pytest.mark.parametrize(("codec", "container"), STREAMED)
+def test_the_result_is_watched_as_its_segments_were(
+    desk: Desk, bench: tasks.Workbench, codec: VideoCodec, container: Container
+) -> None:
+    # given a job with sound, all of whose segments are finished
+    options = OPTIONS.model_copy(update={"codec": codec, "container": container, "drop_unsupported": True})
+    job_id, folder = accept(desk, options, audio_tracks=1)
+    tasks.plan(job_id)
+    for index in range(3):
+        tasks.segment(job_id, index)
+    watched = stream_of(folder, 3)
+    # when its result replaces them
+    tasks.assemble(job_id)
+    assert not folder.segments.exists()
+    # then a player gets the very same bytes out of that, and of segments nothing is left
+    assert stream_in_result(folder, folder.result(container)) == watched
+    assert {path.name for path in folder.live.glob("*.json*")} == {"facts.json", "in_result.jsonl"}
+    assert checksums(watched) == checksums(folder.result(container).read_bytes())
 
 
 def test_the_result_is_the_same_as_without_all_this(desk: Desk, bench: tasks.Workbench, tmp_path: Path) -> None:
@@ -188,6 +224,27 @@ def test_a_worker_killed_before_it_published_leaves_nothing_untrue(
     record = desk.storage.read_record(job_id)
     assert record is not None
     assert record.status is JobStatus.SUCCEEDED
+
+
+def test_a_worker_killed_with_the_result_in_place_loses_no_stream(
+    desk: Desk, bench: tasks.Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a worker that dies when it has put the result in its place, and before the job has succeeded
+    job_id, folder = accept(desk)
+    published = tasks.publish_stream_in_result
+
+    def die(*arguments: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(tasks, "publish_stream_in_result", die)
+    with pytest.raises(Killed):
+        run(job_id)
+    watched = stream_of(folder, 3)
+    # when another one takes over
+    monkeypatch.setattr(tasks, "publish_stream_in_result", published)
+    tasks.assemble(job_id)
+    # then the job can be watched as before
+    assert stream_in_result(folder, folder.result(Container.MP4)) == watched
 
 
 def test_a_job_of_many_segments_has_few_pictures(desk: Desk, bench: tasks.Workbench) -> None:
