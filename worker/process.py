@@ -29,6 +29,7 @@ from rq.worker import WorkerStatus
 from worker import metrics
 from worker.cage import Cages, protections_in_force
 from worker.confinement import YES
+from worker.contract.cage_gaps import announce_cage_gap
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.logs import configure_logging
 from worker.contract.processes import ending_with_parent
@@ -127,7 +128,7 @@ def work(name: str, environment: dict[str, str], protections: dict[str, str]) ->
     start_tracing("vsr-worker")
     metrics.start_at_zero()
     tell_protections(protections)
-    if settings.cage == "required" and not all(found == YES for found in protections.values()):
+    if settings.cage == "required" and not is_whole(protections):
         log.error("worker_cannot_start", code=FailureCode.CAGE_UNAVAILABLE, reason="VSR_CAGE is required")
         return ExitCode.OPTION
 
@@ -151,6 +152,8 @@ def work(name: str, environment: dict[str, str], protections: dict[str, str]) ->
     def announce() -> None:
         worker.stay_known()
         models.announce(redis, announcement_ttl_seconds)
+        if not is_whole(protections):
+            announce_cage_gap(redis, announcement_ttl_seconds)
 
     watch = TaskWatch(
         worker,
@@ -174,10 +177,14 @@ def tell_protections(in_force: dict[str, str]) -> None:
     """Say what stands between this machine and strangers' videos: nobody shall have to guess."""
     for protection, found in in_force.items():
         metrics.CAGE_PROTECTION.labels(protection).set(found == YES)
-    if all(found == YES for found in in_force.values()):
+    if is_whole(in_force):
         log.info("cage", **in_force)
     else:
         log.warning("cage", **in_force)
+
+
+def is_whole(in_force: dict[str, str]) -> bool:
+    return all(found == YES for found in in_force.values())
 
 
 class VideoWorker(SimpleWorker):

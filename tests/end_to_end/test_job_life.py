@@ -11,6 +11,7 @@ import pytest
 
 from app.embedded_redis import EmbeddedRedis
 from tests.end_to_end.conftest import House, Workers, wait_for, write_moving_video
+from worker.contract.cage_gaps import is_there_a_cage_gap
 from worker.contract.failure import FailureCode
 from worker.contract.job import JobError, JobStatus, PartialResult
 from worker.contract.presets import loaded_models
@@ -95,6 +96,19 @@ def test_bad_sources_fail_with_their_reasons_and_the_worker_lives_on(
     assert {code: error.code for code, error in errors.items()} == {code: code for code in jobs}
     assert all(error.message for error in errors.values())
     assert workers.names() == names
+
+
+def test_a_worker_without_a_whole_cage_is_known_as_such_while_it_lives(house: House) -> None:
+    # Given a worker that shall have none
+    with house.workers(VSR_CAGE="off", VSR_LEASE_SECONDS="2") as workers:
+        # Then it says so to the gateway, and to Prometheus
+        wait_for("the news", lambda: is_there_a_cage_gap(house.redis))
+        protections = {name: value for name, value in workers.metrics().items() if "vsr_cage_protection" in name}
+        assert len(protections) == 5
+        assert set(protections.values()) == {0.0}
+
+    # And when it has gone nobody says so any more
+    wait_for("the silence", lambda: not is_there_a_cage_gap(house.redis))
 
 
 def test_a_canceled_job_leaves_the_worker_in_time(running_house: RunningHouse, video: Path, tmp_path: Path) -> None:
