@@ -94,6 +94,10 @@ class JobEvents:
         for watched in self._watched.values():
             watched.changed.set()
 
+    def listeners(self) -> int:
+        """How many there are now, of all jobs. To be called by any thread: the copy is made in one step."""
+        return sum(watched.listeners for watched in tuple(self._watched.values()))
+
     @contextmanager
     def listening(self, job_id: str) -> Iterator[_Watched]:
         watched = self._watched.setdefault(job_id, _Watched())

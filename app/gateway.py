@@ -90,6 +90,7 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
     services.metrics.uploads_under_way.set_function(lambda: services.upload_slots.taken)
     janitor = Janitor(settings, redis, storage, registry, services.queue, services.metrics)
     job_events = JobEvents(services)
+    services.metrics.event_streams.set_function(job_events.listeners)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:

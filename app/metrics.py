@@ -86,6 +86,9 @@ class GatewayMetrics:
         self.uploads_under_way = Gauge(
             "vsr_uploads", "Uploads that this gateway receives now.", registry=self.prometheus
         )
+        self.event_streams = Gauge(
+            "vsr_event_streams", "Clients of this gateway that follow a job now.", registry=self.prometheus
+        )
         self.janitor_rounds = Counter(
             "vsr_janitor_rounds_total",
             "Rounds for expired and abandoned files; skipped: another gateway was at it.",

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,6 +223,25 @@ def test_two_hundred_listeners_hear_the_same(gateway: RunningGateway) -> None:
         thread.join(60)
     # Then each has heard it
     assert sorted(heard) == sorted(f"{job.id} canceled" for job in jobs for _ in range(100))
+
+
+def test_those_who_follow_a_job_are_counted_while_they_do(gateway: RunningGateway) -> None:
+    # Given two who follow one job, and one who follows another
+    def counted() -> float:
+        page = gateway.http.get("/metrics").text
+        return float(page.partition("\nvsr_event_streams ")[2].split("\n")[0])
+
+    one, other = gateway.add_job(), gateway.add_job()
+    before = counted()
+    with ExitStack() as stack:
+        for job in (one, one, other):
+            _, told = stack.enter_context(following(gateway.url, job.id))
+            next(told)
+
+        # Then they are three, and nobody when they have gone
+        assert before == 0
+        wait_until(lambda: counted() == 3)
+    wait_until(lambda: counted() == 0)
 
 
 def test_a_gateway_that_stops_does_not_wait_for_listeners(redis_url: str, redis: Redis, tmp_path: Path) -> None:
