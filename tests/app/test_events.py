@@ -234,8 +234,8 @@ def test_those_who_follow_a_job_are_counted_while_they_do(gateway: RunningGatewa
     one, other = gateway.add_job(), gateway.add_job()
     before = counted()
     with ExitStack() as stack:
-        for job in (one, one, other):
-            _, told = stack.enter_context(following(gateway.url, job.id))
+        all_told = [stack.enter_context(following(gateway.url, job.id))[1] for job in (one, one, other)]
+        for told in all_told:
             next(told)
 
         # Then they are three, and nobody when they have gone
