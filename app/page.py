@@ -18,13 +18,13 @@ from starlette.types import Scope
 _FOLDER = Path(__file__).parent / "static"
 _VENDORED = _FOLDER / "vendor"
 
-# hls.js hands the browser its segments as blob: URLs, and so does a chosen file whose length is looked up.
+# blob: what scripts hand to the browser: hls.js its segments, a chosen file whose length is looked up, a picture.
 _CONTENT_SECURITY_POLICY = "; ".join(
     [
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self'",
+        "img-src 'self' blob:",
         "font-src 'self'",
         "media-src 'self' blob:",
         "connect-src 'self'",

@@ -19,6 +19,11 @@ export function onAnswers(given) {
   Object.assign(listeners, given);
 }
 
+/** The service has been heard by other means. */
+export function heard() {
+  listeners.reached();
+}
+
 /** A path of the API, or a link that the service gave, as an address for this page. */
 export function address(path, query = {}) {
   const url = new URL(path.replace(/^\//, ""), new URL(".", document.baseURI));
@@ -42,7 +47,7 @@ export async function ask(method, path, { query, body, headers = {}, signal } = 
     listeners.unreached();
     throw new Problem(0, "unreachable", "The service does not answer.");
   }
-  listeners.reached();
+  heard();
   if (answer.ok) return answer;
   const problem = problemOf(answer.status, await answer.text(), (name) => answer.headers.get(name));
   if (problem.status === 401) listeners.unauthorized(problem);

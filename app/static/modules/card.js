@@ -148,20 +148,18 @@ export class Card {
     mistake.replaceChildren(element("p", {}, what), ...(todo ? [element("p", { class: "todo" }, todo)] : []));
   }
 
-  /** A picture from the middle: of the result as soon as there is one. */
+  /** A picture from the middle, or from near there while not all is finished. */
   #showThumbnail() {
     const { links, result, source, progress } = this.job;
-    if (!links.thumbnail || !source.duration_seconds) return;
-    const wanted = result ? "result" : "source";
-    const key = `${wanted}${this.#thumbnailOf?.startsWith(`${wanted}!`) ? `!${progress.segments_done}` : ""}`;
-    if (this.#thumbnailOf === wanted || this.#thumbnailOf === key) return;
+    if (!links.thumbnail || !source.duration_seconds || !(result || progress.segments_done)) return;
+    const wanted = result ? "whole" : "part";
+    if (this.#thumbnailOf === wanted) return;
     this.#thumbnailOf = wanted;
     const picture = element("img", {
       alt: "",
       decoding: "async",
-      src: address(links.thumbnail, { of: wanted, at_seconds: (source.duration_seconds / 2).toFixed(2), width: 320 }),
+      src: address(links.thumbnail, { of: "source", at_seconds: (source.duration_seconds / 2).toFixed(2) }),
       load: () => this.#parts.picture.replaceChildren(picture),
-      error: () => { this.#thumbnailOf = `${wanted}!${progress.segments_done}`; }, // not there yet: asked for again later
     });
   }
 

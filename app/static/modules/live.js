@@ -1,7 +1,7 @@
 // News of jobs: events for the two that matter most, bulk questions for the rest. A browser opens six connections to a
 // host and no more, and videos and uploads want some of them.
 
-import { address, askJson } from "./api.js";
+import { address, askJson, heard } from "./api.js";
 
 const EVENT_SOURCES = 2;
 const ASK_EVERY_MS = 2000;
@@ -43,6 +43,7 @@ export class Live {
   #open(job) {
     const source = new EventSource(address(job.links.events));
     const take = (event) => this.#onJob(JSON.parse(event.data));
+    source.addEventListener("open", heard);
     source.addEventListener("status", take);
     source.addEventListener("progress", take);
     source.addEventListener("error", () => {

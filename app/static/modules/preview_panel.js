@@ -23,7 +23,7 @@ class PreviewPanel {
   #timer = null;
   #place;
   #clock = element("output", { class: "clock" });
-  #picture = element("img", { class: "still", alt: "", hidden: true });
+  #still = element("video", { class: "still", muted: true, playsinline: true, preload: "auto", tabindex: -1, "aria-hidden": "true", hidden: true });
   #make;
   #state = element("p", { class: "hint", role: "status" });
   #result = element("div");
@@ -37,13 +37,15 @@ class PreviewPanel {
     this.#make = element("button", { type: "submit", class: "primary" }, "Make these two seconds");
     container.replaceChildren(
       element("form", { class: "preview", submit: (event) => { event.preventDefault(); this.#begin(); } },
-        this.#picture,
+        this.#still,
         element("div", { class: "field" },
           element("label", { for: id }, "From where"),
           element("div", { class: "controls" }, this.#place, this.#clock)),
         element("div", { class: "row" }, this.#make),
         this.#state),
       this.#result);
+    this.#still.addEventListener("loadeddata", () => { this.#still.hidden = !this.#still.videoWidth; });
+    if (job.links.source) this.#still.src = address(job.links.source);
     this.#choose();
   }
 
@@ -56,6 +58,8 @@ class PreviewPanel {
   close() {
     this.#waiting.abort();
     clearTimeout(this.#timer);
+    this.#still.removeAttribute("src");
+    this.#still.load();
     this.#viewer?.close();
   }
 
@@ -64,15 +68,7 @@ class PreviewPanel {
     write(this.#clock, clock(seconds, true));
     this.#place.setAttribute("aria-valuetext", clock(seconds, true));
     clearTimeout(this.#timer);
-    if (!this.#job.links.thumbnail) return;
-    this.#timer = setTimeout(() => {
-      const next = new Image();
-      next.src = address(this.#job.links.thumbnail, { of: "source", at_seconds: seconds.toFixed(2), width: 480 });
-      next.decode().then(() => {
-        this.#picture.src = next.src;
-        this.#picture.hidden = false;
-      }, () => {});
-    }, SETTLE_MS);
+    this.#timer = setTimeout(() => { this.#still.currentTime = seconds; }, SETTLE_MS);
   }
 
   async #begin() {

@@ -1,8 +1,7 @@
 // Before and after, playing together; where the browser plays one of them not, as pictures of one moment at a time.
 
-import { address } from "./api.js";
 import { element, write } from "./elements.js";
-import { NotPlayableError, streamOf, videoOf } from "./media.js";
+import { NotPlayableError, pictureOf, streamOf, videoOf } from "./media.js";
 import { Playback } from "./playback.js";
 import { Stage } from "./stage.js";
 import { clock } from "./words.js";
@@ -15,7 +14,8 @@ export class Viewer {
   #media = [];
   #playback = null;
   #after = null;
-  #closed = false;
+  #sounding = null; // which of the two is heard
+  #closing = new AbortController();
   #timer = null;
   #shownMoment = null;
   #play = element("button", { type: "button", hidden: true, click: () => this.#playback.toggle() }, "Play");
@@ -44,7 +44,7 @@ export class Viewer {
   }
 
   close() {
-    this.#closed = true;
+    this.#closing.abort();
     clearTimeout(this.#timer);
     this.#playback?.close();
     this.#stage.close();
@@ -53,13 +53,13 @@ export class Viewer {
 
   async #load() {
     const { beforeUrl, afterUrl, streamUrl, thumbnail } = this.#given;
-    write(this.#said, "Loading…");
+    write(this.#said, streamUrl ? "Loading what is finished so far…" : "Loading…");
     const [after, before] = await Promise.allSettled([
-      afterUrl ? videoOf(afterUrl) : streamUrl ? streamOf(streamUrl) : Promise.reject(new NotPlayableError()),
+      afterUrl ? videoOf(afterUrl) : streamUrl ? streamOf(streamUrl, this.#closing.signal) : Promise.reject(new NotPlayableError()),
       beforeUrl ? videoOf(beforeUrl) : Promise.reject(new NotPlayableError()),
     ]);
     this.#media = [after, before].filter((one) => one.status === "fulfilled").map((one) => one.value);
-    if (this.#closed) {
+    if (this.#closing.signal.aborted) {
       this.close();
       return;
     }
@@ -76,7 +76,9 @@ export class Viewer {
     this.#stage.show(before, after);
     this.#playback = new Playback(after, before, offsetSeconds, () => this.#tell());
     this.#play.hidden = false;
-    this.#sound.hidden = false;
+    // The stream of what is finished has no sound of its own.
+    this.#sounding = this.#given.streamUrl ? before : after;
+    this.#sound.hidden = this.#sounding === null;
     this.#time.disabled = false;
     write(this.#said, before ? "" : "This browser does not play the source, so there is nothing to compare with.");
     this.#playback.seek(atSeconds);
@@ -85,7 +87,7 @@ export class Viewer {
 
   #showPictures() {
     const { durationSeconds, atSeconds } = this.#given;
-    write(this.#said, "This browser does not play both videos, so they are shown as single pictures.");
+    write(this.#said, "This browser does not play both videos, so they are shown as single pictures, one for every few seconds.");
     this.#time.disabled = false;
     this.#time.max = durationSeconds;
     this.#time.step = this.#given.frameSeconds;
@@ -105,23 +107,20 @@ export class Viewer {
     this.#timer = setTimeout(() => this.#picture(moment), SETTLE_MS);
   }
 
-  /** Both at once, so that never two moments are compared. */
+  /** Both at once, so that never two moments are compared; of the moment that both are of. */
   async #picture(moment) {
     this.#shownMoment = moment;
-    const load = async (of) => {
-      const image = element("img", { alt: "", src: address(this.#given.thumbnail, { of, at_seconds: moment.toFixed(3) }) });
-      await image.decode();
-      return image;
-    };
-    const [before, after] = await Promise.all(["source", "result"].map((of) => load(of).catch(() => null)));
-    if (this.#closed || this.#shownMoment !== moment) return;
-    if (!after && !before) {
-      write(this.#said, "There is no picture of this moment yet. Try another, or come back in a while.");
+    const [before, after] = await Promise.all(["source", "result"].map((of) => pictureOf(this.#given.thumbnail, of, moment)));
+    if (this.#closing.signal.aborted || this.#shownMoment !== moment) return;
+    if (!after || before?.atSeconds !== after.atSeconds) {
+      write(this.#said, "There is no picture yet. Come back when the first segment is finished.");
       return;
     }
-    if (after) this.#stage.resize({ width: after.naturalWidth, height: after.naturalHeight });
-    this.#stage.show(before, after ?? before.cloneNode());
-    write(this.#said, after ? "This browser does not play both videos, so they are shown as single pictures." : "This moment is not rendered yet: both sides show the source.");
+    this.#stage.resize({ width: after.image.naturalWidth, height: after.image.naturalHeight });
+    this.#stage.show(before.image, after.image);
+    this.#time.value = after.atSeconds;
+    write(this.#clock, `${clock(after.atSeconds, true)} / ${clock(this.#given.durationSeconds)}`);
+    this.#time.setAttribute("aria-valuetext", clock(after.atSeconds, true));
   }
 
   #tell() {
@@ -137,8 +136,8 @@ export class Viewer {
   }
 
   #toggleSound() {
-    this.#after.muted = !this.#after.muted;
-    this.#sound.setAttribute("aria-pressed", String(!this.#after.muted));
+    this.#sounding.muted = !this.#sounding.muted;
+    this.#sound.setAttribute("aria-pressed", String(!this.#sounding.muted));
   }
 
   /** Whether the key was taken. */
