@@ -36,7 +36,7 @@ def start_tracing(service: str) -> None:
     The thread that sends them, and its lock, would not survive the fork.
     """
     global _provider
-    if TracingSettings().endpoint is None:
+    if not TracingSettings().endpoint:  # an empty variable is how compose files leave it out
         return
     try:
         from opentelemetry import trace

@@ -26,8 +26,9 @@ def run(before: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
 
 
-def test_nothing_is_imported_where_no_collector_is_named() -> None:
-    done = run("")
+@pytest.mark.parametrize("environment", [{}, {"OTEL_EXPORTER_OTLP_ENDPOINT": ""}])
+def test_nothing_is_imported_where_no_collector_is_named(environment: dict[str, str]) -> None:
+    done = run("", **environment)
     assert done.stdout.splitlines() == ["None", "[]"]
     assert done.stderr == ""
 
