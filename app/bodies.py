@@ -1,7 +1,7 @@
 """Small bodies of JSON, read here: FastAPI would take one of any length into memory, and wait for it for ever."""
 
 import asyncio
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,13 @@ from app.settings import GatewaySettings
 _MAX_BYTES = 4096
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """What OpenAPI is to know of a body that `read_json` reads; other models in it are among the components already."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 async def read_json(

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from app.acceptance import refuse_unknown_preset
-from app.bodies import read_json
+from app.bodies import json_body, read_json
 from app.dependencies import Services, ServicesDep, require_api_key
 from app.errors import (
     InvalidRequestError,
@@ -41,12 +41,7 @@ async def estimate_wish(request: Request, services: ServicesDep) -> EstimateWish
     responses=responses(
         UnauthorizedError, UploadStalledError, InvalidRequestError, UnknownPresetError, QueueUnavailableError
     ),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": EstimateWish.model_json_schema()}},
-        }
-    },
+    openapi_extra=json_body(EstimateWish),
 )
 async def post_estimate(services: ServicesDep, wish: Annotated[EstimateWish, Depends(estimate_wish)]) -> Estimate:
     """Nothing is kept of it. What was not measured on this service yet is null."""

@@ -34,6 +34,21 @@ _RECONNECT_AFTER_MS = 2000
 # Proxies close what is silent for a minute.
 _KEEPALIVE_SECONDS = 15.0
 
+# As OpenAPI 3.2 describes server-sent events.
+_EVENT_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "enum": ["status", "progress"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/Job"},
+        },
+        "id": {"type": "string"},
+        "retry": {"type": "integer"},
+    },
+}
+
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], dependencies=[Depends(require_api_key)])
 
 
@@ -179,7 +194,7 @@ def state_of(services: Services, record: JobRecord, mark: bytes) -> JobState:
     summary="Follow a job",
     response_class=Response,
     responses={
-        200: {"description": "The events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"description": "The events.", "content": {"text/event-stream": {"itemSchema": _EVENT_SCHEMA}}},
         204: {"description": "`Last-Event-ID` names the end of the job: nothing more will come. EventSource stops."},
         **responses(UnauthorizedError, JobNotFoundError, InvalidRequestError, QueueUnavailableError),
     },

@@ -104,6 +104,7 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
         title="twostep-vsr",
         version=version("twostep-vsr"),
         description="Video super-resolution as a service: a video in, the same video at twice the size out.",
+        openapi_tags=documentation.TAGS,
         lifespan=lifespan,
         # FastAPI's pages load scripts from another host; `app.documentation` does not.
         docs_url=None,

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 
-from app.bodies import read_json
+from app.bodies import json_body, read_json
 from app.dependencies import OwnerDep, Services, ServicesDep, require_api_key
 from app.errors import (
     InvalidRequestError,
@@ -103,12 +103,7 @@ async def cancel_wish(request: Request, services: ServicesDep) -> CancelJob:
     "/{job_id}/cancel",
     summary="Cancel a job",
     responses=_job_problems | responses(UploadStalledError),
-    openapi_extra={
-        "requestBody": {
-            "required": False,
-            "content": {"application/json": {"schema": CancelJob.model_json_schema()}},
-        }
-    },
+    openapi_extra=json_body(CancelJob, required=False),
 )
 def cancel_job(
     record: JobRecordDep,

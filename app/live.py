@@ -7,32 +7,40 @@ import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, StreamingResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.dependencies import Services, ServicesDep, require_api_key
+from app.bodies import json_body, read_json
+from app.dependencies import OwnerDep, Services, ServicesDep, require_api_key
 from app.errors import (
     InvalidRequestError,
+    JobEndedError,
     JobNotFoundError,
     NoPictureError,
+    NoPreviewError,
     NotFinishedError,
     NothingFinishedError,
     NotStreamableError,
+    PreviewFailedError,
+    PreviewUnderWayError,
     QueueUnavailableError,
     RangeNotSatisfiableError,
     ResultExpiredError,
+    TooManyPreviewsError,
     UnauthorizedError,
+    UploadStalledError,
     responses,
 )
 from app.jobs import JobRecordDep
+from app.limits import one_at_a_time
 from app.results import file_answer
 from worker.contract.job import JobRecord, JobStatus
 from worker.contract.storage import JobFolder
-from worker.contract.stream import LiveFacts, StreamSegment
+from worker.contract.stream import LiveFacts, PreviewFacts, StreamSegment
 
 _HEADER_NAME = "header.mp4"
 _READ_AT_ONCE_BYTES = 256 * 1024
@@ -45,6 +53,8 @@ _SOURCE_MEDIA_TYPES = {
     ".mkv": "video/x-matroska",
     ".zip": "application/zip",
 }
+_LAST_PREVIEW_KEY = "vsr:preview:{owner}"
+_LAST_PREVIEW_SECONDS = 24 * 3600
 _ANY_BYTES = "application/octet-stream"
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["live"], dependencies=[Depends(require_api_key)])
@@ -55,6 +65,26 @@ _problems = (UnauthorizedError, JobNotFoundError, ResultExpiredError, InvalidReq
 def _binary(status: int, description: str, media_type: str) -> dict[int | str, dict[str, object]]:
     schema = {"type": "string", "format": "binary"}
     return {status: {"description": description, "content": {media_type: {"schema": schema}}}}
+
+
+class PreviewWish(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    at_seconds: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Where it begins, from the first frame of the video on; behind the last one: with that.",
+    )
+
+
+class PreviewPlace(BaseModel):
+    url: str = Field(description="Where it will be.")
+    at_seconds: float
+
+
+async def preview_wish(request: Request, services: ServicesDep) -> PreviewWish:
+    return await read_json(request, services.settings, PreviewWish, if_left_out=PreviewWish())
 
 
 @router.get(
@@ -137,6 +167,9 @@ def get_thumbnail(
     folder = _folder_with_media(services, record)
     facts = _live_facts(folder)
     stills = _stills(folder, facts) if facts else {}
+    preview = _preview_facts(folder)
+    if preview and not preview.error:
+        stills["preview"] = preview.at_seconds
     if not stills:
         raise NoPictureError("The first segment is not finished yet. Try again soon.", job_status=record.status)
     name = min(stills, key=lambda still: (abs(stills[still] - at_seconds), stills[still]))
@@ -147,12 +180,86 @@ def get_thumbnail(
     return FileResponse(path, headers=headers, media_type="image/jpeg")
 
 
+@router.post(
+    "/preview",
+    status_code=202,
+    summary="Have two seconds made first",
+    responses=responses(
+        *_problems,
+        UploadStalledError,
+        JobEndedError,
+        NotFinishedError,
+        PreviewUnderWayError,
+        TooManyPreviewsError,
+    ),
+    openapi_extra=json_body(PreviewWish, required=False),
+)
+def ask_for_preview(
+    record: JobRecordDep,
+    services: ServicesDep,
+    owner: OwnerDep,
+    wish: Annotated[PreviewWish, Depends(preview_wish)],
+    response: Response,
+) -> PreviewPlace:
+    """Two seconds from there on are rendered before everything else; nothing of the job changes by it.
+
+    An earlier preview is gone then. If Redis is lost meanwhile, ask again: it is no part of the job.
+    """
+    _folder_with_media(services, record)
+    if record.status.is_final:
+        raise JobEndedError(f"The job is {record.status}.", job_status=record.status)
+    if record.awaits_source:
+        raise NotFinishedError("The source is being fetched.", job_status=record.status)
+    queue, last = services.queue, _LAST_PREVIEW_KEY.format(owner=owner or "")
+    with one_at_a_time(services.redis, owner):
+        if queue.is_preview_under_way(record.id):
+            raise PreviewUnderWayError("One of this job is being made already.")
+        other = cast(bytes | None, services.redis.get(last))
+        if other and queue.is_preview_under_way(other.decode()):
+            raise TooManyPreviewsError(1)
+        services.redis.set(last, record.id, ex=_LAST_PREVIEW_SECONDS)
+        queue.enqueue_preview(record.id, wish.at_seconds)
+    place = PreviewPlace(url=f"/v1/jobs/{record.id}/preview", at_seconds=wish.at_seconds)
+    response.headers["Location"] = place.url
+    return place
+
+
+@router.head("/preview", include_in_schema=False)
+@router.get(
+    "/preview",
+    summary="The preview that was asked for last",
+    response_class=FileResponse,
+    responses=_binary(200, "H.264 in mp4; `VSR-At-Seconds` says where it begins.", "video/mp4")
+    | {206: {"description": "The ranges that were asked for."}, 304: {"description": "Not modified."}}
+    | responses(*_problems, NoPreviewError, PreviewUnderWayError, PreviewFailedError, RangeNotSatisfiableError),
+)
+def get_preview(
+    record: JobRecordDep,
+    request: Request,
+    services: ServicesDep,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The frames that the result will have, encoded for browsers."""
+    folder = _folder_with_media(services, record)
+    if not record.status.is_final and services.queue.is_preview_under_way(record.id):
+        raise PreviewUnderWayError("It is there in a moment.")
+    preview = _preview_facts(folder)
+    if preview is None:
+        raise NoPreviewError("Ask for one with POST.", job_status=record.status)
+    if preview.error:
+        raise PreviewFailedError(preview.error.message, error=preview.error.model_dump())
+    name = Path(record.source_name).with_suffix("").name + "_preview.mp4"
+    answer = file_answer(request, if_none_match, folder.preview, preview.sha256, name, "video/mp4")
+    answer.headers["VSR-At-Seconds"] = f"{preview.at_seconds:.6f}"
+    return answer
+
+
 @router.head("/source", include_in_schema=False)
 @router.get(
     "/source",
     summary="The file that was sent",
     response_class=FileResponse,
-    responses=_binary(200, "The file.", "video/*")
+    responses=_binary(200, "The file.", "*/*")
     | {206: {"description": "The ranges that were asked for."}, 304: {"description": "Not modified."}}
     | responses(*_problems, NotFinishedError, RangeNotSatisfiableError),
 )
@@ -236,6 +343,13 @@ def _stills(folder: JobFolder, facts: LiveFacts) -> dict[str, float]:
     suffix = folder.still("", "result").name
     names = {name.removesuffix(suffix) for name in _names_in(folder.live) if name.endswith(suffix)}
     return {name: facts.borders_seconds[int(name)] for name in names if name.isdigit() and int(name) < facts.segments}
+
+
+def _preview_facts(folder: JobFolder) -> PreviewFacts | None:
+    try:
+        return PreviewFacts.model_validate_json(folder.preview_facts.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def _names_in(folder: Path) -> set[str]:

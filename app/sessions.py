@@ -9,7 +9,7 @@ from typing import Annotated
 from anyio import WouldBlock
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.bodies import read_json
+from app.bodies import json_body, read_json
 from app.dependencies import ServicesDep, is_let_in, is_sent_by_another_page
 from app.errors import (
     InvalidRequestError,
@@ -54,12 +54,7 @@ async def get_session(request: Request, services: ServicesDep) -> Session:
     summary="Open a browser's session",
     dependencies=[Depends(own_page)],
     responses=responses(UnauthorizedError, UploadStalledError, InvalidRequestError, TooManyConnectionsError),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": OpenSession.model_json_schema()}},
-        }
-    },
+    openapi_extra=json_body(OpenSession),
 )
 async def put_session(
     request: Request, response: Response, services: ServicesDep, wish: Annotated[OpenSession, Depends(session_wish)]
