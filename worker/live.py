@@ -2,16 +2,18 @@
 
 import mmap
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
 from pydantic import ValidationError
 
+from worker.contract.job import JobError
 from worker.contract.storage import JobFolder, publishing, write_atomically
-from worker.contract.stream import StreamSegment
+from worker.contract.stream import PreviewFacts, StreamSegment
 from worker.pipeline import Stills
-from worker.plan import Plan
-from worker.video.stream import found_in_result, stream_segment, why_not_streamed, write_header
+from worker.plan import Plan, sha256_of_file
+from worker.video.stream import found_in_result, stream_segment, why_not_streamed, write_header, write_playable
 
 log = structlog.get_logger(__name__)
 
@@ -91,3 +93,32 @@ def remove_streamed_segments(folder: JobFolder) -> None:
     """What is said of segments that the result replaces."""
     for described in folder.live.glob("[0-9]*.json"):
         described.unlink(missing_ok=True)
+
+
+def remove_preview(folder: JobFolder) -> None:
+    """An earlier one, or what is left of it: first that it is there."""
+    pictures = (folder.still("preview", "source"), folder.still("preview", "result"))
+    for old in (folder.preview_facts, folder.preview, *pictures):
+        old.unlink(missing_ok=True)
+
+
+def publish_preview(folder: JobFolder, part: Plan, rendered: Path, stills: Stills) -> None:
+    """Hand out the frames of `part`, a preview's plan, which were rendered as a segment."""
+    with publishing(folder.preview) as partial:
+        write_playable(partial, rendered, part.picture, part.encoding)
+        sha256 = sha256_of_file(partial)
+    if stills.source and stills.result:
+        write_atomically(folder.still("preview", "source"), stills.source)
+        write_atomically(folder.still("preview", "result"), stills.result)
+    begins_at_seconds = part.live_facts().borders_seconds[0]
+    facts = PreviewFacts(at_seconds=begins_at_seconds, frames=part.segments[0].frames, sha256=sha256)
+    write_atomically(folder.preview_facts, facts.model_dump_json().encode())
+
+
+def publish_failed_preview(folder: JobFolder, at_seconds: float, error: JobError) -> None:
+    """Say why there is none; nothing where the job is gone."""
+    with suppress(FileNotFoundError):
+        folder.make_live()
+        write_atomically(
+            folder.preview_facts, PreviewFacts(at_seconds=at_seconds, error=error).model_dump_json().encode()
+        )

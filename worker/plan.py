@@ -156,7 +156,7 @@ class Plan(_Frozen):
 
     def live_facts(self) -> LiveFacts:
         """Return what the gateway has to know of the segments."""
-        borders = [0, *(segment.stop for segment in self.segments)]
+        borders = [self.segments[0].first, *(segment.stop for segment in self.segments)]
         return LiveFacts(
             segment_suffix=segment_suffix(self.encoding),
             borders_seconds=tuple(float(self._stands_at(frame) * self.survey.frames.time_base) for frame in borders),

@@ -1,9 +1,11 @@
-"""A job's life: plan, its segments, assemble. RQ calls the three functions by name; all that a message holds is JSON.
+"""A job's life: plan, its segments, assemble. RQ calls the functions by name; all that a message holds is JSON.
 
     queued ──plan──▶ running ──segment 0..n-1, W at a time──▶ assemble ──▶ succeeded
        └────────────────┴──────────── an expected failure, or all attempts used ────▶ failed
                                                             (canceled: by the gateway, at any time;
                                                              assemble then keeps what is finished, if that is wanted)
+
+A preview belongs to none of these steps: it may come at any time before the end, and changes nothing of the job.
 
 Every task may run twice, also at the same time: it looks first at what storage already holds, publishes atomically, and
 counts through scripts and unique ids that do not mind a repetition.
@@ -16,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 from rq import Retry, get_current_job
@@ -36,6 +39,7 @@ from worker.contract.storage import (
     PARTIAL_SUFFIX,
     JobFolder,
     JobStorage,
+    partial_folder,
     publishing,
     remove_partial,
     write_atomically,
@@ -44,8 +48,11 @@ from worker.contract.tracing import trace_id_of
 from worker.job_files import finished_segments, read_plan, segments_from_start
 from worker.live import (
     as_streamed,
+    publish_failed_preview,
     publish_live,
+    publish_preview,
     publish_stream_in_result,
+    remove_preview,
     remove_streamed_segments,
     stills_of,
     write_live_facts,
@@ -53,8 +60,9 @@ from worker.live import (
 from worker.loaded_models import LoadedModels
 from worker.metrics import preset_label
 from worker.opened_source import opened_source
-from worker.pipeline import StageTimes, render_segment
+from worker.pipeline import StageTimes, Stills, render_segment
 from worker.plan import SCALE, Plan, make_plan
+from worker.preview import preview_plan
 from worker.rendering import (
     Rendering,
     RenderingChangedError,
@@ -133,6 +141,16 @@ def segment(job_id: str, index: int) -> Retry | None:
     return _perform(TaskKind.SEGMENT, job_id, lambda bench, job: _segment(bench, job, index))
 
 
+def preview(job_id: str, at_seconds: float) -> Retry | None:
+    """Render two seconds of the job, to be looked at. Whatever comes of it, the job goes its way as if it were not."""
+
+    def note_failure(bench: Workbench, job: JobRecord, code: FailureCode, message: str) -> None:
+        log.warning("preview_failed", code=code, reason=message)
+        publish_failed_preview(bench.storage.folder(job.id), at_seconds, JobError(code=code, message=message))
+
+    return _perform(TaskKind.PREVIEW, job_id, lambda bench, job: _preview(bench, job, at_seconds), fail=note_failure)
+
+
 def assemble(job_id: str) -> Retry | None:
     """Join the segments and the source's other streams to the result; of a canceled job, what is there of it."""
     return _perform(TaskKind.ASSEMBLE, job_id, _assemble)
@@ -143,12 +161,22 @@ def assemble(job_id: str) -> Retry | None:
 
 def _plan(bench: Workbench, job: JobRecord) -> None:
     folder = bench.storage.folder(job.id)
-    # A plan that is there stays: segments may have been made from it.
+    made = _made_plan(bench, job)
+    started = bench.registry.start(job.id, made.source_info())
+    if started is None:
+        raise JobCanceledError
+    if job.started_at is None:
+        metrics.JOB_WAIT_SECONDS.observe((now() - job.created_at).total_seconds())
+    bench.registry.start_rendering(job.id, made.frames, len(made.segments), finished_segments(made, folder))
+    bench.queue.enqueue_first_segments(job.id, len(made.segments), made.segments_in_flight)
+    log.info("job_started", frames=made.frames, segments=len(made.segments))
+
+
+def _made_plan(bench: Workbench, job: JobRecord) -> Plan:
+    """The job's plan: the one that is there, as segments may have been made from it, or else a new one."""
+    folder = bench.storage.folder(job.id)
     made = read_plan(folder)
     if made is None:
-        # Segments without a plan are of another version of this program.
-        shutil.rmtree(folder.segments, ignore_errors=True)
-        folder.rendering.unlink(missing_ok=True)
         with metrics.STAGE_DURATION_SECONDS.labels("plan", preset_label(job.options.preset)).time():
             made = bench.decoding(job).call(
                 make_plan,
@@ -165,17 +193,18 @@ def _plan(bench: Workbench, job: JobRecord) -> None:
             )
         made.demand_usable(job.options, bench.limits)
         made = made.model_copy(update={"segments_in_flight": bench.queue.fair_segments_in_flight()})
-        write_atomically(folder.plan, made.model_dump_json().encode())
+        with bench.storage.locked(job.id):
+            # A preview may need it as soon as the job does; of two, the first stays.
+            first = read_plan(folder)
+            if first is None:
+                # Segments without a plan are of another version of this program.
+                shutil.rmtree(folder.segments, ignore_errors=True)
+                folder.rendering.unlink(missing_ok=True)
+                write_atomically(folder.plan, made.model_dump_json().encode())
+            else:
+                made = first
     write_live_facts(folder, made)
-
-    started = bench.registry.start(job.id, made.source_info())
-    if started is None:
-        raise JobCanceledError
-    if job.started_at is None:
-        metrics.JOB_WAIT_SECONDS.observe((now() - job.created_at).total_seconds())
-    bench.registry.start_rendering(job.id, made.frames, len(made.segments), finished_segments(made, folder))
-    bench.queue.enqueue_first_segments(job.id, len(made.segments), made.segments_in_flight)
-    log.info("job_started", frames=made.frames, segments=len(made.segments))
+    return made
 
 
 def _segment(bench: Workbench, job: JobRecord, index: int) -> None:
@@ -242,11 +271,7 @@ def _take_over(bench: Workbench, job: JobRecord, made: Plan, rendering: Renderin
     Raises `_MadeByOthersError` where a live worker has: two kinds of workers shall not undo each other's work.
     """
     if bench.has_maker(others):
-        until = time.monotonic() + _LEAVE_SECONDS  # else nobody might be quicker than this very worker
-        while time.monotonic() < until:
-            bench.on_progress()
-            time.sleep(_PROGRESS_EVERY_SECONDS / 5)
-        raise _MadeByOthersError
+        _leave_to_others(bench)
     if bench.registry.is_final(job.id):
         raise JobCanceledError
     bench.watch.demand_lease()
@@ -254,6 +279,15 @@ def _take_over(bench: Workbench, job: JobRecord, made: Plan, rendering: Renderin
     folder = bench.storage.folder(job.id)
     take_over(folder, rendering, maker)
     start_over(bench.registry, bench.queue, made, folder, job.id)
+
+
+def _leave_to_others(bench: Workbench) -> NoReturn:
+    """Raise `_MadeByOthersError`, but not at once: else nobody might be quicker than this very worker."""
+    until = time.monotonic() + _LEAVE_SECONDS
+    while time.monotonic() < until:
+        bench.on_progress()
+        time.sleep(_PROGRESS_EVERY_SECONDS / 5)
+    raise _MadeByOthersError
 
 
 def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, rendering: Rendering) -> None:
@@ -291,6 +325,57 @@ def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, renderi
     log.info(
         "segment_finished", index=index, seconds={stage: round(spent, 3) for stage, spent in times.seconds.items()}
     )
+
+
+def _preview(bench: Workbench, job: JobRecord, at_seconds: float) -> None:
+    """In the job's way if that is agreed upon, else as it would begin; where memory is short for it, a smaller one."""
+    folder = bench.storage.folder(job.id)
+    made = _made_plan(bench, job)
+    remove_preview(folder)
+    maker = bench.models.get(job.options.preset).maker
+    rendering = read_rendering(folder) or _beginning(bench, job, made)
+    if rendering.made_by not in (None, maker) and bench.has_maker(rendering.made_by):
+        _leave_to_others(bench)
+    longer_side_px = max(made.survey.picture.width, made.survey.picture.height)
+    ways = list(rendering.and_smaller(longer_side_px))
+    # A worker that was lost at it may have needed too much.
+    for way in ways[min(_attempt(), len(ways)) - 1 :]:
+        try:
+            _render_preview(bench, job, preview_plan(made, at_seconds), way)
+        except MemoryError:
+            log.warning("memory_short", reason="the processor's memory", rendered=str(way))
+        except JobFailureError as failure:
+            if failure.code is not FailureCode.OUT_OF_MEMORY:
+                raise
+            log.warning("memory_short", reason=failure.message, rendered=str(way))
+        else:
+            return
+        bench.models.release_memory()
+    raise JobFailureError(FailureCode.OUT_OF_MEMORY, f"the memory is too small even for {ways[-1]}")
+
+
+def _render_preview(bench: Workbench, job: JobRecord, part: Plan, rendering: Rendering) -> None:
+    folder, stills = bench.storage.folder(job.id), Stills()
+    folder.make_live()
+    with ExitStack() as until_published:
+        rendered = until_published.enter_context(partial_folder(folder.live, "preview")) / "rendered.mp4"
+        render_segment(
+            part,
+            0,
+            _opened_source(bench, job),
+            rendered,
+            bench.models.get(job.options.preset, rendering, reuse=job.options.reuse),
+            batch_frames=rendering.batch_frames,
+            on_frames_done=lambda frames_done: bench.watch.note_progress(),
+            check_canceled=bench.watch.check,
+            on_frame_decoded=bench.on_progress,
+            decode=bench.decoding(job).frames,
+            stills=stills,
+        )
+        bench.watch.demand_lease()
+        until_published.enter_context(_still_wanted(bench, job))
+        publish_preview(folder, part, rendered, stills)
+    log.info("preview_made", frames=part.segments[0].frames)
 
 
 def _assemble(bench: Workbench, job: JobRecord) -> None:
@@ -384,8 +469,17 @@ def _opened_source(bench: Workbench, job: JobRecord) -> Path:
 # --- around every step ------------------------------------------------------------------------------------------------
 
 
-def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord], None]) -> Retry | None:
-    """One attempt at one task: skipped, done, given back, failed quietly, or crashed loudly and tried again."""
+def _perform(
+    kind: TaskKind,
+    job_id: str,
+    work: Callable[[Workbench, JobRecord], None],
+    fail: Callable[[Workbench, JobRecord, FailureCode, str], None] | None = None,
+) -> Retry | None:
+    """One attempt at one task: skipped, done, given back, failed quietly, or crashed loudly and tried again.
+
+    `fail` says so of the task; None: of its job.
+    """
+    fail = fail or _fail
     bench = workbench.get()
     job = bench.registry.get(job_id)
     trace_parent = job.trace_parent if job else None
@@ -410,7 +504,7 @@ def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord],
         attempt = _attempt()
         if attempt > MAX_ATTEMPTS:
             reason = f"{MAX_ATTEMPTS} attempts at one task ({kind}), and the worker process was lost in the last"
-            _fail(bench, job, FailureCode.WORKER_LOST, reason)
+            fail(bench, job, FailureCode.WORKER_LOST, reason)
             return None
         try:
             with bench.watch.over(job_id, has_ended):
@@ -436,7 +530,7 @@ def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord],
             log.warning("task_stopped", reason="there is no plan of this version")
         except JobFailureError as failure:
             _count_segment(kind, "failed")
-            _fail(bench, job, failure.code, failure.message)
+            fail(bench, job, failure.code, failure.message)
         except Exception:
             # Deleted under our hands: no wonder that files were missing. The folder goes first, then Redis forgets it.
             if not bench.storage.folder(job_id).path.exists() or has_ended():
@@ -447,7 +541,7 @@ def _perform(kind: TaskKind, job_id: str, work: Callable[[Workbench, JobRecord],
             _count_segment(kind, "failed")
             if attempt < MAX_ATTEMPTS:
                 raise
-            _fail(bench, job, FailureCode.INTERNAL, "the worker met an error that it does not know; its log has more")
+            fail(bench, job, FailureCode.INTERNAL, "the worker met an error that it does not know; its log has more")
     return None
 
 

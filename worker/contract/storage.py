@@ -114,8 +114,16 @@ class JobFolder:
     def stream_in_result(self) -> Path:
         return self.live / "in_result.jsonl"
 
+    @property
+    def preview(self) -> Path:
+        return self.live / "preview.mp4"
+
+    @property
+    def preview_facts(self) -> Path:
+        return self.live / "preview.json"
+
     def still(self, name: str, of: Literal["source", "result"]) -> Path:
-        """`name` as "00000": the segment whose first frame it shows."""
+        """`name`: of the segment whose first frame it shows, as "00000", or "preview"."""
         return self.live / f"{name}.{of}.jpg"
 
     def result(self, container: Container) -> Path:

@@ -6,11 +6,15 @@
            in_result.jsonl   the same of the result, once there is one: a line for each segment
            00000.source.jpg  the segment's first frame, as players show it; not of every segment of a long video
            00000.result.jpg
+           preview.json      what became of the preview that was asked for last: `PreviewFacts`
+           preview.mp4       and preview.source.jpg, preview.result.jpg: its first frame
 
 The packets themselves are not stored again: they lie in the segment's file, and then in the result.
 """
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+
+from worker.contract.job import JobError
 
 
 class _Frozen(BaseModel):
@@ -41,3 +45,14 @@ class StreamSegment(_Frozen):
     @property
     def size_bytes(self) -> int:
         return len(self.head) + sum(length for _, length in self.ranges)
+
+
+class PreviewFacts(_Frozen):
+    """`live/preview.json`: written last, when everything else of the preview is there."""
+
+    at_seconds: float = Field(
+        description="Where it begins, from the first frame of the video on; as asked if it failed."
+    )
+    frames: int = 0
+    sha256: str = Field("", description="Of `preview.mp4`.")
+    error: JobError | None = None

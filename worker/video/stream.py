@@ -16,6 +16,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+from av.container import InputContainer, OutputContainer
+from av.video.stream import VideoStream
 
 from worker.contract.job import VideoCodec
 from worker.contract.stream import StreamSegment
@@ -25,6 +27,7 @@ from worker.video.side_data import template_stream
 from worker.video.values import Encoding, Picture
 
 _HEADER = {"fflags": "+bitexact", "movflags": "+empty_moov+default_base_moof"}
+_FILE = {"fflags": "+bitexact", "movflags": "+faststart"}
 _FRAGMENT = {
     "fflags": "+bitexact",
     "movflags": "+empty_moov+default_base_moof+frag_custom+frag_discont+negative_cts_offsets+skip_trailer",
@@ -58,22 +61,44 @@ def why_not_streamed(encoding: Encoding) -> str | None:
 
 def write_header(target: Path, segment: Path, picture: Picture, encoding: Encoding) -> None:
     """Write what a player reads before the first fragment. All segments of a job give the same."""
-    codec = encoding.codec
     header = io.BytesIO()
-    with (
-        av.open(str(segment), "r", format=CODECS[codec].segment_format) as encoded,
-        av.open(header, "w", format="mp4", container_options=_HEADER) as output,
-    ):
-        first_packet = next(packet for packet in encoded.demux(encoded.streams.video[0]) if not is_end_mark(packet))
-        with template_stream(codec, picture, encoded.streams.video[0], first_packet) as template:
-            stream = output.add_stream_from_template(template, opaque=True)
-        stream.time_base = Fraction(1, encoding.time_base.denominator)
-        stream.codec_context.sample_aspect_ratio = picture.sample_aspect_ratio or Fraction(0)
-        if codec is VideoCodec.HEVC:
-            stream.codec_context.codec_tag = "hvc1"  # Apple's players take no other
-        stream.set_display_matrix(picture.display_matrix)
+    with _opened(segment, encoding) as encoded, av.open(header, "w", format="mp4", container_options=_HEADER) as output:
+        _add_video(output, encoded, picture, encoding)
         output.start_encoding()
         target.write_bytes(header.getvalue())
+
+
+def write_playable(target: Path, segment: Path, picture: Picture, encoding: Encoding) -> None:
+    """Write a segment as a file of its own, that browsers begin to play before they have all of it."""
+    with (
+        _opened(segment, encoding) as encoded,
+        av.open(str(target), "w", format="mp4", container_options=_FILE) as output,
+    ):
+        stream = _add_video(output, encoded, picture, encoding)
+        output.start_encoding()
+        encoded.seek(0)
+        for packet in encoded.demux(encoded.streams.video[0]):
+            if not is_end_mark(packet):
+                packet.stream = stream
+                output.mux_one(packet)
+
+
+def _opened(segment: Path, encoding: Encoding) -> InputContainer:
+    return av.open(str(segment), "r", format=CODECS[encoding.codec].segment_format)
+
+
+def _add_video(output: OutputContainer, encoded: InputContainer, picture: Picture, encoding: Encoding) -> VideoStream:
+    """Add a stream like that of the segment, with all that is known of the picture."""
+    codec, video = encoding.codec, encoded.streams.video[0]
+    first_packet = next(packet for packet in encoded.demux(video) if not is_end_mark(packet))
+    with template_stream(codec, picture, video, first_packet) as template:
+        stream = output.add_stream_from_template(template, opaque=True)
+    stream.time_base = Fraction(1, encoding.time_base.denominator)
+    stream.codec_context.sample_aspect_ratio = picture.sample_aspect_ratio or Fraction(0)
+    if codec is VideoCodec.HEVC:
+        stream.codec_context.codec_tag = "hvc1"  # Apple's players take no other
+    stream.set_display_matrix(picture.display_matrix)
+    return stream
 
 
 def stream_segment(segment: Path, timing: Timing) -> StreamSegment:
