@@ -75,6 +75,10 @@ class NoPictureError(ProblemError):
     status, code, title = 404, "no_picture", "There is no picture of the job yet"
 
 
+class NoPreviewError(ProblemError):
+    status, code, title = 404, "no_preview", "There is no preview of the job"
+
+
 class UploadNotFoundError(ProblemError):
     status, code, title = 404, "upload_not_found", "There is no such upload"
 
@@ -106,6 +110,21 @@ class JobSucceededError(ProblemError):
 
 class NotStreamableError(ProblemError):
     status, code, title = 409, "not_streamable", "Browsers cannot play this result as a stream"
+
+
+class PreviewUnderWayError(ProblemError):
+    status, code, title = 409, "preview_under_way", "A preview is being made"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, {"Retry-After": "1"})
+
+
+class PreviewFailedError(ProblemError):
+    status, code, title = 409, "preview_failed", "The preview could not be made"
+
+
+class JobEndedError(ProblemError):
+    status, code, title = 409, "job_ended", "The job has ended"
 
 
 class UploadOffsetError(ProblemError):
@@ -221,6 +240,12 @@ class TooManyJobsError(LimitReachedError):
 class TooManyKeyJobsError(LimitReachedError):
     code, title = "too_many_jobs_of_key", "This key has too many jobs under way"
     reason = "This key has {limit} jobs waiting or running already."
+
+
+class TooManyPreviewsError(LimitReachedError):
+    code, title = "too_many_previews", "A preview of another job is being made"
+    reason = "Previews come before everything else, so of each key {limit} at a time is made."
+    retry_after_seconds = 2
 
 
 class TooManyUploadsError(LimitReachedError):

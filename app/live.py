@@ -168,7 +168,7 @@ def get_thumbnail(
     facts = _live_facts(folder)
     stills = _stills(folder, facts) if facts else {}
     preview = _preview_facts(folder)
-    if preview and not preview.error:
+    if preview and not preview.error and folder.still("preview", "result").exists():
         stills["preview"] = preview.at_seconds
     if not stills:
         raise NoPictureError("The first segment is not finished yet. Try again soon.", job_status=record.status)
@@ -248,7 +248,7 @@ def get_preview(
         raise NoPreviewError("Ask for one with POST.", job_status=record.status)
     if preview.error:
         raise PreviewFailedError(preview.error.message, error=preview.error.model_dump())
-    name = Path(record.source_name).with_suffix("").name + "_preview.mp4"
+    name = f"{Path(record.source_name).stem}_preview.mp4"
     answer = file_answer(request, if_none_match, folder.preview, preview.sha256, name, "video/mp4")
     answer.headers["VSR-At-Seconds"] = f"{preview.at_seconds:.6f}"
     return answer

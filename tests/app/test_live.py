@@ -1,13 +1,15 @@
 """What is handed out of a job while it is rendered: the playlist and its parts, pictures, the source."""
 
 import base64
+import hashlib
 
 import pytest
 
 from tests.app.conftest import RunningGateway, StartGateway
 from worker.contract.job import JobRecord
+from worker.contract.queue import TaskQueue
 from worker.contract.storage import JobFolder
-from worker.contract.stream import LiveFacts, StreamSegment
+from worker.contract.stream import LiveFacts, PreviewFacts, StreamSegment
 
 HEADER = b"what a player reads first"
 FACTS = LiveFacts(segment_suffix=".mp4", borders_seconds=(0.0, 4.0, 8.004, 10.5), why_not_streamed=None)
@@ -214,7 +216,130 @@ def test_a_source_that_is_still_fetched_is_not_there_yet(gateway: RunningGateway
     assert (answer.status_code, answer.json()["code"]) == (409, "not_finished")
 
 
-LIVE = ["stream.m3u8", "stream/header.mp4", "stream/00000.m4s", "thumbnail", "source"]
+# --- previews ---------------------------------------------------------------------------------------------------------
+
+
+def take_preview(gateway: RunningGateway, record: JobRecord, **facts: object) -> None:
+    """What a worker does with one that waits: it leaves what became of it, and the queue knows that it has ended."""
+    folder = gateway.storage.folder(record.id)
+    folder.make_live()
+    folder.preview.write_bytes(b"two seconds")
+    for of in ("source", "result"):
+        folder.still("preview", of).write_bytes(f"{of} of the preview".encode())  # type: ignore[arg-type]
+    content = {"at_seconds": 5.5, "frames": 50, "sha256": "cd" * 32} | facts
+    folder.preview_facts.write_text(PreviewFacts.model_validate(content).model_dump_json())
+    gateway.redis.hset(f"rq:job:{record.id}-preview", "status", "finished")
+    gateway.redis.delete("rq:queue:vsr")
+
+
+def waiting(gateway: RunningGateway) -> list[str]:
+    return [name.decode() for name in gateway.redis.lrange("rq:queue:vsr", 0, -1)]  # type: ignore[union-attr]
+
+
+def test_a_preview_is_made_before_all_else_and_then_handed_out(gateway: RunningGateway) -> None:
+    # given a job behind another one
+    other, record = gateway.add_job(), gateway.add_job("holiday film.mov")
+    queue = TaskQueue(gateway.redis)
+    queue.enqueue_plan(other.id)
+    queue.enqueue_plan(record.id)
+    path = f"/v1/jobs/{record.id}/preview"
+    none = gateway.http.get(path)
+    assert (none.status_code, none.json()["code"]) == (404, "no_preview")
+    # when its preview is asked for
+    asked = gateway.http.post(path, json={"at_seconds": 5.5})
+    # then it is the next to be made
+    assert (asked.status_code, asked.json()) == (202, {"url": path, "at_seconds": 5.5})
+    assert asked.headers["Location"] == path
+    assert waiting(gateway) == [f"{record.id}-preview", f"{other.id}-plan", f"{record.id}-plan"]
+    # and until then there is none
+    for again in (gateway.http.get(path), gateway.http.post(path, json={"at_seconds": 1})):
+        assert (again.status_code, again.json()["code"]) == (409, "preview_under_way")
+        assert again.headers["Retry-After"] == "1"
+    # and when it is there, a browser gets it in ranges
+    take_preview(gateway, record)
+    made = gateway.http.get(path)
+    assert (made.status_code, made.content) == (200, b"two seconds")
+    assert made.headers["Content-Type"] == "video/mp4"
+    assert made.headers["VSR-At-Seconds"] == "5.500000"
+    assert 'filename="holiday film_preview.mp4"' in made.headers["Content-Disposition"]
+    part = gateway.http.get(path, headers={"Range": "bytes=0-2"})
+    assert (part.status_code, part.content) == (206, b"two")
+    # and the pictures nearest to it are its own, before any segment is finished
+    plan(gateway, record)
+    for of in ("source", "result"):
+        picture = gateway.http.get(f"/v1/jobs/{record.id}/thumbnail", params={"of": of, "at_seconds": 5})
+        assert picture.content == f"{of} of the preview".encode()
+        assert picture.headers["VSR-At-Seconds"] == "5.500000"
+    # and it can be asked for anew
+    assert gateway.http.post(path).json()["at_seconds"] == 0
+    assert waiting(gateway) == [f"{record.id}-preview"]
+
+
+def test_the_job_is_not_touched_by_a_preview(gateway: RunningGateway) -> None:
+    record = gateway.add_job()
+    before = gateway.http.get(f"/v1/jobs/{record.id}").json()
+    content = gateway.storage.folder(record.id).record.read_bytes()
+    gateway.http.post(f"/v1/jobs/{record.id}/preview", json={"at_seconds": 1})
+    assert gateway.http.get(f"/v1/jobs/{record.id}").json() == before
+    assert gateway.storage.folder(record.id).record.read_bytes() == content
+
+
+def test_of_two_jobs_of_a_key_one_has_its_preview_made(start_gateway: StartGateway) -> None:
+    gateway = start_gateway(api_keys=["first-key", "second-key"])
+    one, other = ({"X-API-Key": key} for key in ("first-key", "second-key"))
+    owners = [hashlib.sha256(key.encode()).hexdigest()[:12] for key in ("first-key", "second-key")]
+    first, second, anothers = (gateway.add_job(owner=owners[number]) for number in (0, 0, 1))
+    assert gateway.http.post(f"/v1/jobs/{first.id}/preview", headers=one).status_code == 202
+    # given that one of a key's is made, the next has to wait
+    refused = gateway.http.post(f"/v1/jobs/{second.id}/preview", headers=one)
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_previews")
+    assert refused.headers["Retry-After"]
+    # but that of another key has not
+    assert gateway.http.post(f"/v1/jobs/{anothers.id}/preview", headers=other).status_code == 202
+    take_preview(gateway, first)
+    assert gateway.http.post(f"/v1/jobs/{second.id}/preview", headers=one).status_code == 202
+
+
+def test_a_preview_that_failed_says_why(gateway: RunningGateway) -> None:
+    record = gateway.add_job()
+    error = {"code": "corrupt_frame", "message": "frame 7 cannot be decoded"}
+    take_preview(gateway, record, error=error)
+    answer = gateway.http.get(f"/v1/jobs/{record.id}/preview")
+    assert (answer.status_code, answer.json()["code"]) == (409, "preview_failed")
+    assert answer.json()["detail"] == "frame 7 cannot be decoded"
+    assert answer.json()["error"] == error
+    plan(gateway, record)
+    assert gateway.http.get(f"/v1/jobs/{record.id}/thumbnail").status_code == 404
+
+
+def test_an_ended_job_gets_no_new_preview_and_keeps_its_last(gateway: RunningGateway) -> None:
+    record = gateway.add_job()
+    take_preview(gateway, record)
+    gateway.registry.cancel(record.id)
+    refused = gateway.http.post(f"/v1/jobs/{record.id}/preview")
+    assert (refused.status_code, refused.json()["code"]) == (409, "job_ended")
+    assert gateway.http.get(f"/v1/jobs/{record.id}/preview").content == b"two seconds"
+    assert waiting(gateway) == []
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"at_seconds": -1}', b'{"at_seconds": "NaN"}', b'{"at": 1}', b"[]", b'{"at_seconds": 1e999}']
+)
+def test_a_preview_of_no_time_is_refused(gateway: RunningGateway, body: bytes) -> None:
+    record = gateway.add_job()
+    answer = gateway.http.post(f"/v1/jobs/{record.id}/preview", content=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert waiting(gateway) == []
+
+
+def test_a_deleted_job_takes_its_preview_along(gateway: RunningGateway) -> None:
+    record = gateway.add_job()
+    gateway.http.post(f"/v1/jobs/{record.id}/preview")
+    assert gateway.http.delete(f"/v1/jobs/{record.id}").status_code == 204
+    assert waiting(gateway) == []
+
+
+LIVE = ["preview", "stream.m3u8", "stream/header.mp4", "stream/00000.m4s", "thumbnail", "source"]
 
 
 @pytest.mark.parametrize("name", LIVE)
