@@ -27,7 +27,7 @@ from worker.contract.storage import publishing, write_atomically
 from worker.plan import SCALE, Plan
 from worker.self_check import EQUAL_PSNR_DB, SegmentFigures, SelfCheck
 from worker.stages import Channel, Taker, made_ahead
-from worker.upscaler import FrameBatch, RemembersFrames, Tiled, Upscaler
+from worker.upscaler import FrameBatch, RemembersFrames, Tiled, TimesSteps, Upscaler
 from worker.video.alpha import enlarge_alpha
 from worker.video.colour import FromRgb, ToRgb
 from worker.video.encode import encode_frames
@@ -179,6 +179,8 @@ def render_segments(
                         ending.demand_health()
                 if isinstance(own, RemembersFrames):  # before the encoder learns that this is all
                     segment.tiles_computed, segment.tiles_reused = own.tiles_computed, own.tiles_reused
+                if isinstance(own, TimesSteps):
+                    times.note_steps(own.take_step_seconds())
                 del own  # with what it remembers
                 if segment is not segments[-1]:  # for whose end the networks wait
                     networks_free_at = times.networks_left_at = time.perf_counter()
@@ -351,9 +353,10 @@ class StageTimes:
     """Seconds that one segment took in each stage. Stages overlap, as each has a thread: they add up to more.
 
     decode: frames to arrive from the decoder, and to be put into batches; infer: the networks, with all copies to and
-    from their device; encode; check: the self-check, in all threads; wait: the networks had nothing to do, from taking
-    the segment up to taking up the next, or where there is none to the end. infer and wait together are the time that
-    the segment took. Encoders have threads of their own beside, whose work shows where it is waited for.
+    from their device, of which hat and unet are the two steps; encode; check: the self-check, in all threads; wait: the
+    networks had nothing to do, from taking the segment up to taking up the next, or where there is none to the end.
+    infer and wait together are the time that the segment took. Encoders have threads of their own beside, whose work
+    shows where it is waited for.
     """
 
     def __init__(self) -> None:
@@ -387,6 +390,11 @@ class StageTimes:
         finally:
             self._count()
             self._thread.stages.pop()
+
+    def note_steps(self, seconds: dict[str, float]) -> None:
+        """What of `infer` each step of the networks took."""
+        with self._adding:
+            self.seconds.update(seconds)
 
     def note_wait(self) -> None:
         """At the end of the segment: the rest of the time that the networks were there for it."""
