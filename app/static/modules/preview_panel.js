@@ -31,9 +31,7 @@ class PreviewPanel {
   constructor(container, job) {
     this.#job = job;
     const id = freshId("place");
-    const duration = job.source.duration_seconds;
-    const last = duration ? Math.max(0, duration - LENGTH_SECONDS) : 0;
-    this.#place = element("input", { type: "range", id, min: 0, max: last, step: "any", value: last / 2, disabled: last === 0, input: () => this.#choose() });
+    this.#place = element("input", { type: "range", id, min: 0, max: 0, step: "any", value: 0, disabled: true, input: () => this.#choose() });
     this.#make = element("button", { type: "submit", class: "primary" }, "Make these two seconds");
     container.replaceChildren(
       element("form", { class: "preview", submit: (event) => { event.preventDefault(); this.#begin(); } },
@@ -44,15 +42,20 @@ class PreviewPanel {
         element("div", { class: "row" }, this.#make),
         this.#state),
       this.#result);
+    write(this.#clock, clock(0, true));
     this.#still.addEventListener("loadeddata", () => { this.#still.hidden = !this.#still.videoWidth; });
     if (job.links.source) this.#still.src = address(job.links.source);
-    this.#choose();
+    this.update(job);
   }
 
   update(job) {
     this.#job = job;
-    if (job.links.preview) return;
-    this.#make.disabled = true;
+    if (!job.links.preview) this.#make.disabled = true;
+    const last = (job.source.duration_seconds ?? 0) - LENGTH_SECONDS;
+    if (!this.#place.disabled || last <= 0) return;
+    // How long it is may only be known some time after it has arrived.
+    Object.assign(this.#place, { max: last, value: last / 2, disabled: false });
+    this.#choose();
   }
 
   close() {

@@ -97,7 +97,7 @@ export class Stage {
     for (const [name, value] of Object.entries({ "--width": shown.width, "--height": shown.height, "--left": left, "--top": top })) {
       this.picture.style.setProperty(name, `${value}px`);
     }
-    this.picture.classList.toggle("pixels", scale * devicePixelRatio > 1.5);
+    this.picture.classList.toggle("pixels", this.#zoom !== "fit" && Number(this.#zoom) > 1);
     this.picture.classList.toggle("movable", shown.width > box.width + 1 || shown.height > box.height + 1);
   }
 
