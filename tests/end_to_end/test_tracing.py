@@ -133,7 +133,8 @@ def test_upload_submission_every_segment_and_the_webhook_are_one_trace_even_over
     assert {"job accepted", "job_started", "segment_finished", "job_succeeded", "webhook_attempted"} <= {
         line["event"] for line in about
     }
-    by_others = ("app.access", "worker.supervisor", "worker.reconcile")  # polls have traces of their own, they have none
+    # (polls have traces of their own, supervisors none)
+    by_others = ("app.access", "worker.supervisor", "worker.reconcile")
     of_work = [line for line in about if line["logger"] not in by_others]
     assert {line["request_id"] for line in of_work} == {request_id}
     assert {line["trace_id"] for line in of_work} == {TRACE_ID}
