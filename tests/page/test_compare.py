@@ -146,7 +146,7 @@ def test_two_seconds_come_before_everything_else(emptied: Service, open_page: Op
     card.get_by_label("From where").fill("30")
     card.get_by_role("button", name="Make these two seconds").click()
 
-    # Then they are there, and beside them the same two of the source
+    # Then they are there long before all is done, and beside them the same two of the source
     expect(card.get_by_role("button", name="Play")).to_be_visible()
     before, after = times(page)[-2:]
     assert before - after == pytest.approx(30, abs=FRAME_SECONDS)

@@ -42,6 +42,9 @@ const TODO = {
   too_many_jobs: "Try again in a while.",
   too_many_jobs_of_key: "Wait until some of your videos are done.",
   result_expired: "Send the video again.",
+  job_ended: "It has ended by now: compare the result itself.",
+  no_preview: "Ask for it again.",
+  preview_failed: "Choose another place, or wait for the video itself.",
   not_streamable: "Wait until it is done, then download it.",
 };
 

@@ -5,7 +5,7 @@ import { Viewer, frameSeconds } from "./viewer.js";
 
 export function open(container, job) {
   let shown = job;
-  let viewer = show(container, job, 0);
+  let viewer = show(container, job);
   return {
     update(now) {
       if (Boolean(shown.result) === Boolean(now.result)) return;

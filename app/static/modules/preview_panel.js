@@ -19,6 +19,7 @@ export function open(container, job) {
 class PreviewPanel {
   #job;
   #viewer = null;
+  #film = "";
   #waiting = new AbortController();
   #timer = null;
   #place;
@@ -64,6 +65,7 @@ class PreviewPanel {
     this.#still.removeAttribute("src");
     this.#still.load();
     this.#viewer?.close();
+    URL.revokeObjectURL(this.#film);
   }
 
   #choose() {
@@ -79,48 +81,52 @@ class PreviewPanel {
     this.#waiting.abort();
     this.#waiting = new AbortController();
     const { signal } = this.#waiting;
+    const link = this.#job.links.preview; // the job itself may end meanwhile, and what was made stays
     this.#viewer?.close();
     this.#result.replaceChildren();
     write(this.#state, "These two seconds are made before everything else…");
     this.#make.disabled = true;
     try {
-      await ask("POST", this.#job.links.preview, { body: { at_seconds: atSeconds }, signal });
-      const film = await this.#film(signal);
-      write(this.#state, `Two seconds from ${clock(atSeconds, true)}.`);
+      await this.#patiently(signal, () => ask("POST", link, { body: { at_seconds: atSeconds }, signal }));
+      const answer = await this.#patiently(signal, () => ask("GET", link, { signal }));
+      const madeAtSeconds = Number(answer.headers.get("VSR-At-Seconds") ?? atSeconds);
+      this.#show(await answer.blob(), madeAtSeconds);
+      write(this.#state, `Two seconds from ${clock(madeAtSeconds, true)}.`);
       announce("The preview is ready.");
-      this.#show(film, atSeconds);
     } catch (problem) {
       if (signal.aborted) return;
       const { what, todo } = advice(problem);
       write(this.#state, `${what} ${todo ?? ""}`);
     } finally {
-      this.#make.disabled = false;
+      this.#make.disabled = !this.#job.links.preview;
     }
   }
 
-  async #film(signal) {
+  /** As long as it is being made, or another one is. */
+  async #patiently(signal, request) {
     for (;;) {
       try {
-        return await (await ask("GET", this.#job.links.preview, { signal })).blob();
+        return await request();
       } catch (problem) {
-        if (problem.status !== 409 && !problem.mayPass) throw problem;
+        if (signal.aborted || (problem.code !== "preview_under_way" && !problem.mayPass)) throw problem;
         const seconds = problem.retryAfterSeconds ?? ASK_AGAIN_SECONDS;
         await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
-        if (signal.aborted) throw problem;
+        signal.throwIfAborted();
       }
     }
   }
 
   #show(film, atSeconds) {
     const { source, links } = this.#job;
-    const url = URL.createObjectURL(film);
+    URL.revokeObjectURL(this.#film);
+    this.#film = URL.createObjectURL(film);
     this.#viewer = new Viewer({
       size: { width: source.width * 2, height: source.height * 2 },
       frameSeconds: frameSeconds(source),
       durationSeconds: LENGTH_SECONDS,
       beforeUrl: links.source ? address(links.source) : null,
-      afterUrl: url,
-      thumbnail: null,
+      afterUrl: this.#film,
+      thumbnail: links.thumbnail,
       offsetSeconds: atSeconds,
     });
     this.#result.replaceChildren(this.#viewer.element);

@@ -156,9 +156,13 @@ export class Tray {
 
 function estimateWords(estimate, width, height) {
   const words = [`becomes ${dimensions(width * 2, height * 2)}`];
-  if (estimate?.seconds != null) words.push(`about ${roughTime(estimate.seconds)} of work`);
+  if (estimate?.seconds != null) words.push(`about ${roughTime(estimate.seconds)}${turns(estimate)}`);
   else words.push("how long it takes is known after the first video like it");
   if (estimate?.result_bytes != null) words.push(`about ${size(estimate.result_bytes)}`);
-  if (estimate?.wait_seconds > 1) words.push(`starts in about ${roughTime(estimate.wait_seconds)}`);
   return words.join(" · ");
+}
+
+/** Videos take turns, segment by segment. */
+function turns({ seconds, wait_seconds: others }) {
+  return others > 1 ? `, ${roughTime(seconds + others)} with the turns of other videos` : "";
 }

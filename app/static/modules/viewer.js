@@ -26,10 +26,10 @@ export class Viewer {
 
   /**
    * `given`: {size, frameSeconds, durationSeconds, beforeUrl, afterUrl or streamUrl, thumbnail, offsetSeconds = 0,
-   * atSeconds = 0}. `thumbnail`: the link that pictures come from. `offsetSeconds`: where in the source the result begins.
+   * atSeconds}. `thumbnail`: the link that pictures come from. `offsetSeconds`: where in the source the result begins.
    */
   constructor(given) {
-    this.#given = { offsetSeconds: 0, atSeconds: 0, ...given };
+    this.#given = { offsetSeconds: 0, ...given };
     this.#stage = new Stage(given.size, (event) => this.#key(event));
     this.element = element("div", { class: "viewer" },
       this.#stage.picture,
@@ -81,7 +81,7 @@ export class Viewer {
     this.#sound.hidden = this.#sounding === null;
     this.#time.disabled = false;
     write(this.#said, before ? "" : "This browser does not play the source, so there is nothing to compare with.");
-    this.#playback.seek(atSeconds);
+    this.#playback.seek(atSeconds ?? 0);
     this.#tell();
   }
 
@@ -91,7 +91,7 @@ export class Viewer {
     this.#time.disabled = false;
     this.#time.max = durationSeconds;
     this.#time.step = this.#given.frameSeconds;
-    this.#seek(atSeconds || durationSeconds / 2);
+    this.#seek(atSeconds ?? durationSeconds / 2);
   }
 
   #seek(seconds) {
@@ -110,7 +110,8 @@ export class Viewer {
   /** Both at once, so that never two moments are compared; of the moment that both are of. */
   async #picture(moment) {
     this.#shownMoment = moment;
-    const [before, after] = await Promise.all(["source", "result"].map((of) => pictureOf(this.#given.thumbnail, of, moment)));
+    const { thumbnail, offsetSeconds, durationSeconds } = this.#given;
+    const [before, after] = await Promise.all(["source", "result"].map((of) => pictureOf(thumbnail, of, moment + offsetSeconds)));
     if (this.#closing.signal.aborted || this.#shownMoment !== moment) return;
     if (!after || before?.atSeconds !== after.atSeconds) {
       write(this.#said, "There is no picture yet. Come back when the first segment is finished.");
@@ -118,9 +119,10 @@ export class Viewer {
     }
     this.#stage.resize({ width: after.image.naturalWidth, height: after.image.naturalHeight });
     this.#stage.show(before.image, after.image);
-    this.#time.value = after.atSeconds;
-    write(this.#clock, `${clock(after.atSeconds, true)} / ${clock(this.#given.durationSeconds)}`);
-    this.#time.setAttribute("aria-valuetext", clock(after.atSeconds, true));
+    const shown = Math.max(0, after.atSeconds - offsetSeconds);
+    this.#time.value = shown;
+    write(this.#clock, `${clock(shown, true)} / ${clock(durationSeconds)}`);
+    this.#time.setAttribute("aria-valuetext", clock(shown, true));
   }
 
   #tell() {
