@@ -15,17 +15,22 @@ _MAX_BYTES = 4096
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """What OpenAPI is to know of a body that `read_json` reads; other models in it are among the components already."""
+def body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The model's JSON schema; what it refers to is among the components already, as responses use it too."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+    return schema
+
+
+def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """What OpenAPI is to know of a body that `read_json` reads."""
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": body_schema(model)}}}}
 
 
 async def read_json(
     request: Request, settings: GatewaySettings, model: type[_Model], if_left_out: _Model | None = None
 ) -> _Model:
-    """The request's body as `model`. It has to be here as soon as a head has.
+    """The request's body as `model`, to the letter: 0 is no false. It has to be here as soon as a head has.
 
     `if_left_out`: what no body at all stands for; None: it is needed. Raises `InvalidRequestError` for what is no such
     JSON or too long, `UploadStalledError` for what does not come.
@@ -44,6 +49,6 @@ async def read_json(
     if not body and if_left_out is not None:
         return if_left_out
     try:
-        return model.model_validate_json(bytes(body))
+        return model.model_validate_json(bytes(body), strict=True)
     except ValidationError as error:
         raise InvalidRequestError.from_validation(error.errors()) from error

@@ -34,6 +34,7 @@ class DocumentedApi(FastAPI):
             for methods in document["paths"].values():
                 for operation in methods.values():
                     _drop_empty_answers(operation)
+                    _drop_null_parameters(operation)
             add_examples(document)
         assert self.openapi_schema is not None
         return self.openapi_schema
@@ -48,6 +49,15 @@ def _drop_empty_answers(operation: dict[str, Any]) -> None:
     for answer in operation["responses"].values():
         if answer.get("content") == {"application/json": {"schema": {}}}:
             del answer["content"]
+
+
+def _drop_null_parameters(operation: dict[str, Any]) -> None:
+    """What may be left out is None to us; but no URL and no header can say null."""
+    for parameter in operation.get("parameters", []):
+        kinds = [kind for kind in parameter["schema"].pop("anyOf", []) if kind != {"type": "null"}]
+        if kinds:
+            [kind] = kinds
+            parameter["schema"] |= kind
 
 
 @router.get("/docs")

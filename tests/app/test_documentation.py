@@ -21,6 +21,8 @@ PROMISED = {
     ("get", "/v1/jobs/{job_id}/stream.m3u8"),
     ("get", "/v1/jobs/{job_id}/stream/{name}"),
     ("get", "/v1/jobs/{job_id}/thumbnail"),
+    ("post", "/v1/jobs/{job_id}/preview"),
+    ("get", "/v1/jobs/{job_id}/preview"),
     ("get", "/v1/jobs/{job_id}/source"),
     ("get", "/v1/jobs/{job_id}/result"),
     ("get", "/v1/jobs/{job_id}/report"),
@@ -87,6 +89,7 @@ def test_every_call_has_examples_that_its_own_schema_accepts(gateway: RunningGat
             # Then what is sent has one, but for bytes
             for parameter in operation.get("parameters", []):
                 assert is_accepted(parameter["example"], parameter["schema"]), f"{call} ({parameter['name']})"
+                assert not is_accepted(None, parameter["schema"]), f"no URL and no header can say null: {parameter}"
             for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
                 if not media_type.endswith("octet-stream"):
                     assert is_accepted(content["example"], content["schema"]), call

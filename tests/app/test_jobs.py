@@ -153,7 +153,16 @@ def test_a_finished_job_stays_as_it_is_whatever_is_to_be_kept(gateway: RunningGa
 
 
 @pytest.mark.parametrize(
-    "body", [b"[]", b"{", b'{"keep_partial": "perhaps"}', b'{"keep": true}', b"\x7f\x14\xff", b" " * 2000]
+    "body",
+    [
+        b"[]",
+        b"{",
+        b'{"keep_partial": "perhaps"}',
+        b'{"keep_partial": 0}',
+        b'{"keep": true}',
+        b"\x7f\x14\xff",
+        b" " * 2000,
+    ],
 )
 def test_a_wrong_wish_is_refused_and_cancels_nothing(gateway: RunningGateway, body: bytes) -> None:
     job = gateway.add_job()
