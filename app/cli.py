@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 
 from app import terminal
 from app.cli_benchmark import benchmark_cli
+from app.cli_demo import demo_cli
 from app.cli_doctor import doctor_cli
 from app.cli_jobs import jobs_cli
 from app.cli_keys import keys_cli
@@ -67,6 +68,7 @@ cli = typer.Typer(
 cli.add_typer(weights_cli, name="weights", no_args_is_help=True)
 cli.add_typer(keys_cli, name="keys", no_args_is_help=True)
 cli.add_typer(jobs_cli)
+cli.add_typer(demo_cli)
 cli.add_typer(doctor_cli)
 cli.add_typer(training_cli)
 cli.add_typer(benchmark_cli)
