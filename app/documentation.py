@@ -54,10 +54,11 @@ def _drop_empty_answers(operation: dict[str, Any]) -> None:
 def _drop_null_parameters(operation: dict[str, Any]) -> None:
     """What may be left out is None to us; but no URL and no header can say null."""
     for parameter in operation.get("parameters", []):
-        kinds = [kind for kind in parameter["schema"].pop("anyOf", []) if kind != {"type": "null"}]
+        schema = parameter["schema"]
+        kinds = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
         if kinds:
             [kind] = kinds
-            parameter["schema"] |= kind
+            schema |= kind
 
 
 @router.get("/docs")
