@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
+import httpx2
+
 from app.client.downloads import download
 from app.client.errors import ForeignResponseError, JobEndedError, NoResultResponseError
 from app.client.following import follow
-from app.client.service import Service
+from app.client.service import Patience, Service
 from app.client.uploads import memory_of, upload
 from app.schemas import Job, JobPage, ModelList
 from worker.contract.job import Container, JobStatus
@@ -162,37 +164,36 @@ class AsyncJobs:
 
     async def preview(
         self, job_id: str, path: Path | str, *, at_seconds: float = 0.0, patience_seconds: float = 600.0
-    ) -> None:
-        """Have two seconds from `at_seconds` made before everything else, and save them (mp4)."""
+    ) -> float:
+        """Have two seconds from `at_seconds` made before everything else, and save them (mp4); returns their own time.
+
+        One that is being made already is waited for first.
+        """
         address = f"/v1/jobs/{job_id}/preview"
-        await self._service.request("POST", address, json={"at_seconds": at_seconds})
         patience = self._service.patience(patience_seconds)
+        await self._once_it_may("POST", address, patience, json={"at_seconds": at_seconds})
+        response = await self._once_it_may("GET", address, patience)
+        await self._service.line.work(partial(_write, Path(path), response.content))
+        return float(response.headers.get("VSR-At-Seconds", at_seconds))
+
+    async def thumbnail(
+        self, job_id: str, path: Path | str, *, of: Literal["source", "result"] = "result", at_seconds: float = 0.0
+    ) -> float:
+        """Save the picture that there is nearest to `at_seconds` (jpeg); returns its own time."""
+        params = {"of": of, "at_seconds": at_seconds}
+        response = await self._service.request("GET", f"/v1/jobs/{job_id}/thumbnail", params=params)
+        await self._service.line.work(partial(_write, Path(path), response.content))
+        return float(response.headers.get("VSR-At-Seconds", at_seconds))
+
+    async def _once_it_may(self, method: str, address: str, patience: Patience, json: object = None) -> httpx2.Response:
+        """The answer, as soon as it is another than 409 with a word of when to ask again."""
         while True:
             try:
-                response = await self._service.request("GET", address)
+                return await self._service.request(method, address, json=json)
             except NoResultResponseError as error:
                 if error.retry_after_seconds is None:
                     raise  # it will never be there
                 await self._service.wait_after(error, patience)
-            else:
-                await self._service.line.work(partial(_write, Path(path), response.content))
-                return
-
-    async def thumbnail(
-        self,
-        job_id: str,
-        path: Path | str,
-        *,
-        of: Literal["source", "result"] = "result",
-        at_seconds: float = 0.0,
-        width: int | None = None,
-    ) -> float:
-        """Save the frame that is shown at `at_seconds` (jpeg); returns its own time in seconds."""
-        asked = {"of": of, "at_seconds": at_seconds, "width": width}
-        params = {name: value for name, value in asked.items() if value is not None}
-        response = await self._service.request("GET", f"/v1/jobs/{job_id}/thumbnail", params=params)
-        await self._service.line.work(partial(_write, Path(path), response.content))
-        return float(response.headers.get("VSR-At-Seconds", at_seconds))
 
 
 class Api:

@@ -65,19 +65,13 @@ class Jobs:
 
     def preview(
         self, job_id: str, path: Path | str, *, at_seconds: float = 0.0, patience_seconds: float = 600.0
-    ) -> None:
-        run(self._jobs.preview(job_id, path, at_seconds=at_seconds, patience_seconds=patience_seconds))
+    ) -> float:
+        return run(self._jobs.preview(job_id, path, at_seconds=at_seconds, patience_seconds=patience_seconds))
 
     def thumbnail(
-        self,
-        job_id: str,
-        path: Path | str,
-        *,
-        of: Literal["source", "result"] = "result",
-        at_seconds: float = 0.0,
-        width: int | None = None,
+        self, job_id: str, path: Path | str, *, of: Literal["source", "result"] = "result", at_seconds: float = 0.0
     ) -> float:
-        return run(self._jobs.thumbnail(job_id, path, of=of, at_seconds=at_seconds, width=width))
+        return run(self._jobs.thumbnail(job_id, path, of=of, at_seconds=at_seconds))
 
 
 class Client:

@@ -16,6 +16,7 @@ from app.client import (
     Client,
     ForeignResponseError,
     JobEndedError,
+    NoResultResponseError,
     NotFoundResponseError,
     Options,
     Progress,
@@ -366,14 +367,20 @@ def test_a_job_that_fails_is_an_error_of_upscale_with_its_reason(tmp_path: Path)
 
 
 def test_a_preview_is_asked_for_until_it_is_there(tmp_path: Path) -> None:
-    line = ScriptedLine(
-        [answer(status=202), problem(409, "preview_not_ready", Retry_After="2"), answer("two seconds of video")]
-    )
+    under_way = problem(409, "preview_under_way", Retry_After="2")
+    line = ScriptedLine([under_way, answer(status=202), under_way, answer("two seconds", VSR_At_Seconds="3.48")])
 
-    run(line.api.jobs.preview(JOB_ID, tmp_path / "preview.mp4", at_seconds=3.5))
+    assert run(line.api.jobs.preview(JOB_ID, tmp_path / "preview.mp4", at_seconds=3.5)) == 3.48
 
-    assert (tmp_path / "preview.mp4").read_text() == "two seconds of video"
-    assert line.pauses_seconds == [2]
+    assert (tmp_path / "preview.mp4").read_text() == "two seconds"
+    assert line.pauses_seconds == [2, 2]
+
+
+def test_a_preview_that_will_never_be_there_is_not_waited_for(tmp_path: Path) -> None:
+    line = ScriptedLine([answer(status=202), problem(409, "preview_failed")])
+    with pytest.raises(NoResultResponseError):
+        run(line.api.jobs.preview(JOB_ID, tmp_path / "preview.mp4"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_picture_is_saved_with_the_time_that_it_is_of(tmp_path: Path) -> None:
