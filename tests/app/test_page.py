@@ -77,6 +77,20 @@ def test_nothing_of_ours_names_another_host_or_an_address_from_the_root(name: st
     assert [host for host in re.findall(r"https?://[^\s\"]+", text) if host != "http://www.w3.org/2000/svg"] == []
 
 
+def test_every_module_that_the_page_begins_with_is_asked_for_at_once() -> None:
+    # Given what is imported from the first module on
+    found, waiting = set[str](), ["main.js"]
+    while waiting:
+        name = waiting.pop()
+        imported = re.findall(r'^import .* from "\./([^"]+)"', (STATIC / "modules" / name).read_text(), re.MULTILINE)
+        waiting += [one for one in imported if one not in found]
+        found |= set(imported)
+
+    # Then the browser is told of it before it has read a script
+    told = re.findall(r'modulepreload" href="page/modules/([^"]+)"', (STATIC / "index.html").read_text())
+    assert sorted(told) == sorted(found)
+
+
 def test_a_stranger_gets_the_page_but_no_jobs(start_gateway: StartGateway) -> None:
     # Given a service with keys
     gateway = start_gateway(api_keys=["a-key-of-this-service"])

@@ -3,7 +3,7 @@
 import { advice } from "./advice.js";
 import { announce } from "./announce.js";
 import { address, askJson } from "./api.js";
-import { element, freshId, write } from "./elements.js";
+import { element, freshId, smallPicture, write } from "./elements.js";
 import { question } from "./question.js";
 import { clock, count, dimensions, moment, place, rate, roughTime, size } from "./words.js";
 
@@ -20,11 +20,11 @@ export class Card {
   #parts;
   #buttons = {};
 
-  /** `actions`: changed(job) after a request of ours, remove(), opened() when a panel opens or closes. */
-  constructor(job, actions) {
+  /** `poster`: a picture until the service has one. `actions`: changed(job) after a request of ours, remove(), opened() when a panel opens or closes. */
+  constructor(job, poster, actions) {
     this.job = job;
     this.#actions = actions;
-    this.#build();
+    this.#build(poster);
     this.update(job);
   }
 
@@ -69,11 +69,11 @@ export class Card {
       this.#buttons.download.href = address(job.links.result);
     }
     if (hadFocus?.hidden) this.focus();
-    if (this.#open && !has.has(this.#open.name) && this.#open.name !== "preview") this.close();
+    if (this.#open && !has.has(this.#open.name) && !this.#open.panel?.outlivesJob) this.close();
     else this.#open?.panel?.update(job);
   }
 
-  #build() {
+  #build(poster) {
     const nameId = freshId("name");
     const progressId = freshId("figures");
     const button = (name, words, act, kind = null) => {
@@ -87,7 +87,7 @@ export class Card {
     };
     this.#buttons.download = element("a", { class: "button primary", download: true, "aria-describedby": nameId }, "Download");
     this.#parts = {
-      picture: element("div", { class: "picture", "aria-hidden": "true" }),
+      picture: smallPicture(poster),
       name: element("h3", { id: nameId, tabindex: -1 }),
       state: element("p", { class: "state" }),
       facts: element("p", { class: "facts" }),

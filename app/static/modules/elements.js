@@ -17,6 +17,11 @@ export function write(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
 
+/** A small picture beside a name that says it all. Without `source` it is there, and takes no room. */
+export function smallPicture(source = null) {
+  return element("div", { class: "picture", "aria-hidden": "true" }, source ? element("img", { src: source, alt: "" }) : null);
+}
+
 let lastNumber = 0;
 
 /** An id that no other element has, for labels and what they stand by. */

@@ -24,9 +24,9 @@ export class Jobs {
     await this.#load(null);
   }
 
-  /** A job that was just made; its card takes the focus if `hadFocus`. */
-  add(job, hadFocus = false) {
-    this.#receive(job, true);
+  /** A job that was just made of an upload, whose card may have had the focus. */
+  add(job, { poster, hadFocus }) {
+    this.#receive(job, true, poster);
     if (hadFocus) this.#cards.get(job.id).focus();
     announce(`${job.source.name} has arrived. ${job.queue_position ? place(job.queue_position) : "It starts now"}.`);
   }
@@ -41,14 +41,14 @@ export class Jobs {
     if (!isFirst && page.jobs.length) this.#cards.get(page.jobs[0].id)?.focus();
   }
 
-  #receive(job, isNew = false) {
+  #receive(job, isNew = false, poster = null) {
     const card = this.#cards.get(job.id);
     if (card) {
       const before = card.job;
       card.update(job);
       tell(before, job);
     } else {
-      const made = new Card(job, {
+      const made = new Card(job, poster, {
         changed: (changed) => this.#receive(changed),
         remove: () => this.#delete(job.id),
         opened: () => this.#follow(),

@@ -12,14 +12,15 @@ const TRY_AGAIN_MS = 3000;
 tellOfConnection(askForKey);
 
 const jobs = new Jobs();
-const uploads = new Uploads((job, upload) => jobs.add(job, upload.card.contains(document.activeElement)));
-const tray = new Tray((files, options) => uploads.start(files, options));
+const uploads = new Uploads((job, upload) => jobs.add(job, upload));
+const tray = new Tray((chosen, options) => uploads.start(chosen, options));
 takeFiles((files) => tray.add(files));
 await untilAnswered(() => openSession(() => {
   untilAnswered(() => jobs.begin());
   uploads.showLeftOver();
 }));
 document.documentElement.dataset.ready = "";
+performance.mark("interactive");
 
 /** A page that was opened while the service starts need not be opened again. */
 async function untilAnswered(work) {

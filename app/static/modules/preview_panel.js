@@ -12,8 +12,7 @@ const ASK_AGAIN_SECONDS = 1;
 const SETTLE_MS = 150;
 
 export function open(container, job) {
-  const panel = new PreviewPanel(container, job);
-  return { update: (now) => panel.update(now), close: () => panel.close() };
+  return new PreviewPanel(container, job);
 }
 
 class PreviewPanel {
@@ -49,6 +48,11 @@ class PreviewPanel {
     this.update(job);
   }
 
+  /** What was made can be looked at also when the job has ended. */
+  get outlivesJob() {
+    return this.#film !== "";
+  }
+
   update(job) {
     this.#job = job;
     if (!job.links.preview) this.#make.disabled = true;
@@ -73,7 +77,10 @@ class PreviewPanel {
     write(this.#clock, clock(seconds, true));
     this.#place.setAttribute("aria-valuetext", clock(seconds, true));
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => { this.#still.currentTime = seconds; }, SETTLE_MS);
+    this.#timer = setTimeout(() => {
+      this.#still.currentTime = seconds;
+      this.#still.hidden = !this.#still.videoWidth;
+    }, SETTLE_MS);
   }
 
   async #begin() {
@@ -91,6 +98,7 @@ class PreviewPanel {
       const answer = await this.#patiently(signal, () => ask("GET", link, { signal }));
       const madeAtSeconds = Number(answer.headers.get("VSR-At-Seconds") ?? atSeconds);
       this.#show(await answer.blob(), madeAtSeconds);
+      this.#still.hidden = true;
       write(this.#state, `Two seconds from ${clock(madeAtSeconds, true)}.`);
       announce("The preview is ready.");
     } catch (problem) {

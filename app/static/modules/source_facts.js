@@ -3,8 +3,9 @@
 const PATIENCE_MS = 4000;
 const LOOK_MS = 1500;
 const USUAL_FRAME_RATE = 30;
+const POSTER_WIDTH = 320;
 
-/** {width, height, durationSeconds, frameRate}; null for a file that this browser does not play. */
+/** {width, height, durationSeconds, frameRate, poster}: `poster` is the address of a small picture. Null for a file that this browser does not play. */
 export async function factsOf(file) {
   const url = URL.createObjectURL(file);
   const video = document.createElement("video");
@@ -14,11 +15,13 @@ export async function factsOf(file) {
   try {
     const isReadable = await settled(video, url);
     if (!isReadable || !video.videoWidth || !Number.isFinite(video.duration)) return null;
+    const frameRate = (await frameRateOf(video)) ?? USUAL_FRAME_RATE;
     return {
       width: video.videoWidth,
       height: video.videoHeight,
       durationSeconds: video.duration,
-      frameRate: (await frameRateOf(video)) ?? USUAL_FRAME_RATE,
+      frameRate,
+      poster: await posterOf(video), // after the look: many a film begins in black
     };
   } finally {
     video.removeAttribute("src");
@@ -60,4 +63,14 @@ async function frameRateOf(video) {
   const steps = times.slice(1).map((time, index) => time - times[index]).filter((step) => step > 1e-4).sort((a, b) => a - b);
   // The lower quarter: a browser that is busy skips frames, and none are shown too early.
   return steps.length ? Math.round(100 / steps[Math.floor(steps.length / 4)]) / 100 : null;
+}
+
+/** As long as the page is open. */
+async function posterOf(video) {
+  const canvas = document.createElement("canvas");
+  canvas.width = POSTER_WIDTH;
+  canvas.height = Math.round((POSTER_WIDTH * video.videoHeight) / video.videoWidth);
+  canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.85));
+  return blob && URL.createObjectURL(blob);
 }

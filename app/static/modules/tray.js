@@ -2,7 +2,7 @@
 
 import { announce } from "./announce.js";
 import { askJson } from "./api.js";
-import { element, write } from "./elements.js";
+import { element, smallPicture, write } from "./elements.js";
 import { optionFields } from "./options.js";
 import { factsOf } from "./source_facts.js";
 import { clock, count, dimensions, roughTime, size } from "./words.js";
@@ -20,7 +20,7 @@ export class Tray {
   #onStart;
   #timer = null;
 
-  /** `onStart(files, options)`; `options` as the API wants them. */
+  /** `onStart(chosen, options)`: [{file, poster}], and the options as the API wants them. */
   constructor(onStart) {
     this.#onStart = onStart;
   }
@@ -59,7 +59,7 @@ export class Tray {
     const facts = element("span", { class: "facts" }, size(file.size));
     const estimate = element("span", { class: "estimate" }, "Looking at it…");
     const remove = element("button", { type: "button", class: "plain", "aria-label": `Remove ${file.name}`, click: () => this.#remove(file) }, "Remove");
-    const row = element("li", {}, element("span", { class: "name" }, file.name), facts, estimate, remove);
+    const row = element("li", {}, smallPicture(), element("span", { class: "name" }, file.name), facts, estimate, remove);
     this.#list.append(row);
     return row;
   }
@@ -68,6 +68,7 @@ export class Tray {
     const entry = this.#chosen.get(file);
     entry.facts = file.size ? await factsOf(file) : null;
     if (!this.#chosen.has(file)) return;
+    if (entry.facts?.poster) entry.row.querySelector(".picture").replaceWith(smallPicture(entry.facts.poster));
     const words = [size(file.size)];
     if (entry.facts) {
       words.unshift(dimensions(entry.facts.width, entry.facts.height), clock(entry.facts.durationSeconds));
@@ -144,12 +145,12 @@ export class Tray {
 
   #submit(event) {
     event.preventDefault();
-    const files = [...this.#chosen.keys()];
+    const chosen = [...this.#chosen].map(([file, { facts }]) => ({ file, poster: facts?.poster ?? null }));
     this.#options.remember();
     this.#list.replaceChildren();
     this.#chosen.clear();
     this.#show();
-    this.#onStart(files, this.#options.read());
+    this.#onStart(chosen, this.#options.read());
     document.getElementById("videos").focus();
   }
 }

@@ -3,10 +3,11 @@
 import { announce } from "./announce.js";
 import { address, askJson, problemOf } from "./api.js";
 import { advice } from "./advice.js";
-import { element, write } from "./elements.js";
+import { element, smallPicture, write } from "./elements.js";
 import { roughTime, size } from "./words.js";
 
 const LIBRARY = "page/vendor/tus-js-client-4.3.1/tus.min.js";
+const REMEMBERED_AS = "tus::"; // by the library, in the browser's local storage
 const RETRY_DELAYS_MS = [0, 500, 1500, 3000];
 const ASK_AGAIN_MS = 4000;
 const RATE_MEMORY_SECONDS = 4;
@@ -19,7 +20,7 @@ export class Uploads {
   #onJob;
   #client = null;
 
-  /** `onJob(job)`: a video has arrived and is a job now. */
+  /** `onJob(job, {poster, hadFocus})`: a video has arrived and is a job now. */
   constructor(onJob) {
     this.#onJob = onJob;
     addEventListener("online", () => this.#current?.goOn());
@@ -28,9 +29,10 @@ export class Uploads {
     });
   }
 
-  async start(files, options) {
-    for (const file of files) {
-      const upload = new Upload(file, options, { onEnd: (job) => this.#ended(upload, job), onRetry: () => this.#queue(upload) });
+  /** `chosen`: [{file, poster}]. */
+  async start(chosen, options) {
+    for (const { file, poster } of chosen) {
+      const upload = new Upload(file, poster, options, { onEnd: (job, hadFocus) => this.#ended(upload, job, hadFocus), onRetry: () => this.#queue(upload) });
       this.#list.append(upload.card);
       this.#queue(upload);
     }
@@ -39,6 +41,10 @@ export class Uploads {
 
   /** Uploads that a closed page has left unfinished: the browser lets no page open their files again by itself. */
   async showLeftOver() {
+    if (!Object.keys(localStorage).some((key) => key.startsWith(REMEMBERED_AS))) {
+      this.#leftOver.replaceChildren(); // and the library need not be loaded
+      return;
+    }
     const tus = await this.#tus().catch(() => null);
     if (!tus) return;
     const urlStorage = tus.defaultOptions.urlStorage;
@@ -69,10 +75,10 @@ export class Uploads {
     }
   }
 
-  #ended(upload, job) {
+  #ended(upload, job, hadFocus) {
     this.#waiting = this.#waiting.filter((one) => one !== upload);
     if (this.#current === upload) this.#current = null;
-    if (job) this.#onJob(job, upload);
+    if (job) this.#onJob(job, { poster: upload.poster, hadFocus });
     this.#next();
   }
 
@@ -97,14 +103,15 @@ class Upload {
   #mistake = element("div", { class: "mistake", hidden: true });
   #retry;
 
-  constructor(file, options, events) {
+  constructor(file, poster, options, events) {
     this.file = file;
+    this.poster = poster;
     this.#options = options;
     this.#events = events;
     this.#bar = element("progress", { max: 1, value: 0, "aria-label": `Upload of ${file.name}` });
     this.#retry = element("button", { type: "button", hidden: true, click: () => this.#tryAgain() }, "Try again");
     this.card = element("li", { class: "card upload" },
-      element("div", { class: "head" },
+      element("div", { class: "head" }, smallPicture(poster),
         element("div", { class: "title" }, element("h3", { tabindex: -1 }, file.name), this.#state)),
       this.#bar,
       this.#figures,
@@ -188,8 +195,9 @@ class Upload {
         headers: { "Idempotency-Key": `page-${uploadId}` }, // an answer that got lost is asked for again
       });
       await this.#forget();
+      const hadFocus = this.card.contains(document.activeElement);
       this.card.remove();
-      this.#events.onEnd(job);
+      this.#events.onEnd(job, hadFocus);
     } catch (problem) {
       if (problem.mayPass) {
         this.#show(problem.status === 429 ? "Waiting for room" : "Connection lost");
