@@ -50,11 +50,11 @@ def examine_gpu(facts: GpuFacts, settings: WorkerSettings) -> Iterator[Finding]:
 
 
 def examine_codecs() -> Iterator[Finding]:
-    """Every encoder, by frames that are encoded and decoded again."""
+    """Every encoder, by one frame that is encoded and decoded again."""
     failing = failing_encoders()
     working = [codec for codec in VideoCodec if codec not in failing]
     if working:
-        yield ok("codecs", f"{', '.join(working)}: frames were encoded and decoded (PyAV {version('av')})")
+        yield ok("codecs", f"{', '.join(working)}: a frame was encoded and decoded (PyAV {version('av')})")
     for codec, why in failing.items():
         yield missing(f"codec {codec}", why, "install PyAV's wheel again: pip install --force-reinstall 'av>=18.1,<19'")
 

@@ -1,4 +1,4 @@
-"""Whether each encoder really works here: frames in, by the way that results are made, and as many out again."""
+"""Whether each encoder really works here: one frame in, by the way that results are made, and one out again."""
 
 import tempfile
 from collections.abc import Mapping
@@ -16,8 +16,6 @@ from worker.video.frames import Frame
 from worker.video.values import Colour, Encoding, Picture
 
 _WIDTH, _HEIGHT = 256, 144
-# A single one would do, but for x265 4.2: it has no decoding time for that, and puts out whatever lies in memory.
-_FRAMES = 10
 _BT709_LIMITED = Colour(matrix=1, range=1, primaries=1, transfer=1, conversion="bt709", chroma_location="unspecified")
 
 
@@ -68,7 +66,7 @@ def _encoded(codec: VideoCodec, folder: Path) -> Path:
         time_base=Fraction(1, 25),
     )
     file = folder / f"frame{CODECS[codec].segment_suffix}"
-    for _ in encode_frames([Frame(_slope())] * _FRAMES, range(_FRAMES), picture, encoding, file, made_by="vsr doctor"):
+    for _ in encode_frames([Frame(_slope())], [0], picture, encoding, file, made_by="vsr doctor"):
         pass
     return file
 
@@ -78,12 +76,9 @@ def _there_and_back(encoder_name: str, decoder_name: str) -> None:
     assert isinstance(encoder, VideoCodecContext)
     encoder.width, encoder.height, encoder.pix_fmt = _WIDTH, _HEIGHT, "yuv420p"
     encoder.time_base, encoder.framerate = Fraction(1, 25), Fraction(25)
-    packets = []
-    for number in range(_FRAMES):
-        frame = av.VideoFrame.from_ndarray(_slope(), format="rgb24").reformat(format="yuv420p")
-        frame.pts, frame.time_base = number, encoder.time_base
-        packets += encoder.encode(frame)
-    packets += encoder.encode(None)
+    frame = av.VideoFrame.from_ndarray(_slope(), format="rgb24").reformat(format="yuv420p")
+    frame.pts, frame.time_base = 0, encoder.time_base
+    packets = [*encoder.encode(frame), *encoder.encode(None)]
     decoder = av.CodecContext.create(decoder_name, "r")
     assert isinstance(decoder, VideoCodecContext)
     _check([one for packet in (*packets, None) for one in decoder.decode(packet)])
@@ -97,6 +92,6 @@ def _slope() -> "np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]":
 
 
 def _check(frames: list[av.VideoFrame]) -> None:
-    sizes = {(frame.width, frame.height) for frame in frames}
-    if len(frames) != _FRAMES or sizes != {(_WIDTH, _HEIGHT)}:
-        raise ValueError(f"{_FRAMES} frames of {_WIDTH}x{_HEIGHT} went in, {len(frames)} came out, {sizes or 'none'}")
+    sizes = [(frame.width, frame.height) for frame in frames]
+    if sizes != [(_WIDTH, _HEIGHT)]:
+        raise ValueError(f"one frame of {_WIDTH}x{_HEIGHT} went in, and {sizes or 'none'} came out")
