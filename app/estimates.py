@@ -18,7 +18,7 @@ from app.errors import (
 )
 from app.metrics import worker_states
 from app.schemas import Estimate, EstimateWish
-from worker.contract.job import Container, VideoCodec
+from worker.contract.job import Container, JobRecord, Progress, VideoCodec
 from worker.contract.speeds import bytes_per_pixel, seconds_per_pixel
 
 # Jobs under way that are looked at one by one; each of the others is taken to be as long as the one in question.
@@ -72,21 +72,23 @@ def _others_seconds(services: Services, own_seconds: float, workers: int) -> flo
     They take turns with it: so each adds the rest of its own work, but no more than this one takes itself.
     """
     others = services.registry.unfinished_ids()
-    known = (_remaining_seconds(services, job_id, workers) for job_id in others[:_MOST_LOOKED_AT])
-    rests = [own_seconds if rest is None else min(rest, own_seconds) for rest in known]
-    return sum(rests) + own_seconds * max(0, len(others) - _MOST_LOOKED_AT)
+    looked_at = services.registry.get_all(others[:_MOST_LOOKED_AT])
+    progress = services.registry.progress_of([record.id for record in looked_at])
+    kinds = {record.options for record in looked_at}
+    costs = {options: seconds_per_pixel(services.redis, options) for options in kinds}
+    rests = (
+        _remaining_seconds(record, live, costs[record.options], workers)
+        for record, live in zip(looked_at, progress, strict=True)
+    )
+    known = sum(own_seconds if rest is None else min(rest, own_seconds) for rest in rests)
+    return known + own_seconds * max(0, len(others) - _MOST_LOOKED_AT)
 
 
-def _remaining_seconds(services: Services, job_id: str, workers: int) -> float | None:
-    """Of a job that waits or runs; None where its length or its speed is not known."""
-    record = services.registry.get(job_id)
-    if record is None or record.status.is_final:
+def _remaining_seconds(record: JobRecord, progress: Progress, cost: float | None, workers: int) -> float | None:
+    """Of a job that waits or runs; None where its length or its speed is not known. `cost`: seconds per pixel."""
+    if record.status.is_final:
         return 0.0
-    if record.source is None:
-        return None
-    progress = services.registry.progress(job_id)
-    cost = seconds_per_pixel(services.redis, record.options)
-    if cost is None:
+    if record.source is None or cost is None:
         return None
     pixels = record.source.width * record.source.height * max(0, record.source.frames - progress.frames_done)
     return cost * pixels / workers

@@ -1,5 +1,6 @@
 """Jobs over HTTP: list, look at, cancel, delete."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -36,15 +37,10 @@ JobIdParameter = Annotated[str, Path(pattern=JOB_ID_PATTERN)]
 
 def existing_job(job_id: JobIdParameter, services: ServicesDep, owner: OwnerDep) -> JobRecord:
     """A job of another key is none: nothing about the answer tells that there is one."""
-    record = _own_job(services, job_id, owner)
-    if record is None:
+    record = services.registry.get(job_id)
+    if record is None or owner not in (None, record.owner):
         raise JobNotFoundError(job_id)
     return record
-
-
-def _own_job(services: Services, job_id: str, owner: str | None) -> JobRecord | None:
-    record = services.registry.get(job_id)
-    return record if record and owner in (None, record.owner) else None
 
 
 JobRecordDep = Annotated[JobRecord, Depends(existing_job)]
@@ -74,13 +70,13 @@ def list_jobs(
     ] = None,
 ) -> JobPage:
     if ids:
-        asked = (_own_job(services, job_id, owner) for job_id in dict.fromkeys(ids))
-        found = [record for record in asked if record and status in (None, record.status)]
-        return JobPage(jobs=[present_job(services, record) for record in found], next_cursor=None)
+        there = services.registry.get_all(list(dict.fromkeys(ids)))
+        found = [one for one in there if owner in (None, one.owner) and status in (None, one.status)]
+        return JobPage(jobs=_present_jobs(services, found), next_cursor=None)
     records = services.registry.newest(limit + 1, status, before=cursor, owner=owner)
     page = records[:limit]
     return JobPage(
-        jobs=[present_job(services, record) for record in page],
+        jobs=_present_jobs(services, page),
         next_cursor=page[-1].id if len(records) > limit else None,
     )
 
@@ -182,10 +178,15 @@ def delete_job(record: JobRecordDep, services: ServicesDep) -> None:
 
 
 def present_job(services: Services, record: JobRecord) -> Job:
-    is_queued = record.status == JobStatus.QUEUED
-    return public_job(
-        record,
-        services.registry.progress(record.id),
-        services.registry.queue_position(record.id) if is_queued else None,
-        result_expires_at(record, services.settings),
-    )
+    [job] = _present_jobs(services, [record])
+    return job
+
+
+def _present_jobs(services: Services, records: Sequence[JobRecord]) -> list[Job]:
+    progress = services.registry.progress_of([record.id for record in records])
+    queued = [record.id for record in records if record.status == JobStatus.QUEUED]
+    places = dict(zip(queued, services.registry.queue_positions(queued), strict=True)) if queued else {}
+    return [
+        public_job(record, live, places.get(record.id), result_expires_at(record, services.settings))
+        for record, live in zip(records, progress, strict=True)
+    ]

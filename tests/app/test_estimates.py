@@ -40,6 +40,7 @@ def test_what_was_never_measured_is_null(gateway: RunningGateway) -> None:
         ({"duration_seconds": 6.66, "frame_rate": 29.97}, 200),
         ({"duration_seconds": 6.66, "frame_rate": "30000/1001"}, 200),
         ({"duration_seconds": 6.66}, 200),
+        ({"duration_seconds": 1001, "frame_rate": 29.97}, 30000),
         ({"duration_seconds": 0.001}, 1),
     ],
 )
