@@ -21,7 +21,7 @@ from worker.contract.registry import JobRegistry
 from worker.contract.storage import JobStorage
 
 if TYPE_CHECKING:
-    from app.limits import UploadSlots
+    from app.limits import Slots
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Services:
     registry: JobRegistry
     queue: TaskQueue
     metrics: GatewayMetrics
-    upload_slots: "UploadSlots"
+    upload_slots: "Slots"
+    listener_slots: "Slots"
     upload_threads: UploadThreads = field(default_factory=UploadThreads)
     session_openings: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(32))
 

@@ -260,6 +260,18 @@ class TooManyKeyUploadsError(LimitReachedError):
     retry_after_seconds = 5
 
 
+class TooManyListenersError(LimitReachedError):
+    code, title = "too_many_listeners", "Too many follow jobs"
+    reason = "{limit} streams of events are open already; look at the job itself."
+    retry_after_seconds = 5
+
+
+class TooManyKeyListenersError(LimitReachedError):
+    code, title = "too_many_listeners_of_key", "Too many follow jobs with this key"
+    reason = "This key has {limit} streams of events open already; look at several jobs at once by `id`."
+    retry_after_seconds = 5
+
+
 class KeyStorageFullError(LimitReachedError):
     code, title = "storage_of_key_full", "This key keeps too many bytes here"
     reason = "Sources and uploads of this key may take {limit} bytes together: delete jobs, or wait until some expire."

@@ -22,8 +22,17 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from app.dependencies import OwnerDep, Services, ServicesDep, require_api_key
-from app.errors import InvalidRequestError, JobNotFoundError, QueueUnavailableError, UnauthorizedError, responses
+from app.errors import (
+    InvalidRequestError,
+    JobNotFoundError,
+    QueueUnavailableError,
+    TooManyKeyListenersError,
+    TooManyListenersError,
+    UnauthorizedError,
+    responses,
+)
 from app.jobs import JobIdParameter, existing_job, present_job
+from app.limits import listener_slot
 from worker.contract.job import JobRecord
 from worker.contract.redis_faults import is_unavailable
 
@@ -192,11 +201,19 @@ def state_of(services: Services, record: JobRecord, mark: bytes) -> JobState:
 @router.get(
     "/events",
     summary="Follow a job",
+    dependencies=[Depends(listener_slot)],
     response_class=Response,
     responses={
         200: {"description": "The events.", "content": {"text/event-stream": {"itemSchema": _EVENT_SCHEMA}}},
         204: {"description": "`Last-Event-ID` names the end of the job: nothing more will come. EventSource stops."},
-        **responses(UnauthorizedError, JobNotFoundError, InvalidRequestError, QueueUnavailableError),
+        **responses(
+            UnauthorizedError,
+            JobNotFoundError,
+            InvalidRequestError,
+            TooManyListenersError,
+            TooManyKeyListenersError,
+            QueueUnavailableError,
+        ),
     },
 )
 async def get_events(

@@ -33,12 +33,18 @@ from app import (
 )
 from app.dependencies import Services
 from app.documentation import DocumentedApi
-from app.errors import add_error_handlers
+from app.errors import (
+    TooManyKeyListenersError,
+    TooManyKeyUploadsError,
+    TooManyListenersError,
+    TooManyUploadsError,
+    add_error_handlers,
+)
 from app.events import JobEvents
 from app.health import redis_warnings
 from app.janitor import Janitor
 from app.keys import ApiKeys
-from app.limits import UploadSlots
+from app.limits import Slots
 from app.metrics import GatewayMetrics
 from app.middleware import QUIET_PATHS, AccessLogMiddleware, SecurityHeadersMiddleware
 from app.page import add_page
@@ -84,7 +90,16 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
         registry=registry,
         queue=TaskQueue(redis),
         metrics=GatewayMetrics(redis, registry, storage),
-        upload_slots=UploadSlots(settings.max_uploads, settings.max_uploads_per_key),
+        upload_slots=Slots(
+            settings.max_uploads, settings.max_uploads_per_key, TooManyUploadsError, TooManyKeyUploadsError
+        ),
+        # The other half stays for those who want something done.
+        listener_slots=Slots(
+            max(1, settings.max_connections // 2),
+            settings.max_listeners_per_key,
+            TooManyListenersError,
+            TooManyKeyListenersError,
+        ),
     )
 
     services.metrics.uploads_under_way.set_function(lambda: services.upload_slots.taken)

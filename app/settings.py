@@ -156,6 +156,11 @@ class GatewaySettings(OutboundSettings):
     max_uploads_per_key: int = Field(
         32, ge=0, description="The same of one API key, so that none keeps the others out. 0: any number."
     )
+    max_listeners_per_key: int = Field(
+        100,
+        ge=0,
+        description="Streams of events of one API key. 0: any number. All keys together: half of `max_connections`.",
+    )
     max_begun_uploads_per_key: int = Field(
         100, ge=0, description="Resumable uploads of one API key that are not whole yet. 0: any number."
     )

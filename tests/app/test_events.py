@@ -167,6 +167,37 @@ def test_only_those_who_may_see_a_job_can_follow_it(start_gateway: StartGateway)
     assert seen.job["id"] == job_id
 
 
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"max_listeners_per_key": 2}, "too_many_listeners_of_key"),
+        ({"max_connections": 4, "max_uploads": 1}, "too_many_listeners"),
+    ],
+)
+def test_only_so_many_follow_at_a_time(start_gateway: StartGateway, settings: dict[str, int], code: str) -> None:
+    # Given two who follow a job, and no place for a third
+    gateway = start_gateway(api_keys="mine", **settings)
+    gateway.http.headers["X-API-Key"] = "mine"
+    gateway.http.put("/v1/uploads/a", content=b"abc")
+    job_id = gateway.http.post("/v1/jobs", json={"upload_id": "a"}).json()["id"]
+    with following(gateway.url, job_id, **{"X-API-Key": "mine"}) as (_, first):
+        next(first)
+        with following(gateway.url, job_id, **{"X-API-Key": "mine"}) as (_, second):
+            next(second)
+            # When another comes
+            refused = gateway.http.get(f"/v1/jobs/{job_id}/events")
+            # Then it is told to look at the job instead, which it can
+            assert (refused.status_code, refused.json()["code"], refused.headers["Retry-After"]) == (429, code, "5")
+            assert gateway.http.get(f"/v1/jobs/{job_id}").status_code == 200
+
+        # And whoever leaves makes room
+        def is_let_in() -> bool:
+            with gateway.http.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
+                return answer.status_code == 200
+
+        wait_until(is_let_in)
+
+
 def test_who_has_nothing_to_say_says_that(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
     monkeypatch.setattr(events, "_KEEPALIVE_SECONDS", 0.05)
