@@ -12,7 +12,7 @@ from worker.contract.failure import FailureCode
 from worker.contract.job import JobStatus
 from worker.contract.presets import PRESETS, TEST_PRESETS
 
-STAGES = ("plan", "decode", "infer", "hat", "unet", "wait", "encode", "check", "assemble")
+STAGES = ("plan", "decode", "infer", "hat", "unet", "wait", "encode", "check", "assemble", "preview")
 TILE_OUTCOMES = ("computed", "reused")
 SEGMENT_OUTCOMES = ("finished", "existing", "given_back", "canceled", "failed")
 CAGE_INCIDENTS = ("killed", "crashed", "too_demanding", "astray")
@@ -37,7 +37,7 @@ STAGE_DURATION_SECONDS = Histogram(
     "vsr_stage_duration_seconds",
     "Time spent in one stage of a segment (decode, infer, encode, check, which overlap; hat and unet are parts of "
     "infer; wait: the device had nothing to do, so that infer / (infer + wait) is how busy it was) or of a job (plan, "
-    "assemble).",
+    "assemble, preview).",
     ["stage", "preset"],
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120),
 )

@@ -48,6 +48,7 @@ from worker.contract.tracing import trace_id_of
 from worker.job_files import finished_segments, read_plan, segments_from_start
 from worker.live import (
     as_streamed,
+    make_playable,
     publish_failed_preview,
     publish_live,
     publish_preview,
@@ -145,6 +146,7 @@ def preview(job_id: str, at_seconds: float) -> Retry | None:
     """Render two seconds of the job, to be looked at. Whatever comes of it, the job goes its way as if it were not."""
 
     def note_failure(bench: Workbench, job: JobRecord, code: FailureCode, message: str) -> None:
+        tracing.note_failure(code)
         log.warning("preview_failed", code=code, reason=message)
         publish_failed_preview(bench.storage.folder(job.id), at_seconds, JobError(code=code, message=message))
 
@@ -341,7 +343,8 @@ def _preview(bench: Workbench, job: JobRecord, at_seconds: float) -> None:
     # A worker that was lost at it may have needed too much.
     for way in ways[min(_attempt(), len(ways)) - 1 :]:
         try:
-            _render_preview(bench, job, preview_plan(made, at_seconds), way)
+            with metrics.STAGE_DURATION_SECONDS.labels("preview", preset_label(job.options.preset)).time():
+                _render_preview(bench, job, preview_plan(made, at_seconds), way)
         except MemoryError:
             log.warning("memory_short", reason="the processor's memory", rendered=str(way))
         except JobFailureError as failure:
@@ -372,9 +375,11 @@ def _render_preview(bench: Workbench, job: JobRecord, part: Plan, rendering: Ren
             decode=bench.decoding(job).frames,
             stills=stills,
         )
+        playable = rendered.with_name("playable.mp4")
+        facts = make_playable(playable, part, rendered)
         bench.watch.demand_lease()
         until_published.enter_context(_still_wanted(bench, job))
-        publish_preview(folder, part, rendered, stills)
+        publish_preview(folder, playable, facts, stills)
     log.info("preview_made", frames=part.segments[0].frames)
 
 
