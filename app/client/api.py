@@ -1,6 +1,6 @@
 """What a client can do, each thing written once, as coroutines: `AsyncClient` offers them so, `Client` runs them."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from app.client.errors import ForeignResponseError, JobEndedError, NoResultRespo
 from app.client.following import follow
 from app.client.service import Patience, Service
 from app.client.uploads import memory_of, upload
-from app.schemas import Job, JobPage, ModelList
+from app.schemas import Estimate, Job, JobPage, ModelList
 from worker.contract.job import Container, JobStatus
 from worker.contract.storage import publishing
 
@@ -91,9 +91,19 @@ class AsyncJobs:
         """The job as it is now."""
         return await self._service.ask(Job, "GET", f"/v1/jobs/{job_id}")
 
-    async def list(self, status: str | None = None, limit: int = 20, cursor: str | None = None) -> JobPage:
-        """A page of jobs, newest first; `cursor` is the `next_cursor` of the page before."""
-        asked = {"status": status, "limit": limit, "cursor": cursor}
+    async def list(
+        self,
+        status: str | None = None,
+        limit: int = 20,
+        cursor: str | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+    ) -> JobPage:
+        """A page of jobs, newest first; `cursor` is the `next_cursor` of the page before.
+
+        `ids`: instead these, up to 100, in this order, without those that do not exist.
+        """
+        asked = {"id": ids} if ids is not None else {"status": status, "limit": limit, "cursor": cursor}
         params = {name: value for name, value in asked.items() if value is not None}
         return await self._service.ask(JobPage, "GET", "/v1/jobs", params=params)
 
@@ -234,6 +244,24 @@ class Api:
     async def models(self) -> ModelList:
         """The presets, and which of them a worker has in memory."""
         return await self._service.ask(ModelList, "GET", "/v1/models")
+
+    async def estimate(
+        self,
+        width: int,
+        height: int,
+        *,
+        frames: int | None = None,
+        duration_seconds: float | None = None,
+        **options: Unpack[Options],
+    ) -> Estimate:
+        """How long a job would take and wait, and how large its result would be; None where nothing was measured yet.
+
+        Of `frames`, or `duration_seconds`.
+        """
+        length = {"frames": frames, "duration_seconds": duration_seconds}
+        wished = {**options, **length, "width": width, "height": height}
+        body = {name: value for name, value in wished.items() if value is not None}
+        return await self._service.ask(Estimate, "POST", "/v1/estimate", json=body)
 
     async def close(self) -> None:
         await self._service.line.close()

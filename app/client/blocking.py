@@ -1,6 +1,6 @@
 """The client for programs without an event loop: each method runs the coroutine of its name in `app.client.api`."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack
@@ -8,7 +8,7 @@ from typing import Literal, Self, Unpack
 from app.client.api import PATIENCE_WITH_JOBS_SECONDS, POLL_SECONDS, Api, AsyncJobs, Options, Progress
 from app.client.lines import BlockingLine, iterate, run
 from app.client.service import Service, headers_for
-from app.schemas import Job, JobPage, ModelList
+from app.schemas import Estimate, Job, JobPage, ModelList
 
 
 class Jobs:
@@ -26,8 +26,15 @@ class Jobs:
     def get(self, job_id: str) -> Job:
         return run(self._jobs.get(job_id))
 
-    def list(self, status: str | None = None, limit: int = 20, cursor: str | None = None) -> JobPage:
-        return run(self._jobs.list(status, limit, cursor))
+    def list(
+        self,
+        status: str | None = None,
+        limit: int = 20,
+        cursor: str | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+    ) -> JobPage:
+        return run(self._jobs.list(status, limit, cursor, ids=ids))
 
     def cancel(self, job_id: str, *, keep_partial: bool = False) -> Job:
         return run(self._jobs.cancel(job_id, keep_partial=keep_partial))
@@ -120,6 +127,17 @@ class Client:
 
     def models(self) -> ModelList:
         return run(self._api.models())
+
+    def estimate(
+        self,
+        width: int,
+        height: int,
+        *,
+        frames: int | None = None,
+        duration_seconds: float | None = None,
+        **options: Unpack[Options],
+    ) -> Estimate:
+        return run(self._api.estimate(width, height, frames=frames, duration_seconds=duration_seconds, **options))
 
     def close(self) -> None:
         run(self._api.close())

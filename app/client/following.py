@@ -6,7 +6,12 @@ from contextlib import aclosing
 import httpx2
 from pydantic import ValidationError
 
-from app.client.errors import ForeignResponseError, NotFoundResponseError, ServiceUnreachableError
+from app.client.errors import (
+    ForeignResponseError,
+    NotFoundResponseError,
+    ServiceUnreachableError,
+    TryLaterResponseError,
+)
 from app.client.service import PASSING_ERRORS, Service
 from app.schemas import Job
 
@@ -66,6 +71,10 @@ def _refuse_other_than_events(service: Service, response: httpx2.Response) -> No
         if error.problem.code == "job_not_found":
             raise
         raise _NoEventsError from error  # a service of before there were events
+    except TryLaterResponseError as error:
+        if error.problem.status != 429:
+            raise
+        raise _NoEventsError from error  # too many listen already
     if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
         raise _NoEventsError
 

@@ -21,6 +21,7 @@ from app.client import (
     NotFoundResponseError,
     ProblemResponseError,
     Progress,
+    RejectedResponseError,
     ServiceUnreachableError,
     TryLaterResponseError,
     UnauthorizedResponseError,
@@ -191,12 +192,14 @@ def test_listing_canceling_and_deleting(gateway: RunningGateway, client: Client)
     first, second = gateway.add_job(), gateway.add_job()
 
     # When
+    both = client.jobs.list(ids=[second.id, "0" * 20, first.id])
     canceled = client.jobs.cancel(first.id)
     page = client.jobs.list(limit=1)
     rest = client.jobs.list(cursor=page.next_cursor)
     client.jobs.delete(second.id)
 
     # Then
+    assert [job.id for job in both.jobs] == [second.id, first.id]
     assert canceled.status == JobStatus.CANCELED
     assert [[job.id for job in jobs] for jobs in (page.jobs, rest.jobs)] == [[second.id], [first.id]]
     assert [job.id for job in client.jobs.list(status="canceled").jobs] == [first.id]
@@ -208,6 +211,13 @@ def test_listing_canceling_and_deleting(gateway: RunningGateway, client: Client)
         "paper",
         "paper-residual",
     ]
+
+
+def test_an_estimate_is_asked_for_before_anything_is_sent(client: Client) -> None:
+    estimate = client.estimate(640, 360, duration_seconds=10, frame_rate="25", quality="high")
+    assert (estimate.frames, estimate.basis, estimate.seconds) == (250, "unknown", None)
+    with pytest.raises(RejectedResponseError):
+        client.estimate(640, 360)
 
 
 def test_problems_are_typed_and_speak_the_words_of_the_service(start_gateway: StartGateway, tmp_path: Path) -> None:

@@ -303,9 +303,10 @@ def test_a_job_is_followed_over_a_stream_that_breaks_and_no_event_is_asked_for_t
         problem(404, "not_found"),
         answer("<html></html>", Content_Type="text/html"),
         answer(status=204),
+        problem(429, "too_many_listeners", Retry_After="5"),
         ServiceUnreachableError("http://service", "timed out", was_silent=True),
     ],
-    ids=["an older service", "a proxy's page", "nothing to come", "a proxy that holds events back"],
+    ids=["an older service", "a proxy's page", "nothing to come", "too many listen", "a proxy that holds events back"],
 )
 def test_where_events_do_not_get_through_the_job_is_asked_for(no_events: httpx2.Response | Exception) -> None:
     states = [job(JobStatus.RUNNING, 3), job(JobStatus.RUNNING, 3), job(JobStatus.FAILED, 3)]
