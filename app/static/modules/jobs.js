@@ -12,36 +12,48 @@ export class Jobs {
   #list = document.getElementById("jobs");
   #empty = document.getElementById("empty");
   #older = document.getElementById("older");
-  #cards = new Map(); // job id -> Card, newest first
+  #cards = new Map(); // job id -> Card
   #cursor = null;
   #live = new Live((job) => this.#receive(job), (id) => this.#remove(id));
 
   constructor() {
-    this.#older.addEventListener("click", () => this.#load(this.#cursor));
+    this.#older.addEventListener("click", () => this.#showOlder());
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden && !document.getElementById("work").hidden) this.#page(null).catch(() => {}); // made elsewhere meanwhile
+    });
   }
 
   async begin() {
-    await this.#load(null);
+    const { next_cursor: cursor } = await this.#page(null);
+    this.#offer(cursor);
+    this.#showEmpty();
   }
 
   /** A job that was just made of an upload, whose card may have had the focus. */
   add(job, { poster, hadFocus }) {
-    this.#receive(job, true, poster);
+    this.#receive(job, poster);
     if (hadFocus) this.#cards.get(job.id).focus();
     announce(`${job.source.name} has arrived. ${job.queue_position ? place(job.queue_position) : "It starts now"}.`);
   }
 
-  async #load(cursor) {
-    const page = await askJson("GET", "v1/jobs", { query: { limit: PAGE, cursor } });
-    const isFirst = cursor === null;
-    for (const job of page.jobs) this.#receive(job);
-    this.#cursor = page.next_cursor;
-    this.#older.hidden = !page.next_cursor;
-    this.#showEmpty();
-    if (!isFirst && page.jobs.length) this.#cards.get(page.jobs[0].id)?.focus();
+  async #showOlder() {
+    const { jobs, next_cursor: cursor } = await this.#page(this.#cursor);
+    this.#offer(cursor);
+    if (jobs.length) this.#cards.get(jobs[0].id).focus();
   }
 
-  #receive(job, isNew = false, poster = null) {
+  #offer(cursor) {
+    this.#cursor = cursor;
+    this.#older.hidden = !cursor;
+  }
+
+  async #page(cursor) {
+    const page = await askJson("GET", "v1/jobs", { query: { limit: PAGE, cursor } });
+    for (const job of page.jobs) this.#receive(job);
+    return page;
+  }
+
+  #receive(job, poster = null) {
     const card = this.#cards.get(job.id);
     if (card) {
       const before = card.job;
@@ -54,8 +66,9 @@ export class Jobs {
         opened: () => this.#follow(),
       });
       this.#cards.set(job.id, made);
-      if (isNew) this.#list.prepend(made.element);
-      else this.#list.append(made.element);
+      // The newest first: ids are in the order in which jobs were made.
+      const older = [...this.#cards.values()].filter((one) => one.job.id < job.id).sort((a, b) => (a.job.id < b.job.id ? 1 : -1))[0];
+      this.#list.insertBefore(made.element, older?.element ?? null);
       this.#showEmpty();
     }
     this.#follow();

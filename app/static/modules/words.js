@@ -39,6 +39,7 @@ export function dimensions(width, height) {
 }
 
 export function rate(perSecond) {
+  if (perSecond < 0.95) return count(Math.max(1, Math.round(perSecond * 60)), "frame") + " a minute";
   return `${perSecond < 9.95 ? perSecond.toFixed(1) : Math.round(perSecond)} frames a second`;
 }
 
