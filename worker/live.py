@@ -102,16 +102,27 @@ def remove_preview(folder: JobFolder) -> None:
         old.unlink(missing_ok=True)
 
 
-def publish_preview(folder: JobFolder, part: Plan, rendered: Path, stills: Stills) -> None:
-    """Hand out the frames of `part`, a preview's plan, which were rendered as a segment."""
+def make_playable(target: Path, part: Plan, rendered: Path) -> PreviewFacts:
+    """Write the frames of `part`, a preview's plan, which were rendered as a segment, as a file for browsers."""
+    write_playable(target, rendered, part.picture, part.encoding)
+    begins_at_seconds = part.live_facts().borders_seconds[0]
+    return PreviewFacts(at_seconds=begins_at_seconds, frames=part.segments[0].frames, sha256=sha256_of_file(target))
+
+
+def make_playable(target: Path, part: Plan, rendered: Path) -> PreviewFacts:
+    """Write the frames of `part`, a preview's plan, which were rendered as a segment, as a file for browsers."""
+    write_playable(target, rendered, part.picture, part.encoding)
+    begins_at_seconds = part.live_facts().borders_seconds[0]
+    return PreviewFacts(at_seconds=begins_at_seconds, frames=part.segments[0].frames, sha256=sha256_of_file(target))
+
+
+def publish_preview(folder: JobFolder, playable: Path, facts: PreviewFacts, stills: Stills) -> None:
+    """Move a preview to its place, with its first frame as pictures."""
     with publishing(folder.preview) as partial:
-        write_playable(partial, rendered, part.picture, part.encoding)
-        sha256 = sha256_of_file(partial)
+        playable.rename(partial)
     if stills.source and stills.result:
         write_atomically(folder.still("preview", "source"), stills.source)
         write_atomically(folder.still("preview", "result"), stills.result)
-    begins_at_seconds = part.live_facts().borders_seconds[0]
-    facts = PreviewFacts(at_seconds=begins_at_seconds, frames=part.segments[0].frames, sha256=sha256)
     write_atomically(folder.preview_facts, facts.model_dump_json().encode())
 
 
