@@ -46,6 +46,18 @@ def test_the_runbook_has_one_paragraph_for_every_alert_and_none_for_another(
         assert alert["annotations"]["runbook_url"] == f"docs/runbook.md#{alert['alert'].lower()}"
 
 
+def test_every_metric_of_ours_is_described_as_it_describes_itself(repository: Path, served_pages: list[str]) -> None:
+    described = dict(
+        re.findall(
+            r"^\| `(vsr_\w+)` \| \w+ \|[^|]*\| (.+) \|$", (repository / "docs/metrics.md").read_text(), re.MULTILINE
+        )
+    )
+    served = [family for page in served_pages for family in re.findall(r"^# HELP (vsr_\w+) (.+)$", page, re.MULTILINE)]
+    assert set(described) == {name for name, _ in served if not name.endswith("_created")}
+    assert set(described.values()) <= {words for _, words in served}
+    assert len(described) > 40
+
+
 def test_the_runbook_names_only_settings_and_panels_that_exist(repository: Path) -> None:
     runbook = (repository / "docs/runbook.md").read_text()
     groups = (GatewaySettings, CourierSettings, WorkerSettings, VideoLimits, StorageSettings, RedisSettings)
