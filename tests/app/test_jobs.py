@@ -211,7 +211,15 @@ def test_deleting_a_running_job_ends_it_and_removes_all_its_media(gateway: Runni
     assert gateway.http.get(f"/v1/jobs/{job.id}").status_code == 404
 
 
-CALLS = [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", "/retry"), ("GET", "/result"), ("GET", "/report")]
+CALLS = [
+    ("GET", ""),
+    ("DELETE", ""),
+    ("POST", "/cancel"),
+    ("POST", "/retry"),
+    ("GET", "/events"),
+    ("GET", "/result"),
+    ("GET", "/report"),
+]
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
