@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import av
 import httpx2
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
@@ -107,6 +108,19 @@ def short_clip(clips: Path) -> Path:
 def long_clip(clips: Path) -> Path:
     """Ten segments, of which each takes a while."""
     return write_moving_video(clips / "long.mp4", frames=240, width=128, height=96)
+
+
+@pytest.fixture(scope="session")
+def old_clip(clips: Path, short_clip: Path) -> Path:
+    """The short one as MPEG-4 part 2 in AVI, which no browser plays."""
+    path = clips / "old.avi"
+    with av.open(str(short_clip)) as source, av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=6)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for frame in source.decode(video=0):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -169,3 +169,22 @@ def test_a_format_that_is_not_watched_in_browsers_says_so(
     # Then single pictures of what is finished are there
     expect(card.locator(".said")).to_contain_text("single pictures")
     expect(card.locator(".layer img")).to_have_count(2)
+
+
+def test_a_source_that_browsers_do_not_play_is_no_reason_not_to_see_the_result(
+    emptied: Service, open_page: OpenPage, old_clip: Path
+) -> None:
+    # Given a video of a kind that this browser does not play
+    page = open_page(emptied.url)
+    start(page, old_clip)
+    card = card_of(page, old_clip)
+
+    # When the result is looked at
+    card.get_by_role("button", name="Compare").click()
+
+    # Then it plays; and the two can be compared in single pictures
+    card.get_by_role("button", name="Play").click()
+    until(page, "document.querySelector('.layer.after video').currentTime > 0.5")
+    card.get_by_role("button", name="Compare single pictures").click()
+    expect(card.locator(".layer img")).to_have_count(2)
+    expect(card.locator(".layer video")).to_have_count(0)

@@ -101,7 +101,9 @@ def test_progress_is_shown_as_it_happens_and_a_stopped_video_keeps_what_is_done(
 
     # Then its figures move: frames, speed, time left, segments
     figures = card.locator(".figures")
-    words = re.compile(r"[1-9]\d* of 240 frames · .* frames? a (second|minute) · about .* left · [1-9]\d* of 10 segments")
+    words = re.compile(
+        r"[1-9]\d* of 240 frames · .* frames? a (second|minute) · about .* left · [1-9]\d* of 10 segments"
+    )
     expect(figures).to_have_text(words)
     first = figures.inner_text()
     expect(figures).not_to_have_text(first)

@@ -1,7 +1,7 @@
 // Sending videos, one after the other. What has arrived stays: a cut connection, or a closed page, goes on from there.
 
 import { announce } from "./announce.js";
-import { address, askJson, problemOf } from "./api.js";
+import { address, ask, askJson, problemOf } from "./api.js";
 import { advice } from "./advice.js";
 import { element, smallPicture, write } from "./elements.js";
 import { roughTime, size } from "./words.js";
@@ -54,7 +54,7 @@ export class Uploads {
       element("p", {}, element("strong", {}, one.metadata.filename), " was not sent to its end. Choose the same file again, and it goes on from there."),
       element("button", { type: "button", class: "plain", "aria-label": `Forget ${one.metadata.filename}`, click: async () => {
         await urlStorage.removeUpload(one.urlStorageKey);
-        askJson("DELETE", new URL(one.uploadUrl).pathname, { headers: { "Tus-Resumable": "1.0.0" } }).catch(() => {});
+        ask("DELETE", one.uploadUrl, { headers: { "Tus-Resumable": "1.0.0" } }).catch(() => {});
         await this.showLeftOver();
         document.getElementById("videos").focus();
       } }, "Forget it"))));

@@ -20,6 +20,7 @@ export class Viewer {
   #shownMoment = null;
   #play = element("button", { type: "button", hidden: true, click: () => this.#playback.toggle() }, "Play");
   #sound = element("button", { type: "button", class: "plain", hidden: true, "aria-pressed": "false", click: () => this.#toggleSound() }, "Sound");
+  #pictures = element("button", { type: "button", hidden: true, click: () => this.#leaveVideo() }, "Compare single pictures");
   #time = element("input", { type: "range", min: 0, max: 1, step: "any", value: 0, "aria-label": "Time", disabled: true, input: () => this.#seek(Number(this.#time.value)) });
   #clock = element("span", { class: "clock" });
   #said = element("p", { class: "hint said", role: "status" });
@@ -34,7 +35,7 @@ export class Viewer {
     this.element = element("div", { class: "viewer" },
       this.#stage.picture,
       element("div", { class: "controls" }, this.#play, this.#time, this.#clock, this.#sound, this.#stage.zoomChoice),
-      this.#said,
+      element("div", { class: "row" }, this.#said, this.#pictures),
       this.#stage.help);
     this.#load();
   }
@@ -63,7 +64,7 @@ export class Viewer {
       this.close();
       return;
     }
-    if (after.status === "fulfilled" && (before.status === "fulfilled" || !thumbnail)) this.#showVideos(after.value.video, before.value?.video ?? null);
+    if (after.status === "fulfilled") this.#showVideos(after.value.video, before.value?.video ?? null);
     else if (thumbnail) this.#showPictures();
     else write(this.#said, "This browser plays neither of them. Download the video to see it.");
   }
@@ -80,9 +81,20 @@ export class Viewer {
     this.#sounding = this.#given.streamUrl ? before : after;
     this.#sound.hidden = this.#sounding === null;
     this.#time.disabled = false;
-    write(this.#said, before ? "" : "This browser does not play the source, so there is nothing to compare with.");
+    write(this.#said, before ? "" : "This browser plays the result, but not its source.");
+    this.#pictures.hidden = before !== null || !this.#given.thumbnail;
     this.#playback.seek(atSeconds ?? 0);
     this.#tell();
+  }
+
+  #leaveVideo() {
+    const { seconds } = this.#playback;
+    this.#playback.close();
+    this.#playback = null;
+    for (const control of [this.#play, this.#sound, this.#pictures]) control.hidden = true;
+    this.#given.atSeconds = seconds;
+    this.#showPictures();
+    this.#time.focus();
   }
 
   #showPictures() {
