@@ -26,6 +26,7 @@ demo_cli = typer.Typer()
 _EXAMPLE = Path(__file__).parents[1] / "examples" / "clip.mp4"
 # Also where there is no GPU nobody shall wait for long.
 _QUICKEST_PRESET = "compact"
+_WORDS = {"queued": "waiting for the worker, which loads the networks"}
 # Ports that a service of this machine may have already.
 _ANY_FREE_PORT = {"VSR_METRICS_PORT": "0", "VSR_COURIER_METRICS_PORT": "0"}
 
@@ -102,10 +103,10 @@ class _Journey:
             with ProgressLine("uploading", quiet=self._quiet) as line, Client(self.url) as client:
 
                 def show(progress: "Progress") -> None:
-                    done, total = progress.done, progress.total
-                    line.update(
-                        done, total, label="waiting for a worker" if progress.step == "queued" else progress.step
-                    )
+                    if progress.step == "running":
+                        line.update(progress.done, progress.total, label="upscaling")
+                    else:
+                        line.update(0, None, label=_WORDS.get(progress.step, progress.step))
 
                 self.job = client.upscale(self._source, self._out, show, preset=self._preset)
         except CommandError as error:

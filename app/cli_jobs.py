@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -261,8 +262,12 @@ def _create(client: "Client", source: str, options: "Options", *, is_url: bool, 
     if is_url:
         return client.jobs.create(source, **options)
     kept = "interrupted: what has arrived is kept, the same command goes on from there"
-    with interruptible(kept), ProgressLine("uploading", rate_unit="bytes/s", quiet=quiet) as line:
-        return client.jobs.create(Path(source), line.update, **options)
+    with interruptible(kept), ProgressLine("uploading", rate_unit="MB/s", quiet=quiet) as line:
+        return client.jobs.create(Path(source), _in_megabytes(line), **options)
+
+
+def _in_megabytes(line: ProgressLine) -> Callable[[int, int], None]:
+    return lambda done, total: line.update(done / 1e6, total / 1e6)
 
 
 def _wait(client: "Client", job_id: str, *, quiet: bool) -> "Job":
@@ -277,8 +282,8 @@ def _wait(client: "Client", job_id: str, *, quiet: bool) -> "Job":
 
 def _download(client: "Client", job_id: str, output: Path, *, quiet: bool) -> None:
     kept = "interrupted: what has arrived is kept, `vsr download` goes on from there"
-    with interruptible(kept), ProgressLine("downloading", rate_unit="bytes/s", quiet=quiet) as line:
-        client.jobs.download(job_id, output, line.update)
+    with interruptible(kept), ProgressLine("downloading", rate_unit="MB/s", quiet=quiet) as line:
+        client.jobs.download(job_id, output, _in_megabytes(line))
 
 
 _PARTIAL_RESULT_WORDS = {
