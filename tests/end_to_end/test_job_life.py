@@ -45,7 +45,7 @@ def test_a_job_passes_through_the_worker_and_leaves_only_what_is_needed(
     assert (progress.frames_done, progress.segments_done) == (120, 5)
 
     # And the segments are gone, the source and the report stay
-    wait_for("tidying up", lambda: not house.folder(job_id).segments.exists())
+    wait_for("tidying up", lambda: not house.folder(job_id).rendering.exists())
     files = sorted(path.name for path in house.folder(job_id).path.iterdir())
     assert files == ["job.json", "live", "plan.json", "report.json", "result.mp4", "source"]
 
