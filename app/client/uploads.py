@@ -58,7 +58,12 @@ def memory_of(folder: Path | None, service_url: str, path: Path) -> Iterator[Mem
                 candidate = folder / _key(service_url, path)
                 held = stack.enter_context(candidate.open("ab"))
                 file = candidate if try_to_lock(held) else None
-        yield Memory(file)
+        memory = Memory(file)
+        try:
+            yield memory
+        finally:
+            if memory.upload_id is None:
+                memory.forget()  # the empty file that was locked
 
 
 def _key(service_url: str, path: Path) -> str:

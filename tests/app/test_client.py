@@ -308,6 +308,31 @@ def test_an_upload_that_a_process_did_not_finish_is_finished_by_the_next(
     assert list(remembered.iterdir()) == []
 
 
+def test_a_refused_job_leaves_its_upload_for_the_next_try_and_a_refused_upload_leaves_nothing(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    # Given
+    gateway = start_gateway(max_upload_bytes=1000)
+    small, large, remembered = tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "uploads"
+    small.write_bytes(b"abc")
+    large.write_bytes(b"x" * 2000)
+    sent: list[int] = []
+    with Client(gateway.url, uploads_dir=remembered) as client:
+        # When
+        with pytest.raises(RejectedResponseError, match="largest accepted"):
+            client.jobs.create(large)
+        after_refused_upload = list(remembered.iterdir())
+        with pytest.raises(RejectedResponseError):
+            client.jobs.create(small, preset="best")
+        job = client.jobs.create(small, lambda sent_bytes, total_bytes: sent.append(sent_bytes))
+
+    # Then
+    assert after_refused_upload == []
+    assert sent == [3]
+    assert gateway.storage.folder(job.id).source.read_bytes() == b"abc"
+    assert list(remembered.iterdir()) == []
+
+
 def test_an_upload_that_the_service_has_forgotten_begins_anew(gateway: RunningGateway, tmp_path: Path) -> None:
     source, remembered = tmp_path / "clip.mp4", tmp_path / "uploads"
     source.write_bytes(CONTENT)
