@@ -35,7 +35,7 @@ COPY pyproject.toml ./
 # No package is here yet, so this installs an empty shell and everything that it depends on.
 RUN --mount=type=cache,target=/var/cache/pip \
     touch README.md LICENSE \
- && pip install .
+ && pip install '.[tracing]'
 
 FROM gateway-dependencies AS worker-dependencies
 
@@ -44,7 +44,7 @@ FROM gateway-dependencies AS worker-dependencies
 ARG PIP_FIND_LINKS=
 
 RUN --mount=type=cache,target=/var/cache/pip \
-    pip install '.[worker]'
+    pip install '.[worker,tracing]'
 
 # ------------------------------------------------------------------------------------------------------------- gateway
 FROM gateway-dependencies AS gateway

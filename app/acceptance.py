@@ -46,6 +46,7 @@ from worker.contract.job import Idempotency, JobOptions, JobRecord, JobStatus, n
 from worker.contract.presets import PRESETS, TEST_PRESETS, loaded_models
 from worker.contract.report import Report
 from worker.contract.storage import JobFolder, fsync_folder
+from worker.contract.tracing import current_trace_parent
 
 log = structlog.get_logger(__name__)
 
@@ -191,6 +192,7 @@ def _accept_as(services: Services, submission: Submission, job_id: str) -> Accep
             source_url=submission.source_url,
             webhook_url=submission.webhook_url,
             request_id=submission.request_id,
+            trace_parent=current_trace_parent(),
             idempotency=submission.idempotency,
         )
         try:

@@ -5,17 +5,21 @@ commands that need them: torch and av take seconds, and the gateway's installati
 takes as long as all the rest of `vsr --help`.
 """
 
-import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import structlog
 import typer
 from pydantic import ValidationError
+from typer.exceptions import TyperException
 
 from app import terminal
 from app.cli_benchmark import benchmark_cli
+from app.cli_demo import demo_cli
+from app.cli_doctor import doctor_cli
+from app.cli_jobs import jobs_cli
 from app.cli_keys import keys_cli
 from app.cli_options import (
     CodecOption,
@@ -28,52 +32,57 @@ from app.cli_options import (
     EncoderPresetOption,
     FrameRateOption,
     JsonOption,
+    LogFormatOption,
     OnErrorOption,
     PresetOption,
     QualityOption,
     ReuseOption,
     WeightsDirOption,
     container_for,
+    examples,
     interruptible,
     refuse_unwritable,
+    said,
 )
 from app.cli_training import training_cli, weights_cli
 from app.exit_codes import CommandError, ExitCode, exit_code_of
-from app.terminal import ProgressLine, print_json, print_note, print_result, print_table
+from app.terminal import ProgressLine, print_json, print_note, print_result
 from worker.contract.failure import FailureCode, JobFailureError
-from worker.contract.job import DEFAULT_PRESET, JOB_ID_PATTERN, Container, JobOptions, JobStatus, PartialResult
-from worker.contract.logs import configure_logging
+from worker.contract.job import DEFAULT_PRESET, Container, JobOptions
+from worker.contract.logs import LogFormat, configure_logging
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
 
 if TYPE_CHECKING:
-    from app.client import Client
-    from app.schemas import Job
     from app.settings import GatewaySettings
     from worker.contract.report import Report
 
 cli = typer.Typer(
     name="vsr",
     help="Video super-resolution: twice the size, sharper, everything that was not pixels untouched.",
-    epilog="Examples:  vsr upscale clip.mp4   |   vsr serve   |   vsr submit clip.mp4 --wait -o big.mp4",
+    epilog=examples("vsr upscale clip.mp4", "vsr serve", "vsr submit clip.mp4 -o clip_2x.mp4")
+    + "\n\nExit codes: 0 done; 1 a bug; 2 wrong usage; 3 bad input; 4 not possible; 5 this machine lacks something; "
+    "6 the service cannot be reached or refused; 7 the job ended without a result; 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 cli.add_typer(weights_cli, name="weights", no_args_is_help=True)
 cli.add_typer(keys_cli, name="keys", no_args_is_help=True)
+cli.add_typer(jobs_cli)
+cli.add_typer(demo_cli)
+cli.add_typer(doctor_cli)
 cli.add_typer(training_cli)
 cli.add_typer(benchmark_cli)
-
-UrlOption = Annotated[str | None, typer.Option(help="Address of the service (VSR_URL).")]
-JobArgument = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
-
 
 # --- one file, here --------------------------------------------------------------------------------------------------
 
 
 @cli.command(
-    epilog="Examples:  vsr upscale holiday.mov   |   vsr upscale old.avi old_2x.mkv --codec hevc --quality high   |   "
-    "vsr upscale film.mkv film.mp4 --drop-unsupported --report film.json   |   "
-    "vsr upscale clip.mp4 frames/ --drop-unsupported"
+    epilog=examples(
+        "vsr upscale holiday.mov",
+        "vsr upscale old.avi old_2x.mkv --codec hevc --quality high",
+        "vsr upscale film.mkv film.mp4 --drop-unsupported --report film.json",
+        "vsr upscale clip.mp4 frames/ --drop-unsupported",
+    )
 )
 def upscale(
     source: Annotated[
@@ -145,7 +154,7 @@ def upscale(
     chosen = {"preset": preset, "device": device, "batch_frames": batch, "tile_px": tile, "weights_dir": weights_dir}
     settings = WorkerSettings.model_validate({name: value for name, value in chosen.items() if value is not None})
     options = JobOptions.model_validate(
-        _said(
+        said(
             preset=preset,
             codec=codec,
             quality=quality,
@@ -196,112 +205,83 @@ def upscale(
         _note_changes(outcome.report)
 
 
-def _said(**options: object) -> dict[str, object]:
-    """Those options that were said: the others are left to the defaults of whoever does the work."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def _note_changes(report: "Report | None") -> None:
     """One line, where there is anything to tell."""
     if report and report.changes:
         print_note(f"not simply kept: {'; '.join(report.changes)}")
 
 
-@cli.command(name="report", epilog="Examples:  vsr report clip.json   |   vsr report 0mhi6s2k4z1q8w3e5r7t")
-def show_report(
-    report: Annotated[
-        str,
-        typer.Argument(metavar="JOB|FILE", help="A job of the service, or what --report wrote.", show_default=False),
-    ],
-    url: UrlOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what became of everything in the source: kept, converted or dropped, and why; quality and speed."""
-    from app.report_page import print_report
-    from worker.contract.report import Report
-
-    if re.fullmatch(JOB_ID_PATTERN, report) and not Path(report).exists():
-        with _client(url) as client:
-            content = client.report(report)
-    elif Path(report).is_file():
-        content = Path(report).read_bytes()
-    else:
-        raise JobFailureError(FailureCode.INVALID_OPTION, f"{report} is neither a file nor the id of a job")
-    if as_json:
-        sys.stdout.write(content.decode())
-        return
-    try:
-        print_report(Report.model_validate_json(content))
-    except ValidationError:
-        raise JobFailureError(
-            FailureCode.INVALID_OPTION,
-            f"{report} is no report of this version: --json prints one of another version as it is",
-        ) from None
-
-
 # --- the service -----------------------------------------------------------------------------------------------------
 
 
-@cli.command(epilog="Example:  vsr serve --port 8000 --workers 1")
+@cli.command(epilog=examples("vsr serve --port 8000 --workers 1"))
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (VSR_HOST).")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port (VSR_PORT); 0: any free one.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one per GPU, else one.")] = 0,
     preset: Annotated[str | None, typer.Option(help="Networks to load at start (VSR_PRESET).")] = None,
     device: DeviceOption = None,
+    log_format: LogFormatOption = None,
 ) -> None:
     """Run the whole service on this machine: gateway, workers, courier, and Redis unless VSR_REDIS_URL names one."""
     from app.house import serve_house
 
-    _log_for_people_on_a_terminal()
+    log_settings = _configured_logging(log_format)
     chosen = {"--preset": preset, "--device": device, "--workers": workers}
     worker_arguments = [word for name, value in chosen.items() if value for word in (name, str(value))]
 
     def say_hello(url: str) -> None:
+        if log_settings.log_format == "json":
+            structlog.get_logger(__name__).info(f"twostep-vsr is listening at {url}")
+            return
         print_note(f"twostep-vsr is listening at {url}   (Ctrl-C stops it; accepted jobs are kept)")
         print_note(f"try:  curl -F file=@examples/clip.mp4 {url}/v1/jobs")
 
-    serve_house(_gateway_settings(host, port), RedisSettings(), StorageSettings(), worker_arguments, say_hello)
+    serve_house(
+        _gateway_settings(host, port), RedisSettings(), StorageSettings(), log_settings, worker_arguments, say_hello
+    )
 
 
-@cli.command()
+@cli.command(epilog=examples("VSR_REDIS_URL=redis://localhost VSR_STORAGE_DIR=/srv/vsr vsr gateway --port 8000"))
 def gateway(
     host: Annotated[str | None, typer.Option(help="Address to listen on (VSR_HOST).")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port (VSR_PORT); 0: any free one.")] = None,
+    log_format: LogFormatOption = None,
 ) -> None:
     """Run the gateway alone. Needs VSR_REDIS_URL, and the workers' storage folder as VSR_STORAGE_DIR."""
     from app.server import serve_gateway
 
-    _log_for_people_on_a_terminal()
+    _configured_logging(log_format)
     serve_gateway(
         _gateway_settings(host, port),
         RedisSettings(),
         StorageSettings(),
-        lambda url: print_note(f"the gateway is listening at {url}"),
+        lambda url: structlog.get_logger(__name__).info(f"the gateway is listening at {url}"),
     )
 
 
-@cli.command()
-def courier() -> None:
+@cli.command(epilog=examples("VSR_REDIS_URL=redis://localhost VSR_STORAGE_DIR=/srv/vsr vsr courier"))
+def courier(log_format: LogFormatOption = None) -> None:
     """Fetch sources and deliver webhooks: all that calls other hosts. Needs VSR_REDIS_URL and VSR_STORAGE_DIR."""
     from app.courier.process import run_courier
     from app.settings import CourierSettings
 
-    _log_for_people_on_a_terminal()
+    _configured_logging(log_format)
     run_courier(CourierSettings(), RedisSettings(), StorageSettings())
 
 
-@cli.command()
+@cli.command(epilog=examples("VSR_REDIS_URL=redis://localhost VSR_STORAGE_DIR=/srv/vsr vsr worker --device cuda"))
 def worker(
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one per GPU, else one.")] = 0,
     preset: Annotated[str | None, typer.Option(help="Networks to load at start (VSR_PRESET).")] = None,
     device: DeviceOption = None,
+    log_format: LogFormatOption = None,
 ) -> None:
     """Run the workers of this machine. Needs VSR_REDIS_URL, and the gateway's storage folder as VSR_STORAGE_DIR."""
     from worker.settings import VideoLimits, WorkerSettings
     from worker.supervisor import run_worker
 
-    log_settings = _log_for_people_on_a_terminal()
+    log_settings = _configured_logging(log_format)
     chosen = {"preset": preset, "device": device}
     settings = WorkerSettings.model_validate({name: value for name, value in chosen.items() if value is not None})
     raise typer.Exit(
@@ -316,224 +296,13 @@ def _gateway_settings(host: str | None, port: int | None) -> "GatewaySettings":
     return GatewaySettings.model_validate({name: value for name, value in chosen.items() if value is not None})
 
 
-def _log_for_people_on_a_terminal() -> LogSettings:
-    """JSON lines for machines is the default; on a terminal, unless VSR_LOG_FORMAT says otherwise, text."""
-    settings = LogSettings()
+def _configured_logging(log_format: LogFormat | None) -> LogSettings:
+    """As asked for by --log-format or VSR_LOG_FORMAT; else text for people on a terminal, JSON lines for machines."""
+    settings = LogSettings() if log_format is None else LogSettings(log_format=log_format)
     if sys.stderr.isatty() and "log_format" not in settings.model_fields_set:
         settings = settings.model_copy(update={"log_format": "console"})
     configure_logging(settings.log_format, settings.log_level)
     return settings
-
-
-# --- a client of a running service -----------------------------------------------------------------------------------
-
-
-@cli.command(
-    epilog="Examples:  vsr submit clip.mp4 --wait -o clip_2x.mp4   |   "
-    "vsr submit film.mkv -o film.mp4 --quality high --drop-unsupported --report film.json"
-)
-def submit(
-    source: Annotated[
-        str, typer.Argument(help="The video, or its URL, which the service fetches itself.", show_default=False)
-    ],
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job is done.")] = False,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Then download the result to this file.")
-    ] = None,
-    preset: PresetOption = DEFAULT_PRESET,
-    container: ContainerOption = None,
-    codec: CodecOption = None,
-    quality: QualityOption = None,
-    crf: CrfOption = None,
-    encoder_preset: EncoderPresetOption = "medium",
-    encoder_options: EncoderOptionsOption = None,
-    deinterlace: DeinterlaceOption = None,
-    on_error: OnErrorOption = None,
-    frame_rate: FrameRateOption = None,
-    drop_unsupported: DropUnsupportedOption = False,
-    reuse: ReuseOption = False,
-    report: Annotated[Path | None, typer.Option(help="Then save the report to this file (JSON).")] = None,
-    webhook_url: Annotated[str | None, typer.Option(help="An https URL that the service tells of the end.")] = None,
-    reuse_result: Annotated[
-        bool, typer.Option("--reuse-result", help="Take an earlier job's result of the same bytes and options.")
-    ] = False,
-    url: UrlOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Submit a video to a running service. Ctrl-C while waiting cancels the job."""
-    is_url = "://" in source
-    if is_url and reuse_result:
-        raise typer.BadParameter(
-            "the service knows no bytes of a URL before it has fetched it", param_hint="--reuse-result"
-        )
-    if not is_url and not Path(source).is_file():
-        raise typer.BadParameter(f"{source}: there is no such file", param_hint="SOURCE")
-    container = container_for(output, container)
-    refuse_unwritable(output)
-    refuse_unwritable(report)
-    if output and container is None:
-        names = ", ".join(f".{one}" for one in Container)
-        raise JobFailureError(
-            FailureCode.UNSUPPORTED_OUTPUT, f"cannot write {output.name}: the name must end in one of {names}"
-        )
-    options = _said(
-        preset=preset,
-        container=container,
-        codec=codec,
-        quality=quality,
-        crf=crf,
-        encoder_preset=encoder_preset,
-        encoder_options=encoder_options,
-        deinterlace=deinterlace,
-        on_error=on_error,
-        frame_rate=frame_rate,
-        drop_unsupported=drop_unsupported or None,
-        reuse=reuse or None,
-        webhook_url=webhook_url,
-        reuse_result=reuse_result or None,
-    )
-    with _client(url) as client:
-        if is_url:
-            job = client.submit_url(source, options)
-        else:
-            with ProgressLine("uploading", rate_unit="bytes/s", quiet=as_json) as line:
-                job = client.submit(Path(source), options, on_progress=line.update)
-        if wait or output or report:
-            try:
-                job = _wait(client, job.id, quiet=as_json)
-            except KeyboardInterrupt:
-                client.cancel(job.id)
-                print_note(f"canceled job {job.id}")
-                raise typer.Exit(ExitCode.INTERRUPTED) from None
-        if output and job.status is JobStatus.SUCCEEDED:
-            client.download(job.id, output)
-        if report and job.status is JobStatus.SUCCEEDED:
-            report.write_bytes(client.report(job.id))
-        # OUT is only named where it was written.
-        downloaded = str(output) if job.status is JobStatus.SUCCEEDED else None
-        _print_job(job, as_json=as_json, brief=downloaded if output else job.id)
-    _exit_with(job)
-
-
-@cli.command()
-def status(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Show a job."""
-    with _client(url) as client:
-        _print_job(client.get(job_id), as_json=as_json)
-
-
-@cli.command(name="wait")
-def wait_for(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Wait until a job is done."""
-    with interruptible("the job goes on: see `vsr status`"), _client(url) as client:
-        job = _wait(client, job_id, quiet=as_json)
-        _print_job(job, as_json=as_json)
-    _exit_with(job)
-
-
-@cli.command()
-def download(
-    job_id: JobArgument,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: the source's name with _2x.")] = None,
-    url: UrlOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Download a finished result."""
-    with _client(url) as client:
-        job = client.get(job_id)
-        if output is None:
-            suffix = job.result.container if job.result else "mp4"
-            output = Path(f"{Path(job.source.name).stem}_2x.{suffix}")
-        with ProgressLine("downloading", rate_unit="bytes/s", quiet=as_json) as line:
-            client.download(job_id, output, on_progress=line.update)
-        _print_job(job, as_json=as_json, brief=str(output))
-
-
-@cli.command()
-def cancel(
-    job_id: JobArgument,
-    keep_partial: Annotated[
-        bool, typer.Option("--keep-partial", help="Make a playable result of what is finished from the start.")
-    ] = False,
-    url: UrlOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Cancel a job. Canceling it again, or one that has ended, changes nothing."""
-    with _client(url) as client:
-        _print_job(client.cancel(job_id, keep_partial=keep_partial), as_json=as_json)
-
-
-@cli.command()
-def retry(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Try a failed or canceled job again. What it had finished is kept."""
-    with _client(url) as client:
-        _print_job(client.retry(job_id), as_json=as_json)
-
-
-@cli.command(name="list")
-def list_jobs(
-    status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
-    cursor: Annotated[str | None, typer.Option(help="Of the next page, as printed by the one before.")] = None,
-    url: UrlOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List jobs, newest first."""
-    with _client(url) as client:
-        page = client.list(status, limit, cursor)
-    if as_json:
-        print_json(page.model_dump(mode="json"))
-        return
-    rows = [[job.id, job.status, f"{job.progress.fraction:.0%}", job.source.name] for job in page.jobs]
-    print_table(["job", "status", "done", "source"], rows)
-    if page.next_cursor:
-        print_note(f"more: vsr list --cursor {page.next_cursor}")
-
-
-def _client(url: str | None) -> "Client":
-    from app.client import Client
-    from app.settings import ClientSettings
-
-    settings = ClientSettings()
-    return Client(url or settings.url, settings.api_key.get_secret_value() if settings.api_key else None)
-
-
-def _wait(client: "Client", job_id: str, *, quiet: bool) -> "Job":
-    with ProgressLine("queued", quiet=quiet) as line:
-        return client.wait(
-            job_id,
-            on_progress=lambda job: line.update(
-                job.progress.frames_done, job.progress.frames_total or None, label=str(job.status)
-            ),
-        )
-
-
-_PARTIAL_RESULT_WORDS = {
-    PartialResult.BEING_MADE: "what was finished is being put together: vsr download has it in a moment",
-    PartialResult.KEPT: "what was finished from the start is kept: vsr download",
-    PartialResult.NOTHING_FINISHED: "nothing was finished that could be kept",
-    PartialResult.FAILED: "what was finished could not be put together",
-}
-
-
-def _print_job(job: "Job", *, as_json: bool, brief: str | None = None) -> None:
-    if as_json:
-        print_json(job.model_dump(mode="json"))
-    elif brief and job.error is None:
-        print_result(brief)
-    else:
-        progress = job.progress
-        facts = [f"{job.id}  {job.status}  {progress.frames_done} of {progress.frames_total} frames"]
-        facts += [f"waiting, number {job.queue_position} in the queue"] if job.queue_position else []
-        facts += [f"{progress.fps:.1f} frames/s, {progress.eta_seconds or 0:.0f} s left"] if progress.fps else []
-        facts += [f"{job.error.code}: {job.error.message}"] if job.error else []
-        facts += [_PARTIAL_RESULT_WORDS[job.partial_result]] if job.partial_result else []
-        print_result("\n    ".join(facts))
-
-
-def _exit_with(job: "Job") -> None:
-    if job.status in (JobStatus.FAILED, JobStatus.CANCELED):
-        raise typer.Exit(ExitCode.JOB_FAILED)
 
 
 # --- the door --------------------------------------------------------------------------------------------------------
@@ -559,7 +328,13 @@ def options_of_all(
 def main() -> None:
     """Run the command. A user's error is one line on standard error and a named exit code; a traceback is a bug."""
     try:
-        cli()
+        sys.exit(cli(standalone_mode=False))
+    except TyperException as error:
+        # Where not even a command was named, the help has been printed, and there is no more to say.
+        if message := error.format_message():
+            context = getattr(error, "ctx", None)
+            terminal.print_error(f"{message.rstrip('.')}. See: {context.command_path if context else 'vsr'} --help")
+        sys.exit(ExitCode.USAGE)
     except JobFailureError as failure:
         terminal.print_error(failure.message)
         sys.exit(exit_code_of(failure.code))

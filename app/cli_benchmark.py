@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli_options import DeviceOption, JsonOption, WeightsDirOption, interruptible
+from app.cli_options import DeviceOption, JsonOption, WeightsDirOption, examples, interruptible
 from app.terminal import ProgressLine, print_json, print_result, print_table
 from worker.contract.job import DEFAULT_PRESET
 
@@ -27,8 +27,11 @@ _LONGER_PX, _SHORTER_PX, _MINUTES, _FRAMES_PER_SECOND = 1280, 720, 10, 30
 
 
 @benchmark_cli.command(
-    epilog="Examples:  vsr benchmark   |   vsr benchmark film.mkv --preset compact --preset balanced   |   "
-    "vsr benchmark --size 640x360 --threads 8 --json"
+    epilog=examples(
+        "vsr benchmark",
+        "vsr benchmark film.mkv --preset compact --preset balanced",
+        "vsr benchmark --size 640x360 --threads 8 --json",
+    )
 )
 def benchmark(
     video: Annotated[

@@ -12,6 +12,7 @@ import typer
 from app.exit_codes import ExitCode
 from app.terminal import print_note
 from worker.contract.job import Container, VideoCodec
+from worker.contract.logs import LogFormat
 
 DeviceName = Literal["auto", "cuda", "cpu"]
 
@@ -20,6 +21,10 @@ DeviceOption = Annotated[
     DeviceName | None, typer.Option(help="auto takes a GPU where there is one; cuda never falls back.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+LogFormatOption = Annotated[
+    LogFormat | None,
+    typer.Option(help="Default: VSR_LOG_FORMAT; else text on a terminal, JSON lines for whatever else reads."),
+]
 WeightsDirOption = Annotated[Path | None, typer.Option(help="Folder of imported weights (VSR_WEIGHTS_DIR).")]
 
 # --- how the result is made: fields of worker.contract.job.JobOptions; what is left out keeps its default -------------
@@ -78,6 +83,17 @@ ReuseOption = Annotated[
         "--reuse", help="Work in tiles, and compute only those that have changed: for recordings of a screen."
     ),
 ]
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help: lines to copy."""
+    # Typer joins lines that no empty one parts.
+    return "\n\n".join(["Examples:" if len(commands) > 1 else "Example:", *(f"$ {command}" for command in commands)])
+
+
+def said(**options: object) -> dict[str, object]:
+    """Those options that were said: the others are left to the defaults of whoever does the work."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def container_for(output: Path | None, chosen: Container | None) -> Container | None:

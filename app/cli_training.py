@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from app.cli_options import DeviceName, DeviceOption, JsonOption, WeightsDirOption, interruptible
+from app.cli_options import DeviceName, DeviceOption, JsonOption, WeightsDirOption, examples, interruptible
 from app.terminal import ProgressLine, print_json, print_note, print_result, print_table
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import DEFAULT_PRESET
@@ -26,7 +26,7 @@ weights_cli = typer.Typer(help="Weight files: what is there, the user's own, and
 training_cli = typer.Typer()
 
 
-@weights_cli.command(name="list")
+@weights_cli.command(name="list", epilog=examples("vsr weights list --json"))
 def list_weights(weights_dir: WeightsDirOption = None, as_json: JsonOption = False) -> None:
     """List the shipped weights and the imported ones."""
     from model.checkpoints import list_checkpoints
@@ -44,8 +44,10 @@ def list_weights(weights_dir: WeightsDirOption = None, as_json: JsonOption = Fal
 
 @weights_cli.command(
     name="import",
-    epilog="Examples:  vsr weights import HAT_SRx2_ImageNet-pretrain.pth   |   "
-    "vsr weights import runs/mine/weights.safetensors --name mine",
+    epilog=examples(
+        "vsr weights import HAT_SRx2_ImageNet-pretrain.pth",
+        "vsr weights import runs/mine/weights.safetensors --name mine",
+    ),
 )
 def import_weights(
     source: Annotated[
@@ -54,6 +56,7 @@ def import_weights(
     ],
     name: Annotated[str, typer.Option(help="Its name here; of two networks, the name of your preset.")] = "hat",
     weights_dir: WeightsDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Take in weights: a published HAT, converted to safetensors, or a run's, for --preset. Nothing is executed."""
     from model.checkpoints import SUFFIX, import_hat
@@ -62,28 +65,36 @@ def import_weights(
     with _model_errors():
         take_in = import_preset if source.suffix == SUFFIX else import_hat
         info = take_in(source, _weights_dir(weights_dir), name)
-    print_result(f"{info.path}  sha256 {info.sha256}")
+    if as_json:
+        print_json(vars(info))
+    else:
+        print_result(f"{info.path}  sha256 {info.sha256}")
 
 
-@weights_cli.command(name="verify")
+@weights_cli.command(name="verify", epilog=examples("vsr weights verify", "vsr weights verify mine.safetensors"))
 def verify_weights(
     files: Annotated[
         list[Path] | None,
         typer.Argument(help="Default: the shipped weights and the imported ones.", show_default=False),
     ] = None,
     weights_dir: WeightsDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Read weight files whole and compare every tensor with what it should be."""
     from model.checkpoints import list_checkpoints, verify_checkpoint
 
+    verified = []
     with _model_errors():
         for path in files or [info.path for info in list_checkpoints(_weights_dir(weights_dir))]:
-            info = verify_checkpoint(path)
-            print_result(f"{path}: whole, sha256 {info.sha256}")
+            verified.append(info := verify_checkpoint(path))
+            if not as_json:
+                print_result(f"{path}: whole, sha256 {info.sha256}")
+    if as_json:
+        print_json([vars(info) for info in verified])
 
 
 @training_cli.command(
-    epilog="Example:  vsr prepare my-videos/ data/ --degrade h264:crf=18-34 --degrade noise:sigma=1-5+vp9:crf=24-45"
+    epilog=examples("vsr prepare my-videos/ data/ --degrade h264:crf=18-34 --degrade noise:sigma=1-5+vp9:crf=24-45")
 )
 def prepare(
     sources: Annotated[
@@ -142,9 +153,11 @@ def prepare(
 
 
 @training_cli.command(
-    epilog="Examples:  vsr train compact-unet data/ runs/mine   |   "
-    "vsr train paper data/ runs/paper --hat weights/hat.safetensors --condition jpeg:quality=75   |   "
-    "torchrun --nproc-per-node 2 -m app.cli train compact-unet data/ runs/mine"
+    epilog=examples(
+        "vsr train compact-unet data/ runs/mine",
+        "vsr train paper data/ runs/paper --hat weights/hat.safetensors --condition jpeg:quality=75",
+        "torchrun --nproc-per-node 2 -m app.cli train compact-unet data/ runs/mine",
+    )
 )
 def train(
     preset: Annotated[
@@ -261,9 +274,11 @@ def _share(text: str) -> tuple[str, float]:
 
 
 @training_cli.command(
-    epilog="Examples:  vsr evaluate data-set/ --preset compact --condition clean --out report/   |   "
-    "vsr evaluate my-videos/ --weights runs/mine/weights.safetensors   |   "
-    "vsr evaluate data-set/ --sweep --preset compact-unet --steps 2000 --seeds 3 --out sweep/"
+    epilog=examples(
+        "vsr evaluate data-set/ --preset compact --condition clean --out report/",
+        "vsr evaluate my-videos/ --weights runs/mine/weights.safetensors",
+        "vsr evaluate data-set/ --sweep --preset compact-unet --steps 2000 --seeds 3 --out sweep/",
+    )
 )
 def evaluate(
     data: Annotated[

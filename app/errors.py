@@ -67,6 +67,18 @@ class WebhookNotFoundError(ProblemError):
         super().__init__(f"The job {job_id!r} was submitted without webhook_url.")
 
 
+class NothingFinishedError(ProblemError):
+    status, code, title = 404, "nothing_finished", "Nothing of the job can be watched yet"
+
+
+class NoPictureError(ProblemError):
+    status, code, title = 404, "no_picture", "There is no picture of the job yet"
+
+
+class NoPreviewError(ProblemError):
+    status, code, title = 404, "no_preview", "There is no preview of the job"
+
+
 class UploadNotFoundError(ProblemError):
     status, code, title = 404, "upload_not_found", "There is no such upload"
 
@@ -94,6 +106,25 @@ class JobCanceledError(ProblemError):
 
 class JobSucceededError(ProblemError):
     status, code, title = 409, "job_succeeded", "The job has succeeded and has its result"
+
+
+class NotStreamableError(ProblemError):
+    status, code, title = 409, "not_streamable", "Browsers cannot play this result as a stream"
+
+
+class PreviewUnderWayError(ProblemError):
+    status, code, title = 409, "preview_under_way", "A preview is being made"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, {"Retry-After": "1"})
+
+
+class PreviewFailedError(ProblemError):
+    status, code, title = 409, "preview_failed", "The preview could not be made"
+
+
+class JobEndedError(ProblemError):
+    status, code, title = 409, "job_ended", "The job has ended"
 
 
 class UploadOffsetError(ProblemError):
@@ -211,6 +242,12 @@ class TooManyKeyJobsError(LimitReachedError):
     reason = "This key has {limit} jobs waiting or running already."
 
 
+class TooManyPreviewsError(LimitReachedError):
+    code, title = "too_many_previews", "A preview of another job is being made"
+    reason = "Previews come before everything else, so of each key {limit} at a time is made."
+    retry_after_seconds = 2
+
+
 class TooManyUploadsError(LimitReachedError):
     code, title = "too_many_uploads", "Too many uploads are under way"
     reason = "{limit} uploads are under way already."
@@ -220,6 +257,18 @@ class TooManyUploadsError(LimitReachedError):
 class TooManyKeyUploadsError(LimitReachedError):
     code, title = "too_many_uploads_of_key", "This key has too many uploads under way"
     reason = "This key has {limit} uploads under way already."
+    retry_after_seconds = 5
+
+
+class TooManyListenersError(LimitReachedError):
+    code, title = "too_many_listeners", "Too many follow jobs"
+    reason = "{limit} streams of events are open already; look at the job itself."
+    retry_after_seconds = 5
+
+
+class TooManyKeyListenersError(LimitReachedError):
+    code, title = "too_many_listeners_of_key", "Too many follow jobs with this key"
+    reason = "This key has {limit} streams of events open already; look at several jobs at once by `id`."
     retry_after_seconds = 5
 
 

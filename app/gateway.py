@@ -16,16 +16,38 @@ from redis.retry import Retry
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
-from app import documentation, health, jobs, models, results, submissions, tus, uploads, webhooks
+from app import (
+    documentation,
+    estimates,
+    events,
+    health,
+    jobs,
+    live,
+    models,
+    results,
+    sessions,
+    submissions,
+    tus,
+    uploads,
+    webhooks,
+)
 from app.dependencies import Services
 from app.documentation import DocumentedApi
-from app.errors import add_error_handlers
+from app.errors import (
+    TooManyKeyListenersError,
+    TooManyKeyUploadsError,
+    TooManyListenersError,
+    TooManyUploadsError,
+    add_error_handlers,
+)
+from app.events import JobEvents
 from app.health import redis_warnings
 from app.janitor import Janitor
 from app.keys import ApiKeys
-from app.limits import UploadSlots
+from app.limits import Slots
 from app.metrics import GatewayMetrics
-from app.middleware import AccessLogMiddleware, SecurityHeadersMiddleware
+from app.middleware import QUIET_PATHS, AccessLogMiddleware, SecurityHeadersMiddleware
+from app.page import add_page
 from app.resumable import Turns
 from app.settings import GatewaySettings
 from worker.contract.queue import TaskQueue
@@ -48,6 +70,7 @@ class RedisAddressError(Exception):
 class State(TypedDict):
     services: Services
     upload_turns: Turns
+    job_events: JobEvents
 
 
 def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage_settings: StorageSettings) -> FastAPI:
@@ -67,27 +90,48 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
         registry=registry,
         queue=TaskQueue(redis),
         metrics=GatewayMetrics(redis, registry, storage),
-        upload_slots=UploadSlots(settings.max_uploads, settings.max_uploads_per_key),
+        upload_slots=Slots(
+            settings.max_uploads, settings.max_uploads_per_key, TooManyUploadsError, TooManyKeyUploadsError
+        ),
+        # The other half stays for those who want something done.
+        listener_slots=Slots(
+            max(1, settings.max_connections // 2),
+            settings.max_listeners_per_key,
+            TooManyListenersError,
+            TooManyKeyListenersError,
+        ),
     )
 
     services.metrics.uploads_under_way.set_function(lambda: services.upload_slots.taken)
     janitor = Janitor(settings, redis, storage, registry, services.queue, services.metrics)
+    job_events = JobEvents(services)
+    services.metrics.event_streams.set_function(job_events.listeners)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         await run_in_threadpool(_prepare, services, janitor)
         with janitor.at_work():
-            yield State(services=services, upload_turns=Turns())
+            async with job_events.at_work():
+                yield State(services=services, upload_turns=Turns(), job_events=job_events)
         redis.close()
 
     app = DocumentedApi(
         title="twostep-vsr",
         version=version("twostep-vsr"),
         description="Video super-resolution as a service: a video in, the same video at twice the size out.",
+        openapi_tags=documentation.TAGS,
         lifespan=lifespan,
         # FastAPI's pages load scripts from another host; `app.documentation` does not.
         docs_url=None,
         redoc_url=None,
+        # Spans where `worker.contract.tracing` was started; figures and logs we have.
+        telemetry={
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+            "exclude": lambda scope: scope.get("path") in QUIET_PATHS,
+        },
         # The outermost comes first.
         middleware=[
             Middleware(CorrelationIdMiddleware),
@@ -96,14 +140,19 @@ def create_app(settings: GatewaySettings, redis_settings: RedisSettings, storage
             Middleware(tus.TusMiddleware),
         ],
     )
-    for module in (uploads, tus, submissions, jobs, results, webhooks, models, health, documentation):
+    for module in (sessions, uploads, tus, submissions, jobs, events, live, results, webhooks):
+        app.include_router(module.router)
+    for module in (estimates, models, health, documentation):
         app.include_router(module.router)
     app.include_router(tus.options_router)
+    add_page(app)
     if settings.gateway_metrics_port is None:
         app.include_router(health.metrics_router)
     app.state.prometheus = services.metrics.prometheus
+    app.state.end_streams = job_events.close
     add_error_handlers(app)
-    Instrumentator(registry=services.metrics.prometheus).instrument(app)
+    # An answer that takes its time because the client does, or because a job does, says nothing of the gateway's speed.
+    Instrumentator(registry=services.metrics.prometheus, should_exclude_streaming_duration=True).instrument(app)
     return app
 
 

@@ -18,6 +18,7 @@ from app.dependencies import Services, ServicesDep, require_api_key
 from app.errors import UnauthorizedError, responses
 from app.metrics import worker_states
 from app.schemas import Health, Readiness
+from worker.contract.cage_gaps import is_there_a_cage_gap
 
 router = APIRouter(tags=["health"])
 metrics_router = APIRouter(tags=["health"], dependencies=[Depends(require_api_key)])
@@ -43,6 +44,8 @@ def get_readiness(services: ServicesDep, response: Response) -> Readiness:
         warnings = redis_warnings(services.redis)
         if not workers:
             warnings.append("no live worker: jobs are accepted and wait")
+        if is_there_a_cage_gap(services.redis):
+            warnings.append("a worker reads videos with less protection than there could be: its log says which (cage)")
     except RedisError:
         missing.append("redis does not answer")
     if missing:

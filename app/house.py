@@ -26,7 +26,7 @@ from app.exit_codes import CommandError
 from app.server import prepare_storage, serve_gateway
 from app.settings import GatewaySettings
 from worker.contract.processes import ending_with_parent
-from worker.contract.settings import RedisSettings, StorageSettings
+from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +50,7 @@ def serve_house(
     gateway: GatewaySettings,
     redis: RedisSettings,
     storage: StorageSettings,
+    log_settings: LogSettings,
     worker_arguments: list[str],
     on_listening: Callable[[str], None],
 ) -> None:
@@ -64,8 +65,8 @@ def serve_house(
             server = house.enter_context(EmbeddedRedis(storage.storage_dir / "redis"))
             redis_watch = house.enter_context(_watched(server))
             redis = RedisSettings(redis_url=SecretStr(server.url))
-        workers = house.enter_context(_workers(redis, storage, worker_arguments))
-        house.enter_context(_courier(redis, storage))
+        workers = house.enter_context(_workers(redis, storage, log_settings, worker_arguments))
+        house.enter_context(_courier(redis, storage, log_settings))
         serve_gateway(gateway, redis, storage, on_listening)
         if redis_watch and redis_watch.has_ended:
             redis_log = storage.storage_dir / "redis" / "redis.log"
@@ -128,8 +129,10 @@ class _Workers:
 
 
 @contextmanager
-def _workers(redis: RedisSettings, storage: StorageSettings, arguments: list[str]) -> Iterator[_Workers]:
-    environment = _environment(redis, storage, secrets_of_others=("VSR_API_KEY", "VSR_WEBHOOK_SECRET"))
+def _workers(
+    redis: RedisSettings, storage: StorageSettings, log_settings: LogSettings, arguments: list[str]
+) -> Iterator[_Workers]:
+    environment = _environment(redis, storage, log_settings, secrets_of_others=("VSR_API_KEY", "VSR_WEBHOOK_SECRET"))
     # A session of its own, so that Ctrl-C reaches this process alone, which then stops the others in order.
     process = subprocess.Popen(
         [sys.executable, "-m", "app.cli", "worker", *arguments],
@@ -191,8 +194,8 @@ class _Courier:
 
 
 @contextmanager
-def _courier(redis: RedisSettings, storage: StorageSettings) -> Iterator[None]:
-    courier = _Courier(_environment(redis, storage, secrets_of_others=("VSR_API_KEY",)))
+def _courier(redis: RedisSettings, storage: StorageSettings, log_settings: LogSettings) -> Iterator[None]:
+    courier = _Courier(_environment(redis, storage, log_settings, secrets_of_others=("VSR_API_KEY",)))
     try:
         yield
     finally:
@@ -200,7 +203,7 @@ def _courier(redis: RedisSettings, storage: StorageSettings) -> Iterator[None]:
 
 
 def _environment(
-    redis: RedisSettings, storage: StorageSettings, *, secrets_of_others: tuple[str, ...]
+    redis: RedisSettings, storage: StorageSettings, log_settings: LogSettings, *, secrets_of_others: tuple[str, ...]
 ) -> dict[str, str]:
     """For a child process. By the environment: a command line can be read by every user of the machine."""
     assert redis.redis_url is not None
@@ -208,4 +211,6 @@ def _environment(
     return inherited | {
         "VSR_REDIS_URL": redis.redis_url.get_secret_value(),
         "VSR_STORAGE_DIR": str(storage.storage_dir.resolve()),
+        "VSR_LOG_FORMAT": log_settings.log_format,
+        "VSR_LOG_LEVEL": log_settings.log_level,
     }

@@ -201,7 +201,8 @@ class Janitor:
         )
 
     def _remove_partial_files(self, folder: Path, *, of_the_dead_only: bool) -> None:
-        for path in (*folder.glob(f"*{PARTIAL_SUFFIX}"), *folder.glob(f"segments/*{PARTIAL_SUFFIX}")):
+        places = ("", "segments/", "live/")
+        for path in (found for place in places for found in folder.glob(f"{place}*{PARTIAL_SUFFIX}")):
             named = _PARTIAL_NAME.fullmatch(path.name)
             if named is None or (of_the_dead_only and not _is_dead(named["host"], int(named["pid"]))):
                 continue

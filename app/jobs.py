@@ -1,11 +1,12 @@
 """Jobs over HTTP: list, look at, cancel, delete."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from app.bodies import json_body, read_json
 from app.dependencies import OwnerDep, Services, ServicesDep, require_api_key
 from app.errors import (
     InvalidRequestError,
@@ -22,13 +23,12 @@ from app.errors import (
 from app.janitor import result_expires_at
 from app.limits import one_at_a_time, refuse_beyond_key_jobs, refuse_full_queue
 from app.schemas import KEEP_PARTIAL_DESCRIPTION, CancelJob, Job, JobPage, public_job
-from app.uploads import body_chunks
 from app.webhook_events import change_log
 from worker.contract.failure import FailureCode
-from worker.contract.job import JOB_ID_PATTERN, JobRecord, JobStatus, now
+from worker.contract.job import JOB_ID_PATTERN, JobId, JobRecord, JobStatus, now
 from worker.contract.storage import remove_tree
 
-_MAX_CANCEL_BYTES = 1024
+MAX_PAGE_JOBS = 100
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_api_key)])
 
@@ -38,7 +38,7 @@ JobIdParameter = Annotated[str, Path(pattern=JOB_ID_PATTERN)]
 def existing_job(job_id: JobIdParameter, services: ServicesDep, owner: OwnerDep) -> JobRecord:
     """A job of another key is none: nothing about the answer tells that there is one."""
     record = services.registry.get(job_id)
-    if record is None or (owner is not None and record.owner != owner):
+    if record is None or owner not in (None, record.owner):
         raise JobNotFoundError(job_id)
     return record
 
@@ -48,22 +48,35 @@ JobRecordDep = Annotated[JobRecord, Depends(existing_job)]
 
 @router.get(
     "",
-    summary="List jobs, newest first",
+    summary="List jobs, newest first, or look at several",
     responses=responses(UnauthorizedError, InvalidRequestError, QueueUnavailableError),
 )
 def list_jobs(
     services: ServicesDep,
     owner: OwnerDep,
     status: JobStatus | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_JOBS)] = 20,
     cursor: Annotated[
         str | None, Query(pattern=JOB_ID_PATTERN, description="`next_cursor` of the page before.")
     ] = None,
+    ids: Annotated[
+        list[JobId] | None,
+        Query(
+            alias="id",
+            max_length=MAX_PAGE_JOBS,
+            description="These jobs and no others, in this order; those that are gone are left out. `limit` and "
+            "`cursor` do not count then.",
+        ),
+    ] = None,
 ) -> JobPage:
+    if ids:
+        there = services.registry.get_all(list(dict.fromkeys(ids)))
+        found = [one for one in there if owner in (None, one.owner) and status in (None, one.status)]
+        return JobPage(jobs=_present_jobs(services, found), next_cursor=None)
     records = services.registry.newest(limit + 1, status, before=cursor, owner=owner)
     page = records[:limit]
     return JobPage(
-        jobs=[present_job(services, record) for record in page],
+        jobs=_present_jobs(services, page),
         next_cursor=page[-1].id if len(records) > limit else None,
     )
 
@@ -78,28 +91,15 @@ async def get_job(job_id: JobIdParameter, services: ServicesDep, owner: OwnerDep
 
 
 async def cancel_wish(request: Request, services: ServicesDep) -> CancelJob:
-    """The body of a cancel, which may be left out. Read here: FastAPI would take one of any length into memory."""
-    body = bytearray()
-    async for chunk in body_chunks(request, services.settings):
-        body += chunk
-        if len(body) > _MAX_CANCEL_BYTES:
-            raise InvalidRequestError(f"The body has more than {_MAX_CANCEL_BYTES} bytes.")
-    try:
-        return CancelJob.model_validate_json(bytes(body)) if body else CancelJob()
-    except ValidationError as error:
-        raise InvalidRequestError.from_validation(error.errors()) from error
+    """The body of a cancel, which may be left out."""
+    return await read_json(request, services.settings, CancelJob, if_left_out=CancelJob())
 
 
 @router.post(
     "/{job_id}/cancel",
     summary="Cancel a job",
     responses=_job_problems | responses(UploadStalledError),
-    openapi_extra={
-        "requestBody": {
-            "required": False,
-            "content": {"application/json": {"schema": CancelJob.model_json_schema()}},
-        }
-    },
+    openapi_extra=json_body(CancelJob, required=False),
 )
 def cancel_job(
     record: JobRecordDep,
@@ -178,10 +178,15 @@ def delete_job(record: JobRecordDep, services: ServicesDep) -> None:
 
 
 def present_job(services: Services, record: JobRecord) -> Job:
-    is_queued = record.status == JobStatus.QUEUED
-    return public_job(
-        record,
-        services.registry.progress(record.id),
-        services.registry.queue_position(record.id) if is_queued else None,
-        result_expires_at(record, services.settings),
-    )
+    [job] = _present_jobs(services, [record])
+    return job
+
+
+def _present_jobs(services: Services, records: Sequence[JobRecord]) -> list[Job]:
+    progress = services.registry.progress_of([record.id for record in records])
+    queued = [record.id for record in records if record.status == JobStatus.QUEUED]
+    places = dict(zip(queued, services.registry.queue_positions(queued), strict=True)) if queued else {}
+    return [
+        public_job(record, live, places.get(record.id), result_expires_at(record, services.settings))
+        for record, live in zip(records, progress, strict=True)
+    ]

@@ -6,8 +6,13 @@ The file that `VSR_API_KEYS_FILE` names has one key per line, and is read again 
 
     # name     digest, as `vsr keys new` prints it (or the key itself, which is hashed as it is read)
     studio     sha256:2bd806c97f0e00af1a1fc3328fa763a9269723c8db8fac4f93af71db186d6e90
+
+A browser's `<video>` and EventSource send no headers of ours. For them the key itself travels in a cookie, so that no
+one who only has digests can make one, and a key that is taken away takes all its sessions with it.
 """
 
+import base64
+import binascii
 import hashlib
 import hmac
 import re
@@ -25,6 +30,7 @@ DIGEST_PREFIX = "sha256:"
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ID_DIGITS = 12
+SESSION_COOKIE = "vsr_session"
 
 
 class KeysError(ValueError):
@@ -137,6 +143,19 @@ def keys_file_line(name: str, key: str) -> str:
     if not _NAME.fullmatch(name):
         raise KeysError("a name has letters, digits, dots, dashes and underscores, 64 at most")
     return f"{name} {digest_text(key)}"
+
+
+def cookie_value(key: str) -> str:
+    """Of the session's cookie: base64url, as a key may hold what no cookie may."""
+    return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
+
+
+def key_in_cookie(value: str) -> str | None:
+    """What `cookie_value` was made of. None: it was made of something else."""
+    try:
+        return base64.b64decode(value + "=" * (-len(value) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
 
 
 def _digest(key: str) -> bytes:

@@ -15,11 +15,11 @@ from redis.exceptions import RedisError
 from app.dependencies import OwnerDep, Services, ServicesDep
 from app.errors import (
     KeyStorageFullError,
+    LimitReachedError,
     QueueUnavailableError,
     TooManyJobsError,
     TooManyKeyJobsError,
     TooManyKeyUploadsError,
-    TooManyUploadsError,
 )
 from app.kept_bytes import begun_uploads, kept_bytes
 from worker.contract.job import JobStatus
@@ -30,13 +30,21 @@ _LOCK_SECONDS = 10.0
 _LOCK_WAIT_SECONDS = 12.0
 
 
-class UploadSlots:
-    """The uploads under way in this process: a killed one takes its count with it. For one event loop."""
+class Slots:
+    """Requests of one kind that this process works on: a killed one takes its count with it. For one event loop."""
 
-    def __init__(self, max_uploads: int, max_uploads_per_key: int) -> None:
+    def __init__(
+        self,
+        most: int,
+        most_per_key: int,
+        refusal: type[LimitReachedError],
+        refusal_of_key: type[LimitReachedError],
+    ) -> None:
         """0: any number."""
-        self._max_uploads = max_uploads
-        self._max_uploads_per_key = max_uploads_per_key
+        self._most = most
+        self._most_per_key = most_per_key
+        self._refusal = refusal
+        self._refusal_of_key = refusal_of_key
         self._of_owner: Counter[str | None] = Counter()
 
     @property
@@ -45,11 +53,11 @@ class UploadSlots:
 
     @contextmanager
     def take(self, owner: str | None) -> Iterator[None]:
-        """Raises `TooManyUploadsError`, `TooManyKeyUploadsError`. Without keys nobody has a limit of his own."""
-        if self._max_uploads and self.taken >= self._max_uploads:
-            raise TooManyUploadsError(self._max_uploads)
-        if owner and self._max_uploads_per_key and self._of_owner[owner] >= self._max_uploads_per_key:
-            raise TooManyKeyUploadsError(self._max_uploads_per_key)
+        """Raises one of the refusals. Without keys nobody has a limit of his own."""
+        if self._most and self.taken >= self._most:
+            raise self._refusal(self._most)
+        if owner and self._most_per_key and self._of_owner[owner] >= self._most_per_key:
+            raise self._refusal_of_key(self._most_per_key)
         self._of_owner[owner] += 1
         try:
             yield
@@ -62,6 +70,12 @@ class UploadSlots:
 async def upload_slot(services: ServicesDep, owner: OwnerDep) -> AsyncIterator[None]:
     """A dependency: a place among the uploads for as long as the request lasts."""
     with services.upload_slots.take(owner):
+        yield
+
+
+async def listener_slot(services: ServicesDep, owner: OwnerDep) -> AsyncIterator[None]:
+    """A dependency: a place among those who follow jobs, until the stream ends."""
+    with services.listener_slots.take(owner):
         yield
 
 

@@ -4,17 +4,20 @@ Only LLEN, ZCARD and plain reads: RQ's own counters clean up as they count, and 
 No label ever holds a job id or anything else without bounds.
 """
 
+import platform
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from importlib.metadata import version
 from typing import cast
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from redis import Redis
 from redis.exceptions import RedisError
+from rq.utils import utcparse
 
 from worker.contract.job import JobStatus
 from worker.contract.queue import QUEUE_NAME, TaskKind
@@ -83,6 +86,9 @@ class GatewayMetrics:
         self.uploads_under_way = Gauge(
             "vsr_uploads", "Uploads that this gateway receives now.", registry=self.prometheus
         )
+        self.event_streams = Gauge(
+            "vsr_event_streams", "Clients of this gateway that follow a job now.", registry=self.prometheus
+        )
         self.janitor_rounds = Counter(
             "vsr_janitor_rounds_total",
             "Rounds for expired and abandoned files; skipped: another gateway was at it.",
@@ -99,6 +105,10 @@ class GatewayMetrics:
         )
         for kind in REMOVED_KINDS:
             self.janitor_removed.labels(kind)
+        Gauge("vsr_build_info", "1, with the versions.", ["version", "python"], registry=self.prometheus).labels(
+            version("twostep-vsr"), platform.python_version()
+        ).set(1)
+        ProcessCollector(registry=self.prometheus)
         self.prometheus.register(QueueCollector(redis, registry, storage))
 
 
@@ -119,7 +129,7 @@ class QueueCollector(Collector):
 
         redis_up = GaugeMetricFamily("vsr_redis_up", "1 if Redis answered this scrape.")
         try:
-            queue_metrics = list(self._collect_queue())
+            queue_metrics = [*self._collect_queue(), *self._collect_redis()]
         except RedisError as error:
             log.warning("redis did not answer the scrape", error=str(error))
             redis_up.add_metric([], 0)
@@ -151,6 +161,34 @@ class QueueCollector(Collector):
             workers.add_metric([state], sum((other == "busy") == (state == "busy") for other in states))
         yield workers
 
+        silence = GaugeMetricFamily(
+            "vsr_worker_silence_seconds",
+            "Time since the last heartbeat of the worker process that was heard of least recently; 0 without one. "
+            "Busy ones beat every third of the lease, idle ones every 20 s; after 95 s a silent one is forgotten.",
+        )
+        silence.add_metric([], _longest_silence_seconds(self._redis))
+        yield silence
+
+    def _collect_redis(self) -> Iterator[GaugeMetricFamily]:
+        found = cast(dict[str, object], self._redis.info())
+        memory = GaugeMetricFamily(
+            "vsr_redis_memory_bytes",
+            "Memory of Redis; limit: beyond it new tasks are refused, 0: none.",
+            labels=["kind"],
+        )
+        for kind, name in (("used", "used_memory"), ("limit", "maxmemory")):
+            memory.add_metric([kind], _number(found, name))
+        yield memory
+        clients = GaugeMetricFamily("vsr_redis_clients", "Connections to Redis.")
+        clients.add_metric([], _number(found, "connected_clients"))
+        yield clients
+        keeps = GaugeMetricFamily(
+            "vsr_redis_append_only_ok",
+            "1 if Redis wrote its append-only file when it last tried; 0: it cannot, or does not want to (appendonly).",
+        )
+        keeps.add_metric([], float(found.get("aof_enabled") == 1 and found.get("aof_last_write_status") == "ok"))
+        yield keeps
+
     def _oldest_age_seconds(self, task_ids: list[str]) -> float:
         with self._redis.pipeline(transaction=False) as pipe:
             for task in task_ids:
@@ -164,8 +202,23 @@ def worker_states(redis: Redis) -> list[str]:
 
     A worker's key expires soon after its last heartbeat, so those that died without a word are not among them.
     """
+    return _of_live_workers(redis, "state")
+
+
+def _longest_silence_seconds(redis: Redis) -> float:
+    beats = [utcparse(beat) for beat in _of_live_workers(redis, "last_heartbeat")]
+    return max((time.time() - beat.timestamp() for beat in beats), default=0.0)
+
+
+def _of_live_workers(redis: Redis, field: str) -> list[str]:
     keys = sorted(cast(set[bytes], redis.smembers(f"rq:workers:{QUEUE_NAME}")))
     with redis.pipeline(transaction=False) as pipe:
         for key in keys:
-            pipe.hget(key, "state")
-        return [state.decode() for state in pipe.execute() if state]
+            pipe.hget(key, field)
+        return [value.decode() for value in pipe.execute() if value]
+
+
+def _number(found: dict[str, object], name: str) -> float:
+    """0 where a Redis of another make does not say."""
+    value = found.get(name, 0)
+    return float(value) if isinstance(value, int | float) else 0.0

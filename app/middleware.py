@@ -9,6 +9,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import ShuttingDownError, render
+from worker.contract.tracing import current_trace_parent, trace_id_of
 
 log = structlog.get_logger("app.access")
 
@@ -21,7 +22,7 @@ _SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 # Asked every few seconds by machines.
-_QUIET_PATHS = ("/healthz", "/readyz", "/metrics")
+QUIET_PATHS = ("/healthz", "/readyz", "/metrics")
 
 
 class SecurityHeadersMiddleware:
@@ -59,7 +60,7 @@ class AccessLogMiddleware:
             await send(message)
 
         structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=correlation_id.get())
+        structlog.contextvars.bind_contextvars(request_id=correlation_id.get(), **trace_id_of(current_trace_parent()))
         try:
             await self._app(scope, receive, send_and_note)
         except asyncio.CancelledError:
@@ -67,9 +68,11 @@ class AccessLogMiddleware:
             if status is None:
                 await render(ShuttingDownError())(scope, receive, send_and_note)
         finally:
-            write = log.debug if scope["path"] in _QUIET_PATHS else log.info
+            write = log.debug if scope["path"] in QUIET_PATHS else log.info
+            job_id = scope.get("path_params", {}).get("job_id")
             write(
                 "request",
+                **({"job_id": job_id} if job_id else {}),
                 method=scope["method"],
                 path=scope["path"],
                 status=status,

@@ -1,6 +1,7 @@
 """The finished file, with ranges and validators, and the report."""
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -69,16 +70,8 @@ def get_result(
     path = services.storage.folder(record.id).result(result.container)
     if record.media_removed_at or not path.exists():
         raise ResultExpiredError("The result of this job has been removed; submit the video again.")
-    headers = {
-        "ETag": f'"{result.sha256}"',
-        # Keep a copy, but ask whether it is still good: a deleted job's result must not live on in a cache.
-        "Cache-Control": "private, no-cache",
-        "Content-Disposition": attachment(result_file_name(record.source_name, result.container)),
-    }
-    if if_none_match and _names(headers["ETag"], if_none_match):
-        return Response(status_code=304, headers=headers)
-    _check_range(request, path.stat().st_size, headers["ETag"])
-    return FileResponse(path, headers=headers, media_type=result.container.media_type)
+    name = result_file_name(record.source_name, result.container)
+    return file_answer(request, if_none_match, path, result.sha256, name, result.container.media_type)
 
 
 @router.get(
@@ -115,6 +108,22 @@ def _result_of(record: JobRecord) -> ResultInfo:
             _WITHOUT_RESULT.get(record.partial_result, _WITHOUT_RESULT[None]), job_status=record.status
         )
     raise NotFinishedError(f"The job is {record.status}; look at its progress.", job_status=record.status)
+
+
+def file_answer(
+    request: Request, if_none_match: str | None, path: Path, sha256: str, name: str, media_type: str
+) -> Response:
+    """A whole file, ranges of it, or that the client has it already. To save it, it is called `name`."""
+    headers = {
+        "ETag": f'"{sha256}"',
+        # Keep a copy, but ask whether it is still good: what belongs to a deleted job must not live on in a cache.
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": attachment(name),
+    }
+    if if_none_match and _names(headers["ETag"], if_none_match):
+        return Response(status_code=304, headers=headers)
+    _check_range(request, path.stat().st_size, headers["ETag"])
+    return FileResponse(path, headers=headers, media_type=media_type)
 
 
 def _names(etag: str, if_none_match: str) -> bool:

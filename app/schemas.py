@@ -1,12 +1,23 @@
 """What clients see. These classes are the public wire format: they change only by addition within version 1."""
 
 from datetime import datetime
+from fractions import Fraction
+from typing import Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from app.guarded_http import shown_url
 from worker.contract.failure import FailureCode
-from worker.contract.job import JobOptions, JobRecord, JobStatus, PartialResult, Progress, StreamInfo
+from worker.contract.job import (
+    Container,
+    JobOptions,
+    JobRecord,
+    JobStatus,
+    PartialResult,
+    Progress,
+    StreamInfo,
+    VideoCodec,
+)
 
 UPLOAD_ID_PATTERN = r"^[0-9A-Za-z_-]{1,64}$"
 WEBHOOK_URL_DESCRIPTION = (
@@ -77,6 +88,72 @@ class CancelJob(BaseModel):
     keep_partial: bool = Field(False, description=KEEP_PARTIAL_DESCRIPTION)
 
 
+class OpenSession(BaseModel):
+    """JSON body of `PUT /v1/session`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: SecretStr = Field(min_length=1, max_length=1024, description="A key of this service.")
+
+
+class Session(BaseModel):
+    needs_key: bool = Field(description="Whether this service has keys. If not, it answers its own machine.")
+    authenticated: bool = Field(description="Whether this very request would be let in.")
+
+
+def _with_numbers(schema: dict[str, Any]) -> None:
+    """A browser knows a rate as a number, and pydantic only the type that other models have."""
+    schema["properties"]["frame_rate"]["anyOf"].append({"type": "number", "exclusiveMinimum": 0, "maximum": 1000})
+
+
+class EstimateWish(JobOptions):
+    """JSON body of `POST /v1/estimate`: the video's size and length, and the options."""
+
+    model_config = ConfigDict(json_schema_extra=_with_numbers)
+
+    width: int = Field(ge=1, le=65536, description="Of the source, in pixels.")
+    height: int = Field(ge=1, le=65536)
+    frames: int | None = Field(None, ge=1, le=10**9, description="Or `duration_seconds`.")
+    duration_seconds: float | None = Field(
+        None, gt=0, le=10**7, description="With `frame_rate`, or 30 frames a second where that is left out."
+    )
+
+    @field_validator("frame_rate", mode="before")
+    @classmethod
+    def as_fraction(cls, rate: object) -> object:
+        if isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate <= 1000:
+            fraction = Fraction(rate).limit_denominator(1001)
+            return f"{max(fraction.numerator, 1)}/{fraction.denominator}"
+        return rate
+
+    @model_validator(mode="after")
+    def either_frames_or_duration(self) -> Self:
+        if (self.frames is None) == (self.duration_seconds is None):
+            raise ValueError("say either frames or duration_seconds")
+        return self
+
+    @property
+    def options(self) -> JobOptions:
+        return JobOptions.model_validate(self.model_dump(include=set(JobOptions.model_fields)))
+
+    @property
+    def frames_asked(self) -> int:
+        return self.frames or max(1, round((self.duration_seconds or 0) * Fraction(self.frame_rate or 30)))
+
+
+class Estimate(BaseModel):
+    frames: int
+    seconds: float | None = Field(description="That the job would take if it were alone.")
+    wait_seconds: float | None = Field(
+        description="What the jobs that are there add to it: they and this one take turns."
+    )
+    frames_per_second: float | None = Field(description="If it were alone.")
+    result_bytes: int | None = Field(description="About, and without sound: it depends on what the video shows.")
+    basis: Literal["measured", "unknown"] = Field(
+        description="measured: from segments that this service finished lately. unknown: there were none."
+    )
+
+
 class Upload(BaseModel):
     id: str
     size_bytes: int
@@ -137,6 +214,15 @@ class JobLinks(BaseModel):
     result: str
     report: str
     webhook: str | None = Field(None, description="What became of the webhook; null where there is none.")
+    events: str = Field(description="Every change of the job, as server-sent events.")
+    stream: str | None = Field(
+        None, description="HLS of what is finished so far; null for a codec that no browser plays, and once removed."
+    )
+    preview: str | None = Field(
+        None, description="POST: two seconds of it before everything else; GET: the file. Null once the job has ended."
+    )
+    thumbnail: str | None = Field(None, description="One frame as JPEG, of source or result. Null once removed.")
+    source: str | None = Field(None, description="The file that was sent. Null until it is here, and once removed.")
 
 
 class Job(BaseModel):
@@ -163,7 +249,7 @@ class Job(BaseModel):
 
 
 class JobPage(BaseModel):
-    jobs: list[Job] = Field(description="Newest first.")
+    jobs: list[Job] = Field(description="Newest first; those that were asked for by `id`, in that order.")
     next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last.")
 
 
@@ -195,6 +281,7 @@ def public_job(
 ) -> Job:
     """The job as clients see it. `progress`: the live figures; a finished job needs none."""
     path = f"/v1/jobs/{record.id}"
+    has_media = record.media_removed_at is None and not record.awaits_source
     if record.status == JobStatus.SUCCEEDED and record.result:
         # Also after Redis has forgotten the figures, a finished job is whole.
         frames = record.result.frames
@@ -235,5 +322,18 @@ def public_job(
             result=f"{path}/result",
             report=f"{path}/report",
             webhook=f"{path}/webhook" if record.webhook_url else None,
+            events=f"{path}/events",
+            stream=f"{path}/stream.m3u8" if has_media and _is_played_by_browsers(record.options) else None,
+            preview=f"{path}/preview" if has_media and not record.status.is_final else None,
+            thumbnail=f"{path}/thumbnail" if has_media else None,
+            source=f"{path}/source" if has_media else None,
         ),
+    )
+
+
+def _is_played_by_browsers(options: JobOptions) -> bool:
+    return (
+        options.codec not in (VideoCodec.FFV1, VideoCodec.PRORES, VideoCodec.PNG)
+        and options.container is not Container.ZIP
+        and options.quality != "lossless"
     )

@@ -21,10 +21,11 @@ from app.keys import KeysError
 from app.settings import GatewaySettings
 from worker.contract.settings import RedisSettings, StorageSettings
 from worker.contract.storage import JobStorage
+from worker.contract.tracing import start_tracing, stop_tracing
 
 log = structlog.get_logger(__name__)
 
-# Open streams would hold the exit for ever.
+# Downloads would hold the exit for ever. Streams of events end by themselves.
 _GRACEFUL_SHUTDOWN_SECONDS = 2
 # Connections that the kernel holds for us; in one moment all of them may come in.
 _BACKLOG = 512
@@ -58,6 +59,7 @@ def serve_gateway(
     except (RedisAddressError, KeysError) as error:
         raise GatewayStartError(str(error)) from error
     prepare_storage(storage_settings)
+    start_tracing("vsr-gateway")
     with _metrics_served(settings, app.state.prometheus), _listening(settings.host, settings.port) as listener:
         shared = Connections(_connections_within_files(settings.max_connections), settings.head_timeout_seconds)
         config = uvicorn.Config(
@@ -77,7 +79,10 @@ def serve_gateway(
             log.warning("no API keys are configured (VSR_API_KEYS)", url=url, answers=who)
         sys.setswitchinterval(_SWITCH_SECONDS)
         with _returning_on_signals():
-            _Server(config, lambda: on_listening(url) if on_listening else None).run(sockets=[listener])
+            _Server(config, lambda: on_listening(url) if on_listening else None, app.state.end_streams).run(
+                sockets=[listener]
+            )
+    stop_tracing()
 
 
 def prepare_storage(settings: StorageSettings) -> None:
@@ -129,13 +134,18 @@ def _connections_within_files(wanted: int) -> int:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], on_stopping: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_started = on_started
+        self._on_stopping = on_stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stopping()
+        await super().shutdown(sockets)
 
 
 @contextmanager

@@ -156,6 +156,11 @@ class GatewaySettings(OutboundSettings):
     max_uploads_per_key: int = Field(
         32, ge=0, description="The same of one API key, so that none keeps the others out. 0: any number."
     )
+    max_listeners_per_key: int = Field(
+        100,
+        ge=0,
+        description="Streams of events of one API key. 0: any number. All keys together: half of `max_connections`.",
+    )
     max_begun_uploads_per_key: int = Field(
         100, ge=0, description="Resumable uploads of one API key that are not whole yet. 0: any number."
     )
@@ -193,6 +198,9 @@ class ClientSettings(BaseSettings):
 
     url: str = Field("http://127.0.0.1:8000", description="Address of the service.")
     api_key: SecretStr | None = None
+    uploads_dir: Path = Field(
+        Path("~/.cache/twostep-vsr/uploads"), description="Where uploads that were interrupted are remembered."
+    )
 
 
 def is_loopback(host: str) -> bool:

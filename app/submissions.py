@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, TypeVar
 
 from anyio import to_thread
 from asgi_correlation_id import correlation_id
@@ -23,6 +23,7 @@ from app.acceptance import (
     refuse_when_full,
     source_to_be_fetched,
 )
+from app.bodies import body_schema
 from app.dependencies import OwnerDep, Services, ServicesDep, count_rejections, require_api_key
 from app.errors import (
     EmptyFileError,
@@ -64,17 +65,10 @@ _Model = TypeVar("_Model", bound=BaseModel)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(count_rejections), Depends(require_api_key)])
 
 
-def _schema(model: type[BaseModel]) -> dict[str, object]:
-    """The model's JSON schema; what it refers to is among the components already, as responses use it too."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    return schema
-
-
 def _form_schema() -> dict[str, object]:
     """The options as text fields: one that is not wanted is left out, as a form knows no null."""
     properties: dict[str, object] = {FILE_FIELD: {"type": "string", "format": "binary", "minLength": 1}}
-    for name, option in cast(dict[str, dict[str, Any]], _schema(JobOptions)["properties"]).items():
+    for name, option in body_schema(JobOptions)["properties"].items():
         kinds = [kind for kind in option.pop("anyOf", []) if kind != {"type": "null"}]
         if kinds:
             option.pop("default")
@@ -119,7 +113,7 @@ def _form_schema() -> dict[str, object]:
             "required": True,
             "content": {
                 "multipart/form-data": {"schema": _form_schema()},
-                "application/json": {"schema": {"oneOf": [_schema(SubmitUpload), _schema(SubmitUrl)]}},
+                "application/json": {"schema": {"oneOf": [body_schema(SubmitUpload), body_schema(SubmitUrl)]}},
             },
         }
     },

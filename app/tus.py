@@ -78,6 +78,8 @@ ChecksumHeader = Annotated[
     Header(
         alias="Upload-Checksum",
         description=f"Of this request's body: {' or '.join(CHECKSUM_ALGORITHMS)}, a space, the digest in base64.",
+        # Told, and not demanded: tus has a status of its own for what cannot be read.
+        json_schema_extra={"pattern": r"^(sha1 [A-Za-z0-9+/]{27}=|sha256 [A-Za-z0-9+/]{43}=)$"},
     ),
 ]
 

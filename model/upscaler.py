@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from model.hardware import multiplies_bfloat16
 from model.hat import HAT
 from model.hat_in_bands import HATInBands, band_attention
 from model.plain_surfaces import keep_plain_surfaces
+from model.step_clock import StepClock
 from model.tiling import tiles_of
 from model.unet import SCALE, ConditionalUNet
 
@@ -46,6 +47,8 @@ class TwoStepUpscaler(nn.Module):
         self.tile_overlap_px = 0
         self._products: torch.dtype | None = None
         self._hat_in_bands: HATInBands | None = None
+        self.clock: StepClock | None = None
+        """Where it is wanted to know what each step takes; whoever sets it calls `note_finished` after every call."""
         self.eval()
 
     @property
@@ -116,7 +119,10 @@ class TwoStepUpscaler(nn.Module):
     def both_steps(self, previous_lr: Tensor, center_lr: Tensor, next_lr: Tensor) -> Tensor:
         """A whole frame or a tile through both networks: (B, 3, 2H, 2W) float32, not clamped."""
         with threads_for(center_lr):
-            return self.refine(self.enlarge(center_lr), previous_lr, next_lr)
+            with self.timed("hat"):
+                center_sr = self.enlarge(center_lr)
+            with self.timed("unet"):
+                return self.refine(center_sr, previous_lr, next_lr)
 
     def enlarge(self, center_lr: Tensor) -> Tensor:
         """The first step: (B, 3, H, W) to (B, 3, 2H, 2W) float32, without gradients, not clamped."""
@@ -149,6 +155,10 @@ class TwoStepUpscaler(nn.Module):
             rows, columns = tile.core.scaled(self.scale).slices()
             output[..., rows, columns] = result[..., kept_rows, kept_columns]
         return output
+
+    def timed(self, step: str) -> AbstractContextManager[None]:
+        """Count what is done inside to `step`, where there is a clock."""
+        return self.clock.timed(step, self.device) if self.clock else nullcontext()
 
     def precision(self) -> torch.autocast:
         """bfloat16 autocast on CUDA, unless float32 was asked for; nothing on the CPU, which leaves float32."""

@@ -38,7 +38,7 @@ from typing import Any, NoReturn, Protocol, Self, TypeVar
 import structlog
 from pydantic import TypeAdapter
 
-from worker import caged_process
+from worker import caged_process, metrics
 from worker.caged_process import LENGTH, PROGRESS_EVERY_SECONDS, SLOT, Call, Place, RingShape
 from worker.confinement import PROTECTIONS, YES
 from worker.contract.failure import FailureCode, JobFailureError
@@ -363,6 +363,8 @@ class Cage:
                 on_progress()
             elif word == caged_process.FAILURE:
                 code, message = TypeAdapter(tuple[FailureCode, str]).validate_json(content)
+                if code is FailureCode.SOURCE_TOO_DEMANDING:
+                    _count("too_demanding")
                 raise JobFailureError(code, message)
             elif word == caged_process.BUG:
                 raise CagedBugError(content.decode(errors="replace"))
@@ -413,12 +415,14 @@ class Cage:
         silent_seconds = sum(map(_bytes_in, self.place.writes)) / _SILENT_BYTES_PER_SECOND
         if waited_seconds > self._stall_seconds + silent_seconds:
             self.close()
+            _count("too_demanding")
             raise JobFailureError(
                 FailureCode.SOURCE_TOO_DEMANDING,
                 f"reading the file made no progress for {waited_seconds:.0f} s: convert it first",
             )
         if self._waited_seconds + waited_seconds > _MAX_WAIT_SECONDS:
             self.close()
+            _count("too_demanding")
             raise JobFailureError(
                 FailureCode.SOURCE_TOO_DEMANDING,
                 "reading the file takes far more time than it should: convert it first",
@@ -465,13 +469,16 @@ class Cage:
             log.error("caged_process_left", last_words=last_words)
             self._protest()
         if returncode == -signal.SIGKILL:
+            _count("killed")
             raise _KilledError
         if returncode == -signal.SIGXCPU:
+            _count("too_demanding")
             raise JobFailureError(
                 FailureCode.SOURCE_TOO_DEMANDING,
                 "reading the file takes far more time than it should: convert it first",
             )
         if returncode < 0:
+            _count("crashed")
             name = signal.Signals(-returncode).name
             log.error("decoder_crashed", signal=name, last_words=last_words)
             raise JobFailureError(
@@ -483,6 +490,7 @@ class Cage:
     def _protest(self) -> NoReturn:
         """It says what it cannot say: a mistake of ours, or it is no longer ours."""
         self.close()
+        _count("astray")
         raise JobFailureError(FailureCode.DECODER_CRASHED, "the decoder went astray: convert the file first")
 
 
@@ -709,6 +717,11 @@ def _bytes_in(folder: Path) -> int:
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         remove_partial(path)
+
+
+def _count(incident: str) -> None:
+    """One of `metrics.CAGE_INCIDENTS`."""
+    metrics.CAGE_INCIDENTS_SEEN.labels(incident).inc()
 
 
 def _give_up_unless(tries_left: int) -> None:

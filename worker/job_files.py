@@ -34,6 +34,6 @@ def remove_partial_files(storage: JobStorage, task: str, pid: int) -> None:
     folder = storage.folder(job_id_of(task))
     segment_index = task.removeprefix(task_id(TaskKind.SEGMENT, job_id_of(task), 0)[:-5])
     started = f"segments/{segment_index}.*" if segment_index.isdigit() else "*"
-    for name in (started, "caged"):
+    for name in (started, "caged", "live/*"):
         for partial in folder.path.glob(f"{name}.{process_mark(pid)}.*{PARTIAL_SUFFIX}"):
             remove_partial(partial)

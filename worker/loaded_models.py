@@ -3,6 +3,7 @@
 import ctypes
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -18,6 +19,7 @@ from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import now
 from worker.contract.presets import REPEAT_PIXELS, TEST_PRESETS, LoadedModel, announce_loaded, announce_maker
 from worker.free_memory import free_bytes
+from worker.gpu_facts import GpuFacts, look_for_gpus, obstacle
 from worker.network import NetworkUpscaler
 from worker.rendering import REUSE_TILE_PX, Rendering, beginning
 from worker.tile_reuse import ReusingUpscaler
@@ -30,12 +32,23 @@ _GPU_BATCH_FRAMES = 8
 _CPU_BATCH_FRAMES = 1
 
 
-def usable_device(name: str) -> torch.device:
-    """The device for `auto`, `cuda` or `cpu`. A GPU that was asked for and is not there is a failure, never the CPU."""
+def usable_device(name: str, look: Callable[[], GpuFacts] = look_for_gpus) -> torch.device:
+    """The device for `auto`, `cuda` or `cpu`. A GPU that was asked for and is not there is a failure, never the CPU.
+
+    The failure names what is missing. `auto` leaves a GPU alone that this torch has no code for, and says so.
+    """
     try:
-        return resolve_device(name)
+        device = resolve_device(name)
     except DeviceUnavailableError as error:
-        raise JobFailureError(FailureCode.DEVICE_UNAVAILABLE, str(error)) from error
+        raise JobFailureError(
+            FailureCode.DEVICE_UNAVAILABLE, f"cuda was asked for: {obstacle(look()) or error}"
+        ) from error
+    if device.type == "cuda" and (found := obstacle(look())):
+        if name == "cuda":
+            raise JobFailureError(FailureCode.DEVICE_UNAVAILABLE, f"cuda was asked for: {found}")
+        log.warning("gpu_unusable", reason=str(found))
+        return torch.device("cpu")
+    return device
 
 
 def usual_batch_frames(device: torch.device) -> int:
@@ -116,6 +129,7 @@ class LoadedModels:
                     network=network_name(upscaler.fingerprint),
                 )
             )
+            metrics.start_preset_at_zero(metrics.preset_label(preset))
             metrics.MODEL_LOAD_SECONDS.set(seconds)
             metrics.MODEL_INFO.labels(preset=preset, device=str(self.device)).set(1)
             log.info("model_loaded", preset=preset, device=str(self.device), seconds=round(seconds, 2))

@@ -10,10 +10,12 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from worker.contract.failure import FailureCode
 from worker.contract.job import JobStatus
+from worker.contract.presets import PRESETS, TEST_PRESETS
 
-STAGES = ("plan", "decode", "infer", "wait", "encode", "check", "assemble")
+STAGES = ("plan", "decode", "infer", "hat", "unet", "wait", "encode", "check", "assemble", "preview")
 TILE_OUTCOMES = ("computed", "reused")
 SEGMENT_OUTCOMES = ("finished", "existing", "given_back", "canceled", "failed")
+CAGE_INCIDENTS = ("killed", "crashed", "too_demanding", "astray")
 
 JOBS_FINISHED = Counter(
     "vsr_jobs_finished_total",
@@ -23,18 +25,20 @@ JOBS_FINISHED = Counter(
 JOB_DURATION_SECONDS = Histogram(
     "vsr_job_duration_seconds",
     "From the start of a job to its end.",
+    ["preset"],
     buckets=(1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400),
 )
 JOB_WAIT_SECONDS = Histogram(
     "vsr_job_wait_seconds", "From accepting a job to its start.", buckets=(0.1, 1, 5, 15, 60, 300, 900, 3600)
 )
-FRAMES = Counter("vsr_frames_total", "Frames upscaled, counted again when a segment is redone.")
-OUTPUT_PIXELS = Counter("vsr_output_pixels_total", "Pixels of the upscaled frames.")
+FRAMES = Counter("vsr_frames_total", "Frames upscaled, counted again when a segment is redone.", ["preset"])
+OUTPUT_PIXELS = Counter("vsr_output_pixels_total", "Pixels of the upscaled frames.", ["preset"])
 STAGE_DURATION_SECONDS = Histogram(
     "vsr_stage_duration_seconds",
-    "Time spent in one stage of a segment (decode, infer, encode, check, which overlap; wait: the device had nothing "
-    "to do, so that infer / (infer + wait) is how busy it was) or of a job (plan, assemble).",
-    ["stage"],
+    "Time spent in one stage of a segment (decode, infer, encode, check, which overlap; hat and unet are parts of "
+    "infer; wait: the device had nothing to do, so that infer / (infer + wait) is how busy it was) or of a job (plan, "
+    "assemble, preview).",
+    ["stage", "preset"],
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120),
 )
 BATCH_FRAMES = Histogram("vsr_batch_frames", "Frames in one call of the networks.", buckets=(1, 2, 4, 8, 16, 32, 64))
@@ -54,6 +58,12 @@ CAGE_PROTECTION = Gauge(
     ["protection"],
     multiprocess_mode="livemin",
 )
+CAGE_INCIDENTS_SEEN = Counter(
+    "vsr_cage_incidents_total",
+    "What befell processes that read videos: killed (from outside; what it did is done again), crashed (the decoder), "
+    "too_demanding (too much memory, processor time, or no progress), astray (it said what it cannot say).",
+    ["incident"],
+)
 
 
 def start_at_zero() -> None:
@@ -61,9 +71,22 @@ def start_at_zero() -> None:
     JOBS_FINISHED.labels(status=JobStatus.SUCCEEDED, reason="")
     for code in FailureCode:
         JOBS_FINISHED.labels(status=JobStatus.FAILED, reason=code)
-    _touch(STAGE_DURATION_SECONDS, STAGES)
     _touch(SEGMENTS, SEGMENT_OUTCOMES)
     _touch(TILES, TILE_OUTCOMES)
+    _touch(CAGE_INCIDENTS_SEEN, CAGE_INCIDENTS)
+
+
+def start_preset_at_zero(preset: str) -> None:
+    """The same for the series of one preset, when it is loaded: most workers never load another."""
+    for stage in STAGES:
+        STAGE_DURATION_SECONDS.labels(stage, preset)
+    for family in (JOB_DURATION_SECONDS, FRAMES, OUTPUT_PIXELS):
+        family.labels(preset)
+
+
+def preset_label(preset: str) -> str:
+    """The label's value for a job's preset: one of few, whatever a record says."""
+    return preset if preset in PRESETS or preset in TEST_PRESETS else "unknown"
 
 
 def _touch(family: Counter | Histogram, values: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoints import sha256_of
+from model.step_clock import StepClock
 from model.upscaler import TwoStepUpscaler
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.rendering import Rendering
@@ -24,6 +25,7 @@ class NetworkUpscaler:
     def __init__(self, networks: TwoStepUpscaler, batch_frames: int) -> None:
         """`batch_frames`: how many frames every call will bring; other numbers work, and may give other bits."""
         self._networks = networks
+        self._clock = networks.clock = StepClock()
         self._batch_frames = batch_frames
         self._tile_px = networks.tile_px
         self._weights = sha256_of({name: tensor.cpu() for name, tensor in networks.state_dict().items()})[:32]
@@ -44,6 +46,10 @@ class NetworkUpscaler:
     def maker(self) -> str:
         """The weights and the arithmetic; see `worker.upscaler.Upscaler`."""
         return f"{self._weights}-{self._networks.arithmetic}"
+
+    def take_step_seconds(self) -> dict[str, float]:
+        """See `worker.upscaler.TimesSteps`."""
+        return self._clock.take()
 
     @property
     def tile_px(self) -> int | None:
@@ -89,6 +95,7 @@ class NetworkUpscaler:
         levels = (upscaled * white).round_().clamp_(0, white).permute(0, 2, 3, 1)
         # By way of int32, as torch converts to uint16 on few devices.
         whole = levels.to(torch.int32).cpu().numpy()
+        self._clock.note_finished()
         return whole.astype(np.uint8) if center_lr.dtype == np.uint8 else whole.astype(np.uint16)
 
     def _to_tensor(self, batch: FrameBatch, white: int) -> Tensor:

@@ -27,12 +27,13 @@ from worker.contract.storage import publishing, write_atomically
 from worker.plan import SCALE, Plan
 from worker.self_check import EQUAL_PSNR_DB, SegmentFigures, SelfCheck
 from worker.stages import Channel, Taker, made_ahead
-from worker.upscaler import FrameBatch, RemembersFrames, Tiled, Upscaler
+from worker.upscaler import FrameBatch, RemembersFrames, Tiled, TimesSteps, Upscaler
 from worker.video.alpha import enlarge_alpha
 from worker.video.colour import FromRgb, ToRgb
 from worker.video.encode import encode_frames
-from worker.video.frames import AlphaFrame, Frame
+from worker.video.frames import AlphaFrame, Frame, RgbFrame
 from worker.video.read_segment import read_segment
+from worker.video.still import jpeg
 from worker.video.values import Picture
 
 _Item = TypeVar("_Item")
@@ -68,6 +69,14 @@ class UpscaledBatch(NamedTuple):
     alphas: tuple[AlphaFrame | None, ...]
 
 
+@dataclass
+class Stills:
+    """The first frame of a segment as JPEG, of the source and of the finished file. None: too large for that."""
+
+    source: bytes | None = None
+    result: bytes | None = None
+
+
 @dataclass(frozen=True)
 class SegmentOrder:
     """One segment to be rendered."""
@@ -81,6 +90,8 @@ class SegmentOrder:
     on_published: Callable[[], None] = lambda: None
     """Called in that thread too."""
     times: "StageTimes" = field(default_factory=lambda: StageTimes())
+    stills: Stills | None = None
+    """To be filled before it is published."""
 
 
 def render_segment(
@@ -98,11 +109,12 @@ def render_segment(
     on_frame_decoded: Callable[[], None] = lambda: None,
     decode: Callable[..., Iterator[Frame]] = Uncaged.frames,
     times: "StageTimes | None" = None,
+    stills: Stills | None = None,
 ) -> None:
     """Render one segment, as `render_segments` does with several."""
     render_segments(
         plan,
-        [SegmentOrder(index, target, figures, on_frames_done, times=times or StageTimes())],
+        [SegmentOrder(index, target, figures, on_frames_done, times=times or StageTimes(), stills=stills)],
         source,
         upscaler,
         batch_frames=batch_frames,
@@ -167,6 +179,8 @@ def render_segments(
                         ending.demand_health()
                 if isinstance(own, RemembersFrames):  # before the encoder learns that this is all
                     segment.tiles_computed, segment.tiles_reused = own.tiles_computed, own.tiles_reused
+                if isinstance(own, TimesSteps):
+                    times.note_steps(own.take_step_seconds())
                 del own  # with what it remembers
                 if segment is not segments[-1]:  # for whose end the networks wait
                     networks_free_at = times.networks_left_at = time.perf_counter()
@@ -200,7 +214,7 @@ class _Segment:
         first, stop = max(self._first - 1, 0), min(self._stop + 1, plan.frames)
         decoded = timed("decode", decode(plan.survey, first, stop, max_pixels=plan.max_pixels))
         triplets = with_neighbours(decoded, first, self._cuts, self._first, self._stop)
-        noted = timed("check", noting_sources(triplets, self._first, self._check))
+        noted = timed("check", noting_sources(triplets, self._first, self._check, self._note_source_still))
         yield from timed("decode", in_batches(noted, batch_frames))
 
     def encode(self, check_canceled: Callable[[], None], upscaled: Channel[UpscaledBatch]) -> None:
@@ -217,7 +231,7 @@ class _Segment:
             wanted = {number - self._first for number in check.wanted}
             finished = read_segment(partial_file, plan.picture, self.frames, wanted, check_canceled)
             with times.spent("check"):
-                found = check.compare((self._first + place, rgb) for place, rgb in finished)
+                found = check.compare((self._first + place, rgb) for place, rgb in self._noting_result_still(finished))
             if plan.encoding.quality == "lossless":
                 _check_lossless(found)
             times.note_wait()
@@ -232,11 +246,26 @@ class _Segment:
                 write_atomically(self._order.figures, complete.model_dump_json().encode())
         self._order.on_published()
 
+    def _note_source_still(self, first_frame: RgbFrame) -> None:
+        if self._order.stills is not None:
+            self._order.stills.source = jpeg(first_frame, self._plan.survey.picture)
 
-def noting_sources(triplets: Iterable[Triplet], first: int, check: SelfCheck) -> Iterator[Triplet]:
+    def _noting_result_still(self, finished: Iterable[tuple[int, RgbFrame]]) -> Iterator[tuple[int, RgbFrame]]:
+        """Yield the frames that the check asked for; the first is always among them."""
+        for place, rgb in finished:
+            if place == 0 and self._order.stills is not None:
+                self._order.stills.result = jpeg(rgb, self._plan.picture)
+            yield place, rgb
+
+
+def noting_sources(
+    triplets: Iterable[Triplet], first: int, check: SelfCheck, note_first: Callable[[RgbFrame], None] = lambda rgb: None
+) -> Iterator[Triplet]:
     """Yield `triplets`, whose first centre is frame `first`, and show their centres to `check` on the way."""
     for number, triplet in enumerate(triplets, first):
         check.note_source(number, triplet.center_lr.rgb)
+        if number == first:
+            note_first(triplet.center_lr.rgb)
         yield triplet
 
 
@@ -324,9 +353,10 @@ class StageTimes:
     """Seconds that one segment took in each stage. Stages overlap, as each has a thread: they add up to more.
 
     decode: frames to arrive from the decoder, and to be put into batches; infer: the networks, with all copies to and
-    from their device; encode; check: the self-check, in all threads; wait: the networks had nothing to do, from taking
-    the segment up to taking up the next, or where there is none to the end. infer and wait together are the time that
-    the segment took. Encoders have threads of their own beside, whose work shows where it is waited for.
+    from their device, of which hat and unet are the two steps; encode; check: the self-check, in all threads; wait: the
+    networks had nothing to do, from taking the segment up to taking up the next, or where there is none to the end.
+    infer and wait together are the time that the segment took. Encoders have threads of their own beside, whose work
+    shows where it is waited for.
     """
 
     def __init__(self) -> None:
@@ -360,6 +390,11 @@ class StageTimes:
         finally:
             self._count()
             self._thread.stages.pop()
+
+    def note_steps(self, seconds: dict[str, float]) -> None:
+        """What of `infer` each step of the networks took."""
+        with self._adding:
+            self.seconds.update(seconds)
 
     def note_wait(self) -> None:
         """At the end of the segment: the rest of the time that the networks were there for it."""

@@ -11,12 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, SourceInfo, StreamInfo, VideoCodec, fraction_text
 from worker.contract.storage import JobFolder
+from worker.contract.stream import LiveFacts
 from worker.settings import VideoLimits
 from worker.video.codecs import CODECS, DEFAULT_CODECS, Quality
 from worker.video.colour import encoded_picture, shortcomings
 from worker.video.containers import chapter_tracks, copy_problems, has_edit_lists, holds_codec, own_container
 from worker.video.encode import check_encoder, segment_suffix
 from worker.video.sound import SUBSTITUTES, can_be_converted
+from worker.video.stream import Timing, why_not_streamed
 from worker.video.survey import survey
 from worker.video.values import Encoding, OtherStream, Picture, Survey
 
@@ -141,6 +143,30 @@ class Plan(_Frozen):
 
     def segment_files(self, folder: JobFolder) -> list[Path]:
         return [self.segment_file(folder, segment.index) for segment in self.segments]
+
+    def timing(self, index: int) -> Timing:
+        """When the frames of segment `index` are shown to who watches while it is rendered."""
+        segment, table = self.segments[index], self.survey.frames
+        return Timing(
+            table.pts[segment.first : segment.stop],
+            self._stands_at(segment.first),
+            self._stands_at(segment.stop),
+            table.time_base,
+        )
+
+    def live_facts(self) -> LiveFacts:
+        """Return what the gateway has to know of the segments."""
+        borders = [self.segments[0].first, *(segment.stop for segment in self.segments)]
+        return LiveFacts(
+            segment_suffix=segment_suffix(self.encoding),
+            borders_seconds=tuple(float(self._stands_at(frame) * self.survey.frames.time_base) for frame in borders),
+            why_not_streamed=why_not_streamed(self.encoding),
+        )
+
+    def _stands_at(self, frame: int) -> int:
+        """When this frame is shown, in units of the time base after the first; behind the last one, the end of all."""
+        table = self.survey.frames
+        return (table.pts[frame] if frame < len(table) else table.pts[-1] + table.last_duration) - table.pts[0]
 
     def source_info(self) -> SourceInfo:
         """Return what clients are told about the source."""

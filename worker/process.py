@@ -29,6 +29,7 @@ from rq.worker import WorkerStatus
 from worker import metrics
 from worker.cage import Cages, protections_in_force
 from worker.confinement import YES
+from worker.contract.cage_gaps import announce_cage_gap
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.logs import configure_logging
 from worker.contract.processes import ending_with_parent
@@ -36,6 +37,7 @@ from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
 from worker.contract.storage import JobStorage
+from worker.contract.tracing import start_tracing, stop_tracing
 from worker.exit_codes import EXIT_CODE_OF_FAILURE, ExitCode
 from worker.loaded_models import LoadedModels, usable_device
 from worker.redis_clients import patient_redis
@@ -123,9 +125,10 @@ def work(name: str, environment: dict[str, str], protections: dict[str, str]) ->
     settings, redis_settings, storage_settings = WorkerSettings(), RedisSettings(), StorageSettings()
     log_settings = LogSettings()
     configure_logging(log_settings.log_format, log_settings.log_level)
+    start_tracing("vsr-worker")
     metrics.start_at_zero()
     tell_protections(protections)
-    if settings.cage == "required" and not all(found == YES for found in protections.values()):
+    if settings.cage == "required" and not is_whole(protections):
         log.error("worker_cannot_start", code=FailureCode.CAGE_UNAVAILABLE, reason="VSR_CAGE is required")
         return ExitCode.OPTION
 
@@ -149,6 +152,8 @@ def work(name: str, environment: dict[str, str], protections: dict[str, str]) ->
     def announce() -> None:
         worker.stay_known()
         models.announce(redis, announcement_ttl_seconds)
+        if not is_whole(protections):
+            announce_cage_gap(redis, announcement_ttl_seconds)
 
     watch = TaskWatch(
         worker,
@@ -164,6 +169,7 @@ def work(name: str, environment: dict[str, str], protections: dict[str, str]) ->
     workbench.set(Workbench(registry, queue, storage, models, watch, settings, VideoLimits(), cages))
     worker.work(with_scheduler=False)
     cages.shut()
+    stop_tracing()
     return ExitCode.OK if worker.asked_to_stop else ExitCode.REDIS_LOST
 
 
@@ -171,10 +177,14 @@ def tell_protections(in_force: dict[str, str]) -> None:
     """Say what stands between this machine and strangers' videos: nobody shall have to guess."""
     for protection, found in in_force.items():
         metrics.CAGE_PROTECTION.labels(protection).set(found == YES)
-    if all(found == YES for found in in_force.values()):
+    if is_whole(in_force):
         log.info("cage", **in_force)
     else:
         log.warning("cage", **in_force)
+
+
+def is_whole(in_force: dict[str, str]) -> bool:
+    return all(found == YES for found in in_force.values())
 
 
 class VideoWorker(SimpleWorker):

@@ -159,6 +159,8 @@ def _remove_segments(folder: JobFolder) -> None:
     for made in folder.segments.iterdir() if folder.segments.exists() else ():
         if made.suffix != PARTIAL_SUFFIX:  # somebody is still at it, and will learn of the change when it is done
             made.unlink(missing_ok=True)
+    for still in folder.live.glob("*.jpg"):
+        still.unlink(missing_ok=True)
 
 
 def stepped_down_since(folder: JobFolder, moment: float) -> bool:

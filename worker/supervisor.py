@@ -333,7 +333,7 @@ class Supervisor:
         tasks = self._recovery.reap(dead.name, count_attempt=dead.count_attempt and not stepped_down)
         for task, requeued in tasks.items():
             if requeued:
-                log.info("task_requeued", task=task, worker=dead.name)
+                log.info("task_requeued", job_id=job_id_of(task), task=task, worker=dead.name)
                 self._metrics.requeued.inc()
                 self._metrics.recovery_seconds.observe(time.monotonic() - dead.died_at)
             remove_partial_files(self._storage, task, dead.pid)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from model.tiling import Tile, tiles_of
 from worker import metrics
 from worker.plan import SCALE
-from worker.upscaler import FrameBatch, Upscaler
+from worker.upscaler import FrameBatch, TimesSteps, Upscaler
 
 MIN_OVERLAP_PX = 3
 """How far `model.plain_surfaces` looks, which a whole frame sees across the borders of its tiles."""
@@ -80,6 +80,10 @@ class ReusingUpscaler:
         metrics.TILES.labels("computed").inc(computed)
         metrics.TILES.labels("reused").inc(len(reused))
         return results
+
+    def take_step_seconds(self) -> dict[str, float]:
+        """See `worker.upscaler.TimesSteps`."""
+        return self._upscaler.take_step_seconds() if isinstance(self._upscaler, TimesSteps) else {}
 
     def _compute(self, windows: list[tuple[_Frame, Tile]], count: int) -> None:
         """Windows of one size, filled up to `count` by repeating the last: results depend on a batch's shape."""

@@ -49,6 +49,14 @@ class RemembersFrames(Protocol):
         """One that remembers and counts nothing yet: so that memory, and figures, are of one segment."""
 
 
+@runtime_checkable
+class TimesSteps(Protocol):
+    """What an upscaler of several steps says beside."""
+
+    def take_step_seconds(self) -> dict[str, float]:
+        """Seconds on the device by step (hat, unet), since the last call."""
+
+
 class PixelRepeater:
     """The test preset "repeat-pixels": enlarges without any network, so that errors of the pipeline show exactly.
 

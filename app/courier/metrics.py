@@ -7,7 +7,7 @@ from importlib.metadata import version
 from wsgiref.simple_server import WSGIServer
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
@@ -66,6 +66,7 @@ class CourierMetrics:
         Gauge("vsr_build_info", "1, with the versions.", ["version", "python"], registry=self.prometheus).labels(
             version("twostep-vsr"), platform.python_version()
         ).set(1)
+        ProcessCollector(registry=self.prometheus)
         self.prometheus.register(_PendingCollector(errands))
 
 

@@ -39,6 +39,7 @@ from worker.contract.redis_faults import is_unavailable
 from worker.contract.registry import JobRegistry
 from worker.contract.settings import RedisSettings, StorageSettings
 from worker.contract.storage import JobStorage, StorageBusyError
+from worker.contract.tracing import span, start_tracing, stop_tracing, trace_id_of
 
 log = structlog.get_logger(__name__)
 
@@ -79,8 +80,10 @@ def run_courier(settings: CourierSettings, redis_settings: RedisSettings, storag
             f"port {settings.courier_metrics_port} cannot be used ({error.strerror}): set VSR_COURIER_METRICS_PORT"
         ) from error
     try:
+        start_tracing("vsr-courier")
         Courier(redis, storage, settings, storage_settings.min_free_bytes, metrics).run(server.port)
     finally:
+        stop_tracing()
         server.close()
         redis.close()
 
@@ -185,7 +188,12 @@ class Courier:
         if job and not self._is_ones_turn(in_hand, job):
             self._errands.give_back(in_hand.errand, _WAIT_FOR_TURN_SECONDS)
             return
-        with bound_contextvars(job_id=in_hand.errand.job_id, request_id=job.request_id if job else None):
+        kind, job_id = in_hand.errand.kind, in_hand.errand.job_id
+        request_id, trace_parent = (job.request_id, job.trace_parent) if job else (None, None)
+        with (
+            bound_contextvars(job_id=job_id, request_id=request_id, **trace_id_of(trace_parent)),
+            span(f"vsr {kind}", trace_parent, job_id=job_id, request_id=request_id),
+        ):
             try:
                 do(in_hand)
             except _StoppingError:

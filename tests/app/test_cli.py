@@ -1,6 +1,8 @@
 """The commands that talk to a service: what they send, and what they show of a report."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,67 @@ def test_the_client_needs_neither_the_web_framework_nor_the_networks() -> None:
     code = "import sys, app.client; print(sorted({'av', 'fastapi', 'numpy', 'torch', 'uvicorn'} & set(sys.modules)))"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def all_commands() -> list[list[str]]:
+    """The words of every command that does something."""
+    group = typer.main.get_command(cli)
+    commands: dict[str, object] = group.commands  # type: ignore[attr-defined]
+    return [
+        [name, *([inner] if inner else [])]
+        for name, command in commands.items()
+        for inner in getattr(command, "commands", {"": None})
+    ]
+
+
+@pytest.mark.parametrize("words", all_commands(), ids=" ".join)
+def test_the_help_of_every_command_ends_with_an_example_to_copy(words: list[str]) -> None:
+    done = CliRunner().invoke(cli, [*words, "--help"])
+    assert done.exit_code == ExitCode.OK
+    assert "vsr " + " ".join(words) in " ".join(done.output.partition("Example")[2].split())
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["uplod"], "No such command 'uplod'. See: "),
+        (["submit"], "Missing argument 'FILE|URL'. See: "),
+        (["status", "--bogus"], "No such option: --bogus"),
+        (["serve", "--port", "high"], "Invalid value for '--port'"),
+        (["weights", "nope"], "No such command 'nope'"),
+    ],
+)
+def test_wrong_usage_is_one_line_with_its_exit_code(words: list[str], why: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "app.cli", *words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert done.stderr.count("\n") == 1
+    assert why in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_can_complete_commands(shell: str) -> None:
+    # Given
+    command = Path(sys.executable).with_name("vsr")
+    asking = {"_TYPER_COMPLETE_ARGS": "vsr st", "COMP_WORDS": "vsr st", "COMP_CWORD": "1"}
+
+    # When
+    script = subprocess.run([command, "--show-completion", shell], capture_output=True, text=True, check=True).stdout
+    completed = subprocess.run(
+        [command], env=os.environ | asking | {"_VSR_COMPLETE": f"complete_{shell}"}, capture_output=True, text=True
+    ).stdout
+
+    # Then
+    assert "_vsr_completion" in script
+    assert "status" in completed
+    if parser := shutil.which(shell):
+        assert subprocess.run([parser, "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_a_job_is_deleted_by_its_id(gateway: RunningGateway) -> None:
+    first, second = gateway.add_job(), gateway.add_job()
+    assert vsr("delete", first.id, "--url", gateway.url) == f"{first.id}\n"
+    assert json.loads(vsr("delete", second.id, "--json", "--url", gateway.url)) == {"id": second.id, "deleted": True}
+    assert json.loads(vsr("list", "--json", "--url", gateway.url))["jobs"] == []
 
 
 def test_every_option_of_a_job_can_be_submitted(gateway: RunningGateway, tmp_path: Path) -> None:

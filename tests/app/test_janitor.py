@@ -81,7 +81,9 @@ class House:
         self.registry.add(record)
         folder = self.storage.folder(record.id)
         folder.make_segments()
-        for path in (folder.source, folder.pictures, folder.plan, folder.report, folder.segment(0, ".mp4")):
+        folder.make_live()
+        shown = (folder.live_facts, folder.stream_header, folder.stream_segment(0), folder.still("00000", "result"))
+        for path in (folder.source, folder.pictures, folder.plan, folder.report, folder.segment(0, ".mp4"), *shown):
             path.write_bytes(b"media")
         if succeeded:
             folder.result(Container.MP4).write_bytes(b"result")
@@ -212,7 +214,7 @@ def a_canceled_job_of_which_a_part_is_being_made(house: House, name: str, age: f
 def _while_a_worker_is_at_it(house: House, job_id: str, age: float) -> Fate:
     folder = house.storage.folder(job_id)
     fate = {path: True for path in folder.path.rglob("*") if path.is_file()}
-    for parent in (folder.path, folder.segments):
+    for parent in (folder.path, folder.segments, folder.live):
         for mark in (process_mark(os.getpid()), f"another-host.{DEAD_PID}", f"x{os.getpid()}"):
             fate[parent / f"00001.mp4.{mark}.{'0' * 8}.part"] = True
         fate[parent / f"00002.mp4.{process_mark(DEAD_PID)}.{'0' * 8}.part"] = age <= ABANDONED

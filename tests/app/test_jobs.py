@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.app.conftest import SOURCE_INFO, RunningGateway
+from tests.app.conftest import SOURCE_INFO, RunningGateway, StartGateway
 from worker.contract.failure import FailureCode
-from worker.contract.job import JobError, JobRecord
+from worker.contract.job import Container, JobError, JobOptions, JobRecord, VideoCodec, now
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 
@@ -153,7 +153,16 @@ def test_a_finished_job_stays_as_it_is_whatever_is_to_be_kept(gateway: RunningGa
 
 
 @pytest.mark.parametrize(
-    "body", [b"[]", b"{", b'{"keep_partial": "perhaps"}', b'{"keep": true}', b"\x7f\x14\xff", b" " * 2000]
+    "body",
+    [
+        b"[]",
+        b"{",
+        b'{"keep_partial": "perhaps"}',
+        b'{"keep_partial": 0}',
+        b'{"keep": true}',
+        b"\x7f\x14\xff",
+        b" " * 2000,
+    ],
 )
 def test_a_wrong_wish_is_refused_and_cancels_nothing(gateway: RunningGateway, body: bytes) -> None:
     job = gateway.add_job()
@@ -202,7 +211,15 @@ def test_deleting_a_running_job_ends_it_and_removes_all_its_media(gateway: Runni
     assert gateway.http.get(f"/v1/jobs/{job.id}").status_code == 404
 
 
-CALLS = [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", "/retry"), ("GET", "/result"), ("GET", "/report")]
+CALLS = [
+    ("GET", ""),
+    ("DELETE", ""),
+    ("POST", "/cancel"),
+    ("POST", "/retry"),
+    ("GET", "/events"),
+    ("GET", "/result"),
+    ("GET", "/report"),
+]
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
@@ -310,3 +327,61 @@ def test_a_job_with_its_result_is_not_tried_again(gateway: RunningGateway) -> No
     answer = gateway.http.post(f"/v1/jobs/{job.id}/retry")
 
     assert (answer.status_code, answer.json()["code"]) == (409, "job_succeeded")
+
+
+def test_several_jobs_can_be_looked_at_at_once_in_the_order_asked(start_gateway: StartGateway) -> None:
+    # Given jobs of one's own, one of them canceled, and one of somebody else
+    gateway = start_gateway(api_keys="mine,theirs")
+    gateway.http.headers["X-API-Key"] = "mine"
+    ids = []
+    for _ in range(3):
+        gateway.http.put("/v1/uploads/a", content=b"abc")
+        ids.append(gateway.http.post("/v1/jobs", json={"upload_id": "a"}).json()["id"])
+    gateway.registry.cancel(ids[1])
+    theirs, gone = gateway.add_job(owner="0" * 12).id, "0" * 20
+
+    # When they are asked for in an order of one's own, with some twice, and some that cannot be had
+    asked = [ids[1], theirs, ids[2], gone, ids[0], ids[1]]
+    page = gateway.http.get("/v1/jobs", params={"id": asked, "limit": 1}).json()
+    canceled = gateway.http.get("/v1/jobs", params={"id": asked, "status": "canceled"}).json()
+
+    # Then each of one's own comes once, as it is when looked at alone
+    assert [job["id"] for job in page["jobs"]] == [ids[1], ids[2], ids[0]]
+    assert page["next_cursor"] is None
+    assert page["jobs"] == [gateway.http.get(f"/v1/jobs/{job_id}").json() for job_id in (ids[1], ids[2], ids[0])]
+    assert [job["id"] for job in canceled["jobs"]] == [ids[1]]
+
+
+@pytest.mark.parametrize("asked", [["x"], ["0" * 20, "../0000000000000000"], ["0" * 20] * 101])
+def test_what_are_no_ids_or_too_many_are_refused(gateway: RunningGateway, asked: list[str]) -> None:
+    answer = gateway.http.get("/v1/jobs", params={"id": asked})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+def test_links_are_there_for_what_can_be_had(gateway: RunningGateway) -> None:
+    # Given a job that waits, three whose results no browser plays, and one that has ended
+    waiting, ended = gateway.add_job(), gateway.add_job()
+    gateway.finish_job(ended.id, b"result")
+    masters = []
+    for options in (
+        JobOptions(codec=VideoCodec.PRORES),
+        JobOptions(quality="lossless"),
+        JobOptions(container=Container.ZIP),
+    ):
+        masters.append(gateway.add_job())
+        with_options = {"options": options}
+        gateway.registry.change(masters[-1].id, lambda job, update=with_options: job.model_copy(update=update))
+
+    # When
+    links = [gateway.http.get(f"/v1/jobs/{job.id}").json()["links"] for job in (waiting, ended, *masters)]
+
+    # Then
+    names = ("events", "stream", "preview", "thumbnail", "source")
+    missing = [[name for name in names if link[name] is None] for link in links]
+    assert missing == [[], ["preview"], ["stream"], ["stream"], ["stream"]]
+    assert links[0]["stream"] == f"/v1/jobs/{waiting.id}/stream.m3u8"
+    # And of what is no longer kept there is none
+    gateway.registry.change(ended.id, lambda job: job.model_copy(update={"media_removed_at": now()}))
+    links_after = gateway.http.get(f"/v1/jobs/{ended.id}").json()["links"]
+    assert [name for name in names if links_after[name] is not None] == ["events"]

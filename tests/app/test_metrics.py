@@ -1,14 +1,17 @@
 """The gateway's metrics: names that dashboards rely on, at zero from the start, read without side effects."""
 
+from datetime import timedelta
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
+from rq.utils import utcformat
 
 from app.embedded_redis import EmbeddedRedis
 from app.metrics import JANITOR_OUTCOMES, REJECTION_REASONS, REMOVED_KINDS
 from tests.app.conftest import SOURCE_INFO, RunningGateway, StartGateway
 from tests.app.test_health import register_worker
+from worker.contract.job import now
 from worker.contract.queue import TaskQueue
 
 
@@ -41,6 +44,43 @@ def test_every_known_label_is_there_at_zero_from_the_start(gateway: RunningGatew
     assert {name: samples[name] for name in expected} == dict.fromkeys(expected, 0.0)
     assert samples["vsr_redis_up"] == 1
     assert samples["vsr_storage_free_bytes"] > 0
+    assert [name for name in samples if name.startswith("vsr_build_info")]
+    assert samples["process_resident_memory_bytes"] > 0
+
+
+def test_redis_tells_its_memory_its_clients_and_whether_it_keeps_what_it_is_told(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    # Given a Redis with a limit
+    with EmbeddedRedis(tmp_path / "own-redis") as server, Redis.from_url(server.url) as own:
+        own.config_set("maxmemory", 2**30)
+        gateway = start_gateway(redis_url=server.url)
+        kept = scrape(gateway)
+
+        # When it no longer writes its file
+        own.config_set("appendonly", "no")
+        forgetful = scrape(gateway)
+
+    # Then
+    assert 0 < kept['vsr_redis_memory_bytes{kind="used"}'] < kept['vsr_redis_memory_bytes{kind="limit"}'] == 2**30
+    assert kept["vsr_redis_clients"] >= 2
+    assert (kept["vsr_redis_append_only_ok"], forgetful["vsr_redis_append_only_ok"]) == (1, 0)
+
+
+def test_the_worker_that_was_heard_of_least_recently_tells_the_silence(gateway: RunningGateway, redis: Redis) -> None:
+    # Given a worker that beats and one that does not, and what is left of one that is forgotten
+    before = scrape(gateway)["vsr_worker_silence_seconds"]
+    for name, silent_seconds in (("loud", 1), ("quiet", 60)):
+        register_worker(redis, name, "busy")
+        redis.hset(f"rq:worker:{name}", "last_heartbeat", utcformat(now() - timedelta(seconds=silent_seconds)))
+    redis.sadd("rq:workers:vsr", "rq:worker:forgotten")
+
+    # When
+    silence = scrape(gateway)["vsr_worker_silence_seconds"]
+
+    # Then
+    assert before == 0
+    assert 60 <= silence < 90
 
 
 def test_jobs_tasks_and_workers_are_counted_where_they_are(gateway: RunningGateway, redis: Redis) -> None:

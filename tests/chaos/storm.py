@@ -122,7 +122,7 @@ class Traffic:
                     Client(self._cluster.url, timeout_seconds=10) as client,
                 ):
                     options = OPTIONS.model_dump(include={"preset", "encoder_preset"})
-                    job = client.submit(video, options, on_progress=self._slowly)
+                    job = client.jobs.create(video, self._slowly, **options)
                     self.acknowledged[job.id] = video
 
     def _client(self) -> Client:

@@ -24,14 +24,14 @@ def test_a_poisonous_segment_ends_its_own_job_and_no_other(tmp_path: Path) -> No
     short, long = videos
     with Cluster(tmp_path / "c", PYTHONPATH=DOOR, VSR_TEST_FAULT="poison 2") as cluster, Client(cluster.url) as client:
         # When both are submitted, the poisonous first
-        poisoned, healthy = client.submit(long, CHOSEN), client.submit(short, CHOSEN)
+        poisoned, healthy = client.jobs.create(long, **CHOSEN), client.jobs.create(short, **CHOSEN)
 
         # Then the one fails after three attempts, and the other ends as it should
-        error = client.wait(poisoned.id).error
+        error = client.jobs.wait(poisoned.id).error
         assert error is not None
         assert error.code is FailureCode.WORKER_LOST
-        assert client.wait(healthy.id).status is JobStatus.SUCCEEDED
-        client.download(healthy.id, tmp_path / "result.mp4")
+        assert client.jobs.wait(healthy.id).status is JobStatus.SUCCEEDED
+        client.jobs.download(healthy.id, tmp_path / "result.mp4")
         assert (tmp_path / "result.mp4").read_bytes() == videos[short]
 
 
@@ -48,10 +48,10 @@ def test_decoding_that_stands_still_is_ended_and_done_again(tmp_path: Path) -> N
     }
     with Cluster(tmp_path / "c", hosts=1, **door) as cluster, Client(cluster.url) as client:
         # When the video is submitted; then the process is ended, and the job is not
-        job = client.wait(client.submit(video, CHOSEN).id)
+        job = client.jobs.wait(client.jobs.create(video, **CHOSEN).id)
         assert (tmp_path / "hung").exists()
         assert job.status is JobStatus.SUCCEEDED
-        client.download(job.id, tmp_path / "result.mp4")
+        client.jobs.download(job.id, tmp_path / "result.mp4")
         assert (tmp_path / "result.mp4").read_bytes() == expected
 
 
@@ -65,12 +65,14 @@ def test_hosts_whose_clocks_are_hours_apart_take_nothing_from_each_other(tmp_pat
             cluster.wait_for_workers()
 
             # When both share the work
-            jobs = {client.submit(video, CHOSEN).id: expected for video, expected in videos.items() for _ in range(2)}
+            jobs = {
+                client.jobs.create(video, **CHOSEN).id: expected for video, expected in videos.items() for _ in range(2)
+            }
 
             # Then it is done, and no task was begun twice
             for job_id, expected in jobs.items():
-                assert client.wait(job_id).status is JobStatus.SUCCEEDED
-                client.download(job_id, tmp_path / "result.mp4")
+                assert client.jobs.wait(job_id).status is JobStatus.SUCCEEDED
+                client.jobs.download(job_id, tmp_path / "result.mp4")
                 assert (tmp_path / "result.mp4").read_bytes() == expected
         assert {
             task: len(executions) for task, executions in cluster.watched.begun.items() if len(executions) > 1
@@ -106,23 +108,23 @@ def test_a_full_disk_refuses_what_is_new_and_loses_nothing_that_was_accepted(tmp
     settings = {"VSR_MIN_FREE_BYTES": "0"}
     with Cluster(tmp_path / "c", hosts=1, storage=small_disk, **settings) as cluster, Client(cluster.url) as client:
         cluster.hosts[0].stop()
-        accepted = client.submit(video, CHOSEN)
+        accepted = client.jobs.create(video, **CHOSEN)
         filler = small_disk / "filler"
         fill(filler)
 
         # When another is submitted, and the worker gets to the first
         with pytest.raises(ProblemResponseError) as refused:
-            client.submit(video, CHOSEN)
+            client.jobs.create(video, **CHOSEN)
         assert refused.value.problem.status == 507
         cluster.hosts[0].start()
-        wait_for("the first job's end", lambda: client.get(accepted.id).status.is_final)
-        error = client.get(accepted.id).error
+        wait_for("the first job's end", lambda: client.jobs.get(accepted.id).status.is_final)
+        error = client.jobs.get(accepted.id).error
         assert error is not None
         assert error.code is FailureCode.OUT_OF_DISK
 
         # Then it can be tried again once there is room, and ends as it should
         filler.unlink()
-        client.retry(accepted.id)
-        assert client.wait(accepted.id).status is JobStatus.SUCCEEDED
-        client.download(accepted.id, tmp_path / "result.mp4")
+        client.jobs.retry(accepted.id)
+        assert client.jobs.wait(accepted.id).status is JobStatus.SUCCEEDED
+        client.jobs.download(accepted.id, tmp_path / "result.mp4")
         assert (tmp_path / "result.mp4").read_bytes() == expected

@@ -56,9 +56,10 @@ def test_the_gateway_misses_nothing_and_warns_of_nothing(house: House) -> None:
         found: dict[str, Any] = httpx2.get(f"{house.gateway_url}/readyz", trust_env=False).json()
         return found
 
-    # The warnings would tell that Redis is not set up to keep its tasks.
+    # The warnings would tell that Redis is not set up to keep its tasks; of the cage the engine and the kernel decide.
     expected = {"status": "ready", "missing": [], "warnings": [], "workers": 1}
-    assert poll(readiness, until=lambda found: found == expected) == expected
+    found = poll(readiness, until=lambda found: found["workers"] == 1)
+    assert found | {"warnings": [one for one in found["warnings"] if "protection" not in one]} == expected
 
 
 def test_redis_answers_nobody_without_the_password(house: House) -> None:
@@ -76,9 +77,7 @@ def test_every_panel_of_the_dashboard_has_something_to_show(house: House) -> Non
     # Given the expressions as Grafana would send them
     panels = [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
     expressions = {
-        (panel["title"], target["expr"].replace("$instance", ".*").replace("$__rate_interval", "10m"))
-        for panel in panels
-        for target in panel["targets"]
+        (panel["title"], as_grafana_sends(target["expr"])) for panel in panels for target in panel["targets"]
     }
 
     # When Prometheus is asked them all (one that it does not understand fails at once)
@@ -126,6 +125,11 @@ def test_a_stop_ends_gateway_courier_and_worker_of_their_own_accord(house: House
     for service in ("gateway", "courier", "worker"):
         # 137 would be the engine's SIGKILL at the end of the grace period.
         assert house.inspect(service)["State"]["ExitCode"] in (0, 143)
+
+
+def as_grafana_sends(expression: str) -> str:
+    """With every variable of the dashboard at its default, and ten minutes to look back."""
+    return re.sub(r"\$(instance|preset)\b", ".*", expression).replace("$__rate_interval", "10m")
 
 
 def query(house: House, expression: str) -> list[str]:

@@ -21,8 +21,8 @@ from worker.supervisor_metrics import SupervisorMetrics
 
 
 @pytest.fixture(scope="session")
-def served_series(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names of all series, e.g. `vsr_job_wait_seconds_bucket`, and `up`, which is Prometheus's own."""
+def served_pages(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of gateway, supervisor, courier, and of a worker process, which the supervisor serves with its own."""
     gateway = create_app(
         GatewaySettings(),
         RedisSettings(redis_url=SecretStr(redis_url)),
@@ -46,9 +46,14 @@ def served_series(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> s
         if isinstance(metric, MetricWrapperBase):
             process.register(metric)
     pages.append(generate_latest(process).decode())
+    return pages
 
-    families = [family for page in pages for family in re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE)]
-    return {"up"} | {
+
+@pytest.fixture(scope="session")
+def served_series(served_pages: list[str]) -> set[str]:
+    """Names of all series, e.g. `vsr_job_wait_seconds_bucket`, and those that are Prometheus's own."""
+    families = [family for page in served_pages for family in re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE)]
+    return {"up", "ALERTS"} | {
         name + suffix
         for name, kind in families
         for suffix in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))
@@ -66,4 +71,4 @@ def series_in(expression: str) -> set[str]:
     bare = re.sub(r"\[[^\]]*\]|\{[^}]*\}", "", bare)
     bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", "", bare)
     words = set(re.findall(r"[a-zA-Z_:][a-zA-Z0-9_:]*(?!\s*\()\b", bare))
-    return words - {"and", "or", "unless", "by", "sum", "max", "min", "avg"}
+    return words - {"and", "or", "unless", "by", "sum", "max", "min", "avg", "count"}

@@ -1,6 +1,8 @@
-"""The dashboard, as far as it can be judged without Grafana. tests/containers asks a real Prometheus its queries."""
+"""The dashboard, as far as it can be judged without Grafana. tests/containers and
+tests/end_to_end/test_watching.py ask a real Prometheus its queries."""
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ def test_every_query_goes_to_the_data_source_that_the_reader_chose(
     chosen = {"type": "prometheus", "uid": "${datasource}"}
     variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
-    assert variables["instance"]["datasource"] == chosen
+    assert variables["instance"]["datasource"] == variables["preset"]["datasource"] == chosen
     for panel in panels:
         assert panel["datasource"] == chosen, panel["title"]
         assert all(target["datasource"] == chosen for target in panel["targets"]), panel["title"]
@@ -60,7 +62,17 @@ def test_panels_have_ids_of_their_own_and_stand_side_by_side(dashboard: dict[str
 
 def test_the_rows_tell_the_story_from_the_outside_in(dashboard: dict[str, Any]) -> None:
     rows = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
-    assert rows == ["Overview", "Queue", "Jobs", "Pipeline by stage", "Workers", "GPU", "HTTP", "Other hosts"]
+    assert rows == [
+        *("Overview", "Queue", "Jobs", "Pipeline by stage", "Workers", "GPU", "HTTP", "Storage and Redis"),
+        "Other hosts",
+    ]
+
+
+def test_an_alert_that_a_panel_names_exists(repository: Path, panels: list[Panel]) -> None:
+    named = {name for panel in panels for name in re.findall(r"\bVsr\w+", panel["description"])}
+    rules = (repository / "deploy/prometheus/rules/alerts.yml").read_text()
+    assert named - set(re.findall(r"- alert: (\w+)", rules)) == set()
+    assert len(named) > 5
 
 
 def overlap(one: dict[str, int], other: dict[str, int]) -> bool:

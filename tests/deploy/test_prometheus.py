@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from app.settings import CourierSettings, GatewaySettings
 from worker.contract.failure import FailureCode
+from worker.contract.settings import RedisSettings, StorageSettings
+from worker.settings import VideoLimits, WorkerSettings
 
 from .conftest import series_in
 
@@ -29,7 +32,40 @@ def test_every_alert_reads_only_series_that_our_processes_serve(
 def test_every_alert_says_what_is_wrong_how_bad_it_is_and_where_to_look(alerts: list[dict[str, Any]]) -> None:
     for alert in alerts:
         assert alert["labels"]["severity"] in ("critical", "warning"), alert["alert"]
-        assert set(alert["annotations"]) == {"summary", "description", "dashboard"}, alert["alert"]
+        assert set(alert["annotations"]) == {"summary", "description", "dashboard", "runbook_url"}, alert["alert"]
+
+
+def test_the_runbook_has_one_paragraph_for_every_alert_and_none_for_another(
+    repository: Path, alerts: list[dict[str, Any]]
+) -> None:
+    runbook = (repository / "docs/runbook.md").read_text()
+    paragraphs = dict(re.findall(r"^## (\w+)\n\n(.+?)(?=\n\n|\Z)", runbook, re.MULTILINE | re.DOTALL))
+    assert set(paragraphs) == {alert["alert"] for alert in alerts}
+    assert min(map(len, paragraphs.values())) > 200
+    for alert in alerts:
+        assert alert["annotations"]["runbook_url"] == f"docs/runbook.md#{alert['alert'].lower()}"
+
+
+def test_every_metric_of_ours_is_described_as_it_describes_itself(repository: Path, served_pages: list[str]) -> None:
+    described = dict(
+        re.findall(
+            r"^\| `(vsr_\w+)` \| \w+ \|[^|]*\| (.+) \|$", (repository / "docs/metrics.md").read_text(), re.MULTILINE
+        )
+    )
+    served = [family for page in served_pages for family in re.findall(r"^# HELP (vsr_\w+) (.+)$", page, re.MULTILINE)]
+    assert set(described) == {name for name, _ in served if not name.endswith("_created")}
+    assert set(described.values()) <= {words for _, words in served}
+    assert len(described) > 40
+
+
+def test_the_runbook_names_only_settings_and_panels_that_exist(repository: Path) -> None:
+    runbook = (repository / "docs/runbook.md").read_text()
+    groups = (GatewaySettings, CourierSettings, WorkerSettings, VideoLimits, StorageSettings, RedisSettings)
+    known = {f"VSR_{name.upper()}" for group in groups for name in group.model_fields}
+    assert set(re.findall(r"\bVSR_\w+", runbook)) - known == set()
+
+    titles = re.findall(r'"title": "(.+)"', (repository / "deploy/grafana/dashboards/twostep-vsr.json").read_text())
+    assert set(re.findall(r'"([A-Z][a-z ]+)"', runbook)) - set(titles) == set()
 
 
 def test_every_alert_has_its_unit_test(alerts: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from app.embedded_redis import EmbeddedRedis
 from tests.end_to_end.conftest import House, Workers, wait_for, write_moving_video
+from worker.contract.cage_gaps import is_there_a_cage_gap
 from worker.contract.failure import FailureCode
 from worker.contract.job import JobError, JobStatus, PartialResult
 from worker.contract.presets import loaded_models
@@ -44,9 +45,9 @@ def test_a_job_passes_through_the_worker_and_leaves_only_what_is_needed(
     assert (progress.frames_done, progress.segments_done) == (120, 5)
 
     # And the segments are gone, the source and the report stay
-    wait_for("tidying up", lambda: not house.folder(job_id).segments.exists())
+    wait_for("tidying up", lambda: not house.folder(job_id).rendering.exists())
     files = sorted(path.name for path in house.folder(job_id).path.iterdir())
-    assert files == ["job.json", "plan.json", "report.json", "result.mp4", "source"]
+    assert files == ["job.json", "live", "plan.json", "report.json", "result.mp4", "source"]
 
     # And the report tells what every worker found in its segments, and took for them
     report = Report.model_validate_json(house.folder(job_id).report.read_bytes())
@@ -64,8 +65,8 @@ def test_a_job_passes_through_the_worker_and_leaves_only_what_is_needed(
     assert counted['vsr_jobs_finished_total{reason="",status="succeeded"}'] == 1
     assert counted['vsr_jobs_finished_total{reason="worker_lost",status="failed"}'] == 0
     assert counted['vsr_segments_total{outcome="finished"}'] == 5
-    assert counted["vsr_frames_total"] == 120
-    assert counted["vsr_output_pixels_total"] == 120 * 128 * 96
+    assert counted['vsr_frames_total{preset="tiny-random"}'] == 120
+    assert counted['vsr_output_pixels_total{preset="tiny-random"}'] == 120 * 128 * 96
 
 
 def test_bad_sources_fail_with_their_reasons_and_the_worker_lives_on(
@@ -95,6 +96,19 @@ def test_bad_sources_fail_with_their_reasons_and_the_worker_lives_on(
     assert {code: error.code for code, error in errors.items()} == {code: code for code in jobs}
     assert all(error.message for error in errors.values())
     assert workers.names() == names
+
+
+def test_a_worker_without_a_whole_cage_is_known_as_such_while_it_lives(house: House) -> None:
+    # Given a worker that shall have none
+    with house.workers(VSR_CAGE="off", VSR_LEASE_SECONDS="2") as workers:
+        # Then it says so to the gateway, and to Prometheus
+        wait_for("the news", lambda: is_there_a_cage_gap(house.redis))
+        protections = {name: value for name, value in workers.metrics().items() if "vsr_cage_protection" in name}
+        assert len(protections) == 5
+        assert set(protections.values()) == {0.0}
+
+    # And when it has gone nobody says so any more
+    wait_for("the silence", lambda: not is_there_a_cage_gap(house.redis))
 
 
 def test_a_canceled_job_leaves_the_worker_in_time(running_house: RunningHouse, video: Path, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @contextmanager
-def serving(storage: Path, **settings: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """`vsr serve` with its address; `settings` are environment variables."""
+def serving(storage: Path, *options: str, **settings: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """`vsr serve` with its address; `options` are words of the command, `settings` environment variables."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -36,6 +36,7 @@ def serving(storage: Path, **settings: str) -> Iterator[tuple[str, "subprocess.P
     }
     environment.pop("VSR_REDIS_URL", None)
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--preset", PRESET, "--device", "cpu"]
+    command += options
     with (storage.parent / "serve.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stderr=log)
     url = f"http://127.0.0.1:{port}"

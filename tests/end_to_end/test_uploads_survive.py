@@ -1,5 +1,6 @@
 """Uploads through a bad network and a dying gateway: whole in the end, or not there."""
 
+import asyncio
 import hashlib
 import io
 import random
@@ -10,8 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
+import pytest
 from tusclient.client import TusClient
 
+from app.client import AsyncClient, Client
 from benchmarks.gateway_process import GatewayProcess
 from benchmarks.upload_kills import drill
 
@@ -32,6 +35,7 @@ class CuttingProxy:
         self._before_cut = before_cut
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
         self.cuts_done = 0
         self.passed_bytes = 0
 
@@ -45,6 +49,9 @@ class CuttingProxy:
             self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
             thread.join()
+            for client in self._open:
+                with suppress(OSError):  # closed
+                    client.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:
@@ -52,17 +59,22 @@ class CuttingProxy:
                 client, _ = self._listener.accept()
             except OSError:  # closed
                 return
-            with client, socket.create_connection(("127.0.0.1", self._target_port)) as server:
-                self._pass_on(client, server)
+            self._open.append(client)
+            threading.Thread(target=self._connect, args=(client,)).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._target_port)) as server:
+            self._pass_on(client, server)
 
     def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
-        """One request: the client under test makes a new connection for each."""
+        """The requests of one connection, until one that sends bytes of the file is cut."""
         back = threading.Thread(target=pass_back, args=(server, client))
         back.start()
+        is_cut, budget = False, 2 * CONTENT_BYTES
         piece = client.recv(65536)
-        is_cut = piece.startswith(b"PATCH") and self.cuts_done < self._cuts
-        budget = self._chance.randrange(CONTENT_BYTES // CUTS) if is_cut else 2 * CONTENT_BYTES
         while piece and budget:
+            if piece.startswith(b"PATCH") and self.cuts_done < self._cuts:
+                is_cut, budget = True, self._chance.randrange(CONTENT_BYTES // CUTS)
             piece = piece[:budget]
             server.sendall(piece)
             budget -= len(piece)
@@ -83,10 +95,37 @@ def pass_back(server: socket.socket, client: socket.socket) -> None:
             client.sendall(piece)
 
 
-def test_an_upload_cut_at_ten_random_places_arrives_whole(tmp_path: Path) -> None:
+def upload_with_tuspy(url: str, path: Path) -> str:
+    """A client of the protocol that is not ours."""
+    client = TusClient(f"{url}/v1/uploads")
+    uploader = client.uploader(file_stream=io.BytesIO(path.read_bytes()), retries=2 * CUTS, retry_delay=0)
+    uploader.upload()
+    job: str = httpx2.post(f"{url}/v1/jobs", json={"upload_id": uploader.url.rpartition("/")[2]}).json()["id"]
+    return job
+
+
+def upload_with_ours(url: str, path: Path) -> str:
+    with Client(url) as client:
+        return client.jobs.create(path).id
+
+
+def upload_with_ours_in_an_event_loop(url: str, path: Path) -> str:
+    async def upload() -> str:
+        async with AsyncClient(url) as client:
+            return (await client.jobs.create(path)).id
+
+    return asyncio.run(upload())
+
+
+@pytest.mark.parametrize(
+    "upload", [upload_with_tuspy, upload_with_ours, upload_with_ours_in_an_event_loop], ids=["tuspy", "sync", "async"]
+)
+def test_an_upload_cut_at_ten_random_places_arrives_whole(tmp_path: Path, upload: Callable[[str, Path], str]) -> None:
     # Given a network that cuts ten times, and a gateway that is killed at two of the cuts
     chance = random.Random(SEED)
     content = chance.randbytes(CONTENT_BYTES)
+    source = tmp_path / "clip.mp4"
+    source.write_bytes(content)
     with GatewayProcess(tmp_path) as gateway:
 
         def kill_at_some(cut: int) -> None:
@@ -96,18 +135,12 @@ def test_an_upload_cut_at_ten_random_places_arrives_whole(tmp_path: Path) -> Non
 
         proxy = CuttingProxy(gateway.port, CUTS, chance, kill_at_some)
         with proxy.running():
-            # When a client of the protocol, not ours, uploads through it
-            client = TusClient(f"http://127.0.0.1:{proxy.port}/v1/uploads")
-            uploader = client.uploader(file_stream=io.BytesIO(content), retries=2 * CUTS, retry_delay=0)
-            uploader.upload()
-        upload_id = uploader.url.rpartition("/")[2]
-        answer = httpx2.post(f"{gateway.url}/v1/jobs", json={"upload_id": upload_id})
+            # When a client uploads through it
+            job_id = upload(f"http://127.0.0.1:{proxy.port}", source)
 
         # Then the same bytes are there, and it went on each time and did not begin anew
-        assert answer.status_code == 202
-        assert answer.json()["source"]["sha256"] == hashlib.sha256(content).hexdigest()
-        source = gateway.storage.folder(answer.json()["id"]).source
-        assert hashlib.sha256(source.read_bytes()).digest() == hashlib.sha256(content).digest()
+        arrived = gateway.storage.folder(job_id).source.read_bytes()
+        assert hashlib.sha256(arrived).digest() == hashlib.sha256(content).digest()
         assert proxy.cuts_done == CUTS
         assert proxy.passed_bytes < 2 * CONTENT_BYTES
 

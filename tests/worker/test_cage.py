@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 import worker.cage
 from tests.worker import cage_guests as guests
+from worker import metrics
 from worker.cage import (
     Cage,
     CagedBugError,
@@ -270,6 +271,27 @@ def test_a_crash_a_blow_up_and_a_blunder_have_names_and_the_next_call_works(open
     with pytest.raises(ValueError, match="valid integer"):
         cage.call(guests.lie, returns=int, on_progress=silent)
     assert cage.call(guests.add, 1, 2, returns=int, on_progress=silent) == 3
+
+
+def test_what_befalls_a_cage_is_counted_by_its_kind(open_cage: Callable[..., Cage]) -> None:
+    # Given
+    def counted() -> dict[str, float]:
+        return {kind: metrics.CAGE_INCIDENTS_SEEN.labels(kind)._value.get() for kind in metrics.CAGE_INCIDENTS}
+
+    before = counted()
+    cage = open_cage()
+
+    # When it is killed in mid work, crashes, takes too much, says what it cannot say, and refuses a file
+    assert cage.call(guests.add, 1, 2, returns=int, on_progress=silent) == 3
+    assert cage.pid is not None
+    os.kill(cage.pid, signal.SIGKILL)
+    assert cage.call(guests.add, 1, 2, returns=int, on_progress=silent) == 3
+    for guest in (guests.crash, guests.take_memory, guests.fail):
+        failure_of(lambda guest=guest: cage.call(guest, returns=int, on_progress=silent))
+    failure_of(lambda: cage.call(guests.say, b"?" + struct.pack("=Q", 1), returns=int, on_progress=silent))
+
+    # Then each is counted once under its name, and the refusal, which is no incident, under none
+    assert {kind: counted()[kind] - before[kind] for kind in before} == dict.fromkeys(metrics.CAGE_INCIDENTS, 1)
 
 
 def test_no_text_from_a_cage_is_long(open_cage: Callable[..., Cage]) -> None:

@@ -247,6 +247,11 @@ class JobRecord(_Frozen):
     )
     webhook_url: str | None = Field(None, description="Who is told of the job's end.")
     request_id: str | None = Field(None, description="Of the request that made the job; on every log line about it.")
+    trace_parent: str | None = Field(
+        None,
+        pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+        description="Of the request that made the job, where it is traced: all work on the job belongs to that trace.",
+    )
     idempotency: Idempotency | None = Field(None, description="How a repeated request knows this job again.")
     revision: int = Field(0, ge=0, description="Raised by every change: of two copies the higher one is the later.")
 

@@ -6,7 +6,7 @@ W (`segments_in_flight`) is the job's own, from its plan: at each step the same,
 The gateway enqueues by name: it never imports the functions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from redis import Redis
@@ -64,6 +64,8 @@ class TaskKind(StrEnum):
     PLAN = "plan"
     SEGMENT = "segment"
     ASSEMBLE = "assemble"
+    PREVIEW = "preview"
+    """Belongs to no chain: nothing waits for it, and it changes nothing of its job."""
 
 
 class TaskQueue:
@@ -95,6 +97,20 @@ class TaskQueue:
     def enqueue_assemble(self, job_id: str) -> None:
         self._enqueue(TaskKind.ASSEMBLE, job_id)
 
+    def enqueue_preview(self, job_id: str, at_seconds: float) -> None:
+        """Before everything else, whatever is left of an earlier one; nothing where one waits or runs.
+
+        It takes as long as a short segment, and who asks again has to wait for its end: others get their turns between.
+        """
+        self._forget_tasks([task_id(TaskKind.PREVIEW, job_id)], only_ended=True)
+        arguments = {"job_id": job_id, "at_seconds": at_seconds}
+        self._enqueue_call(TaskKind.PREVIEW, task_id(TaskKind.PREVIEW, job_id), arguments, at_front=True)
+
+    def is_preview_under_way(self, job_id: str) -> bool:
+        """Whether one waits or runs."""
+        key = Job.key_for(task_id(TaskKind.PREVIEW, job_id))
+        return self.rq.connection.hget(key, "status") in (b"queued", b"started")
+
     def enqueue_again(self, kind: TaskKind, job_id: str, index: int | None = None) -> None:
         """As if for the first time, whatever is left of an earlier run; nothing where somebody has it by now."""
         self._forget_tasks([task_id(kind, job_id, index)], only_ended=True)
@@ -113,15 +129,21 @@ class TaskQueue:
 
     def _enqueue(self, kind: TaskKind, job_id: str, index: int | None = None) -> None:
         arguments = {"job_id": job_id} if index is None else {"job_id": job_id, "index": index}
+        self._enqueue_call(kind, task_id(kind, job_id, index), arguments)
+
+    def _enqueue_call(
+        self, kind: TaskKind, task: str, arguments: Mapping[str, object], *, at_front: bool = False
+    ) -> None:
         try:
             self.rq.enqueue_call(
                 f"worker.tasks.{kind}",
-                kwargs=arguments,
-                job_id=task_id(kind, job_id, index),
+                kwargs=dict(arguments),
+                job_id=task,
                 timeout=_TASK_TIMEOUT_SECONDS,
                 result_ttl=_RESULT_TTL_SECONDS,
                 failure_ttl=_FAILURE_TTL_SECONDS,
                 retry=Retry(max=MAX_ATTEMPTS, enqueue_at_front=True),
+                at_front=at_front,
                 unique=True,
             )
         except DuplicateJobError:
@@ -152,7 +174,8 @@ def job_id_of(task: str) -> str:
 
 def _tasks_of(job_id: str, segments_total: int) -> list[str]:
     segments = [task_id(TaskKind.SEGMENT, job_id, index) for index in range(segments_total)]
-    return [task_id(TaskKind.PLAN, job_id), *segments, task_id(TaskKind.ASSEMBLE, job_id)]
+    others = [task_id(kind, job_id) for kind in (TaskKind.PLAN, TaskKind.ASSEMBLE, TaskKind.PREVIEW)]
+    return [*others, *segments]
 
 
 def _keys_of(task: str) -> tuple[str, str, str]:

@@ -16,7 +16,7 @@ vsr:owner:{owner}:source-bytes  hash   bytes of each of its jobs' sources, as fa
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 from uuid import uuid4
 
@@ -57,6 +57,18 @@ redis.call('SREM', KEYS[1], ARGV[1])
 return 1
 """
 
+# KEYS: the index of waiting jobs, then of each job its record and its progress; ARGV: the jobs' ids.
+_MARKS = """
+local marks = {}
+for n, id in ipairs(ARGV) do
+  local place = redis.call('ZRANK', KEYS[1], id)
+  local revision = redis.call('HGET', KEYS[2 * n], 'revision')
+  local progress = redis.call('HGETALL', KEYS[2 * n + 1])
+  marks[n] = table.concat({tostring(place), tostring(revision), unpack(progress)}, ' ')
+end
+return marks
+"""
+
 
 class JobRegistry:
     """Reads and changes jobs. Every change of status goes through `change`, which decides races once."""
@@ -67,6 +79,7 @@ class JobRegistry:
         self._finish_segment = redis.register_script(_FINISH_SEGMENT)
         self._note_progress = redis.register_script(_NOTE_PROGRESS)
         self._note_written = redis.register_script(_NOTE_WRITTEN)
+        self._marks = redis.register_script(_MARKS)
 
     # --- the record ---------------------------------------------------------------------------------------------
 
@@ -90,6 +103,18 @@ class JobRegistry:
     def get(self, job_id: str) -> JobRecord | None:
         """The job, from Redis or, where Redis has forgotten it, from storage. None: no such job."""
         return self._known(job_id) or self._storage.read_record(job_id)
+
+    def get_all(self, job_ids: Sequence[str]) -> list[JobRecord]:
+        """Those of these jobs that there are, in this order; as `get`, with one question to Redis."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(_job_key(job_id), "record")
+            contents = pipe.execute()
+        found = (
+            JobRecord.model_validate_json(content) if content else self._storage.read_record(job_id)
+            for job_id, content in zip(job_ids, contents, strict=True)
+        )
+        return [record for record in found if record]
 
     def change(self, job_id: str, change: Callable[[JobRecord], JobRecord | None]) -> JobRecord | None:
         """Apply `change` to the record atomically, then make it durable.
@@ -255,7 +280,7 @@ class JobRegistry:
         newest_first = self._redis.zrevrangebylex(
             _index_key(status, owner), f"({before}" if before else "+", "-", start=0, num=limit
         )
-        return [record for job_id in _texts(newest_first) if (record := self.get(job_id))]
+        return self.get_all(_texts(newest_first))
 
     def count(self, status: JobStatus, owner: str | None = None) -> int:
         """`owner`: only jobs of this API key."""
@@ -298,8 +323,21 @@ class JobRegistry:
 
     def queue_position(self, job_id: str) -> int | None:
         """1 for the next job to start; None once it has started."""
-        rank = self._redis.zrank(_index_key(JobStatus.QUEUED), job_id)
-        return None if rank is None else cast(int, rank) + 1
+        [place] = self.queue_positions([job_id])
+        return place
+
+    def queue_positions(self, job_ids: Sequence[str]) -> list[int | None]:
+        """Of each, with one question to Redis."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.zrank(_index_key(JobStatus.QUEUED), job_id)
+            ranks = pipe.execute()
+        return [None if rank is None else rank + 1 for rank in ranks]
+
+    def marks(self, job_ids: Sequence[str]) -> list[bytes]:
+        """Of each job something that is another after every change of its record, progress or place in the queue."""
+        keys = [key for job_id in job_ids for key in (_job_key(job_id), _progress_key(job_id))]
+        return cast(list[bytes], self._marks(keys=[_index_key(JobStatus.QUEUED), *keys], args=job_ids))
 
     # --- progress -----------------------------------------------------------------------------------------------
 
@@ -343,25 +381,17 @@ class JobRegistry:
 
     def progress(self, job_id: str) -> Progress:
         """The live figures; all zero before rendering starts or after Redis was lost."""
+        [progress] = self.progress_of([job_id])
+        return progress
+
+    def progress_of(self, job_ids: Sequence[str]) -> list[Progress]:
+        """The live figures of each, with one question to Redis."""
         with self._redis.pipeline() as pipe:
-            pipe.hgetall(_progress_key(job_id))
-            pipe.scard(_segments_key(job_id))
-            fields, segments_done = pipe.execute()
-        if b"rendering_since" not in fields:  # at most what a worker noted after Redis had lost the rest
-            return Progress()
-        figures = {name.decode(): float(value) for name, value in fields.items()}
-        frames_done = int(figures["frames_done"] + sum(n for name, n in figures.items() if name.startswith("segment:")))
-        seconds = (figures.get("rendered_until") or time.time()) - figures["rendering_since"]
-        frames_since = frames_done - figures["frames_before"]
-        return Progress(
-            frames_done=frames_done,
-            frames_total=int(figures["frames_total"]),
-            segments_done=int(segments_done),
-            segments_total=int(figures["segments_total"]),
-            fps=frames_since / seconds if frames_since > 0 and seconds > 0 else None,
-            batch_frames=int(figures["batch_frames"]) if "batch_frames" in figures else None,
-            tile_px=int(figures.get("tile_px", 0)) or None,
-        )
+            for job_id in job_ids:
+                pipe.hgetall(_progress_key(job_id))
+                pipe.scard(_segments_key(job_id))
+            answers = pipe.execute()
+        return [_progress(fields, done) for fields, done in zip(answers[::2], answers[1::2], strict=True)]
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -424,6 +454,24 @@ class JobRegistry:
 def _latest(*copies: JobRecord | None) -> JobRecord | None:
     """Of copies of one record; the first where they are of the same revision."""
     return max((copy for copy in copies if copy), key=lambda copy: copy.revision, default=None)
+
+
+def _progress(fields: Mapping[bytes, bytes], segments_done: int) -> Progress:
+    if b"rendering_since" not in fields:  # at most what a worker noted after Redis had lost the rest
+        return Progress()
+    figures = {name.decode(): float(value) for name, value in fields.items()}
+    frames_done = int(figures["frames_done"] + sum(n for name, n in figures.items() if name.startswith("segment:")))
+    seconds = (figures.get("rendered_until") or time.time()) - figures["rendering_since"]
+    frames_since = frames_done - figures["frames_before"]
+    return Progress(
+        frames_done=frames_done,
+        frames_total=int(figures["frames_total"]),
+        segments_done=segments_done,
+        segments_total=int(figures["segments_total"]),
+        fps=frames_since / seconds if frames_since > 0 and seconds > 0 else None,
+        batch_frames=int(figures["batch_frames"]) if "batch_frames" in figures else None,
+        tile_px=int(figures.get("tile_px", 0)) or None,
+    )
 
 
 def _texts(reply: object) -> list[str]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -24,6 +24,16 @@ class StorageSettings(BaseSettings):
     )
     min_free_bytes: int = Field(
         512 * 1024**2, ge=0, description="Uploads are refused when the disk would have less free than this."
+    )
+
+
+class TracingSettings(BaseSettings):
+    """OpenTelemetry's own names; its exporter reads the rest of them (headers, sampler, time limits) by itself."""
+
+    endpoint: str | None = Field(
+        None,
+        validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        description="Where traces are sent (OTLP over HTTP). None: there are none.",
     )
 
 

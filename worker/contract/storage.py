@@ -8,6 +8,7 @@
                  rendering.json how all segments are rendered: batch and tiles
                  segments/      00000.mp4 ...: finished segments, each published atomically (the codec says the suffix),
                                 and 00000.json ...: what is known of them for the report
+                 live/          what is shown of the job while it is rendered (worker.contract.stream)
                  result.mp4     the finished file (the suffix is the container's)
                  report.json    what was kept and what was changed
                  caged.*.part/  what the process that reads the source is writing just now (worker.cage)
@@ -27,6 +28,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import IOBase
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -74,6 +76,18 @@ class JobFolder:
         return self.path / "segments"
 
     @property
+    def live(self) -> Path:
+        return self.path / "live"
+
+    @property
+    def live_facts(self) -> Path:
+        return self.live / "facts.json"
+
+    @property
+    def stream_header(self) -> Path:
+        return self.live / "header.mp4"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.json"
 
@@ -85,9 +99,32 @@ class JobFolder:
         """Raises `FileNotFoundError` when the job was deleted: its folder must not come back."""
         self.segments.mkdir(mode=0o700, exist_ok=True)
 
+    def make_live(self) -> None:
+        """Raises as `make_segments` does."""
+        self.live.mkdir(mode=0o700, exist_ok=True)
+
     def segment(self, index: int, suffix: str) -> Path:
         """`suffix` as ".mp4": the plan's codec decides it."""
         return self.segments / f"{index:05d}{suffix}"
+
+    def stream_segment(self, index: int) -> Path:
+        return self.live / f"{index:05d}.json"
+
+    @property
+    def stream_in_result(self) -> Path:
+        return self.live / "in_result.jsonl"
+
+    @property
+    def preview(self) -> Path:
+        return self.live / "preview.mp4"
+
+    @property
+    def preview_facts(self) -> Path:
+        return self.live / "preview.json"
+
+    def still(self, name: str, of: Literal["source", "result"]) -> Path:
+        """`name`: of the segment whose first frame it shows, as "00000", or "preview"."""
+        return self.live / f"{name}.{of}.jpg"
 
     def result(self, container: Container) -> Path:
         return self.path / f"result.{container}"
@@ -189,9 +226,10 @@ class JobStorage:
         found = [path for path in media if path.is_file()] + partial
         for path in found:
             remove_partial(path)
-        if folder.segments.is_dir():
-            remove_tree(folder.segments)
-            found.append(folder.segments)
+        for inside in (folder.segments, folder.live):
+            if inside.is_dir():
+                remove_tree(inside)
+                found.append(inside)
         return len(found)
 
     @contextmanager

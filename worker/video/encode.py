@@ -34,6 +34,7 @@ _VPX_SPEEDS = {"ultrafast": 8, "veryfast": 5, "faster": 4, "fast": 3, "medium": 
 # with AVX-512 one x264 run in six gave other bytes for the same frames.
 SAME_CODE_EVERYWHERE = ["asm=avx2"] if platform.machine() in ("x86_64", "AMD64") else []
 _MAX_GOP_FRAMES = 240
+_X265_DELAY_FRAMES = 2
 
 
 def encode_frames(
@@ -45,6 +46,7 @@ def encode_frames(
     segments can be put one behind the other. `made_by` is kept in it, as `segment_maker` reads it.
     """
     from_rgb = FromRgb(picture)
+    encoding = _for_frames(encoding, len(pts))
     codec = CODECS[encoding.codec]
     numbers = {shown_at - pts[0]: number for number, shown_at in enumerate(pts)}
     # bitexact keeps versions and dates out of the file.
@@ -68,6 +70,18 @@ def encode_frames(
             write(stream.encode(frame))
             yield number + 1
         write(stream.encode(None))
+
+
+def _for_frames(encoding: Encoding, frames: int) -> Encoding:
+    """`encoding`, without B-frames where x265 cannot have them.
+
+    Its decoding times begin two frames before the first, by a measure that it takes at the third. Of fewer frames it
+    puts out what lies in memory: another file each time, or one that the muxer refuses (x265 4.2).
+    """
+    if encoding.codec is not VideoCodec.HEVC or frames > _X265_DELAY_FRAMES:
+        return encoding
+    chosen = [encoding.encoder_options] if encoding.encoder_options else []
+    return encoding.model_copy(update={"encoder_options": ":".join([*chosen, "bframes=0"])})
 
 
 def segment_suffix(encoding: Encoding) -> str:

@@ -118,6 +118,7 @@ def test_a_zip_becomes_a_zip_as_on_the_command_line_though_a_crash_took_its_pict
     assert folder.source.read_bytes() == source.read_bytes()
     assert {path.name for path in folder.path.iterdir()} == {
         "job.json",
+        "live",
         "plan.json",
         "report.json",
         "result.zip",

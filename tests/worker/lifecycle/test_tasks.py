@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from redis import Redis
 
 from tests.worker.conftest import write_video
 from tests.worker.lifecycle.conftest import Desk, StandingLease, make_worker
@@ -15,6 +16,7 @@ from worker import tasks
 from worker.cage import Cages
 from worker.contract.job import JobOptions, JobStatus
 from worker.contract.queue import TaskKind, task_id
+from worker.contract.speeds import bytes_per_pixel, seconds_per_pixel
 from worker.contract.storage import write_atomically
 from worker.job_files import read_plan
 from worker.loaded_models import LoadedModels
@@ -168,3 +170,28 @@ def test_the_work_of_another_version_is_planned_and_done_anew(desk: Desk, bench:
     record = desk.storage.read_record(job_id)
     assert record is not None
     assert record.status is JobStatus.RUNNING
+
+
+def test_what_a_segment_cost_is_told_to_those_who_ask_for_estimates(
+    desk: Desk, bench: tasks.Workbench, redis: Redis
+) -> None:
+    # Given a job of one segment
+    job_id = accept_video(desk)
+    record = desk.registry.change(
+        job_id, lambda job: job.model_copy(update={"options": JobOptions(preset="tiny-random")})
+    )
+    assert record is not None
+    tasks.plan(job_id)
+
+    # When it is rendered, and a second time, where it is there already
+    for _ in range(2):
+        tasks.segment(job_id, 0)
+
+    # Then its frames count once, by the source's pixels, with the time and the bytes that they took
+    made = read_plan(desk.storage.folder(job_id))
+    assert made is not None
+    pixels = FRAMES * made.picture.width * made.picture.height / 4
+    size_bytes = made.segment_file(desk.storage.folder(job_id), 0).stat().st_size
+    assert redis.hget("vsr:speed:tiny-random", "pixels") == str(int(pixels)).encode()
+    assert seconds_per_pixel(redis, record.options) is not None
+    assert bytes_per_pixel(redis, record.options, made.encoding.codec) == pytest.approx(size_bytes / pixels)

@@ -92,6 +92,32 @@ def test_small_pictures_in_hevc_are_the_same_every_time_or_refused(tmp_path: Pat
     assert len(digests) == 1
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+def test_hevc_of_fewer_frames_than_it_reorders_is_the_same_every_time(tmp_path: Path, frames: int) -> None:
+    # Given x265, which has no decoding times for so few, unless it is told not to reorder them
+    picture, encoding = (
+        source_picture("yuv420p").model_copy(update={"width": 256, "height": 144}),
+        an_encoding(VideoCodec.HEVC),
+    )
+    grey = Frame(np.full((144, 256, 3), 127, dtype=np.uint8))
+    made = set()
+
+    # When
+    for number in range(12):
+        file = tmp_path / f"{number}.mp4"
+        assert (
+            list(encode_frames([grey] * frames, range(frames), picture, encoding, file, made_by="test"))[-1] == frames
+        )
+        made.add(file.read_bytes())
+
+    # Then
+    assert len(made) == 1
+    with av.open(str(file)) as container:
+        assert [(packet.pts, packet.dts) for packet in container.demux(video=0) if packet.size] == [
+            (number * 512, number * 512) for number in range(frames)
+        ]
+
+
 def source_picture(pixel_format: str) -> Picture:
     return Picture(
         width=64,

@@ -1,0 +1,241 @@
+// Sending videos, one after the other. What has arrived stays: a cut connection, or a closed page, goes on from there.
+
+import { announce } from "./announce.js";
+import { address, ask, askJson, problemOf } from "./api.js";
+import { advice } from "./advice.js";
+import { element, smallPicture, write } from "./elements.js";
+import { roughTime, size } from "./words.js";
+
+const LIBRARY = "page/vendor/tus-js-client-4.3.1/tus.min.js";
+const REMEMBERED_AS = "tus::"; // by the library, in the browser's local storage
+const RETRY_DELAYS_MS = [0, 500, 1500, 3000];
+const ASK_AGAIN_MS = 4000;
+const RATE_MEMORY_SECONDS = 4;
+
+export class Uploads {
+  #list = document.getElementById("uploads");
+  #leftOver = document.getElementById("left-over");
+  #waiting = [];
+  #current = null;
+  #onJob;
+  #client = null;
+
+  /** `onJob(job, {poster, hadFocus})`: a video has arrived and is a job now. */
+  constructor(onJob) {
+    this.#onJob = onJob;
+    addEventListener("online", () => this.#current?.goOn());
+    addEventListener("beforeunload", (event) => {
+      if (this.#current || this.#waiting.length) event.preventDefault();
+    });
+  }
+
+  /** `chosen`: [{file, poster}]. */
+  async start(chosen, options) {
+    for (const { file, poster } of chosen) {
+      const upload = new Upload(file, poster, options, { onEnd: (job, hadFocus) => this.#ended(upload, job, hadFocus), onRetry: () => this.#queue(upload) });
+      this.#list.append(upload.card);
+      this.#queue(upload);
+    }
+    await this.showLeftOver();
+  }
+
+  /** Uploads that a closed page has left unfinished: the browser lets no page open their files again by itself. */
+  async showLeftOver() {
+    if (!Object.keys(localStorage).some((key) => key.startsWith(REMEMBERED_AS))) {
+      this.#leftOver.replaceChildren(); // and the library need not be loaded
+      return;
+    }
+    const tus = await this.#tus().catch(() => null);
+    if (!tus) return;
+    const urlStorage = tus.defaultOptions.urlStorage;
+    const underWay = [this.#current, ...this.#waiting].filter(Boolean).map((upload) => upload.file.name);
+    const found = (await urlStorage.findAllUploads()).filter((one) => one.metadata?.filename && !underWay.includes(one.metadata.filename));
+    this.#leftOver.replaceChildren(...found.map((one) => element("li", {},
+      element("p", {}, element("strong", {}, one.metadata.filename), " was not sent to its end. Choose the same file again, and it goes on from there."),
+      element("button", { type: "button", class: "plain", "aria-label": `Forget ${one.metadata.filename}`, click: async () => {
+        await urlStorage.removeUpload(one.urlStorageKey);
+        ask("DELETE", one.uploadUrl, { headers: { "Tus-Resumable": "1.0.0" } }).catch(() => {});
+        await this.showLeftOver();
+        document.getElementById("videos").focus();
+      } }, "Forget it"))));
+  }
+
+  #queue(upload) {
+    this.#waiting.push(upload);
+    this.#next();
+  }
+
+  async #next() {
+    if (this.#current || !this.#waiting.length) return;
+    this.#current = this.#waiting.shift();
+    try {
+      await this.#current.send(await this.#tus());
+    } catch {
+      this.#current.fail({ code: "unreachable", message: "A part of this page could not be loaded." });
+    }
+  }
+
+  #ended(upload, job, hadFocus) {
+    this.#waiting = this.#waiting.filter((one) => one !== upload);
+    if (this.#current === upload) this.#current = null;
+    if (job) this.#onJob(job, { poster: upload.poster, hadFocus });
+    this.#next();
+  }
+
+  /** Loaded when first needed. */
+  #tus() {
+    this.#client ??= new Promise((resolve, reject) => {
+      document.head.append(element("script", { src: address(LIBRARY), load: () => resolve(globalThis.tus), error: () => { this.#client = null; reject(new Error("not loaded")); } }));
+    });
+    return this.#client;
+  }
+}
+
+class Upload {
+  #tusUpload = null;
+  #options;
+  #events;
+  #timer = null;
+  #samples = [];
+  #bar;
+  #state = element("p", { class: "state" }, "Waiting for its turn");
+  #figures = element("p", { class: "figures" });
+  #mistake = element("div", { class: "mistake", hidden: true });
+  #retry;
+
+  constructor(file, poster, options, events) {
+    this.file = file;
+    this.poster = poster;
+    this.#options = options;
+    this.#events = events;
+    this.#bar = element("progress", { max: 1, value: 0, "aria-label": `Upload of ${file.name}` });
+    this.#retry = element("button", { type: "button", hidden: true, click: () => this.#tryAgain() }, "Try again");
+    this.card = element("li", { class: "card upload" },
+      element("div", { class: "head" }, smallPicture(poster),
+        element("div", { class: "title" }, element("h3", { tabindex: -1 }, file.name), this.#state)),
+      this.#bar,
+      this.#figures,
+      this.#mistake,
+      element("div", { class: "row" }, this.#retry,
+        element("button", { type: "button", "aria-label": `Stop the upload of ${file.name}`, click: () => this.#stop() }, "Stop")));
+  }
+
+  async send(tus) {
+    this.#show("Uploading");
+    if (this.#tusUpload) {
+      this.#tusUpload.start();
+      return;
+    }
+    this.#tusUpload = new tus.Upload(this.file, {
+      endpoint: address("v1/uploads"),
+      metadata: { filename: this.file.name, filetype: this.file.type },
+      retryDelays: RETRY_DELAYS_MS,
+      removeFingerprintOnSuccess: false, // it is a job only when the service has said so
+      onProgress: (sent, total) => this.#progress(sent, total),
+      onSuccess: () => this.#submit(),
+      onError: (error) => this.#cut(error),
+    });
+    const [previous] = await this.#tusUpload.findPreviousUploads();
+    if (previous) this.#tusUpload.resumeFromPreviousUpload(previous);
+    this.#tusUpload.start();
+  }
+
+  /** The connection is said to be back. */
+  goOn() {
+    if (!this.#timer) return;
+    clearTimeout(this.#timer);
+    this.#timer = null;
+    this.#tusUpload.start();
+  }
+
+  fail(problem) {
+    this.card.classList.add("failed");
+    this.#show("Not sent");
+    const { what, todo } = advice(problem);
+    this.#mistake.replaceChildren(element("p", {}, what), todo ? element("p", { class: "todo" }, todo) : "");
+    this.#mistake.hidden = false;
+    this.#retry.hidden = false;
+    write(this.#figures, "");
+    announce(`${this.file.name} was not sent. ${what} ${todo ?? ""}`);
+    this.#events.onEnd(null);
+  }
+
+  #progress(sent, total) {
+    this.#bar.value = total ? sent / total : 0;
+    const now = performance.now() / 1000;
+    this.#samples = [...this.#samples.filter((one) => now - one.at < RATE_MEMORY_SECONDS), { at: now, sent }];
+    const [first] = this.#samples;
+    const perSecond = now - first.at > 0.5 ? (sent - first.sent) / (now - first.at) : 0;
+    this.#show("Uploading");
+    const left = perSecond > 0 && sent < total ? ` · about ${roughTime((total - sent) / perSecond)} left` : "";
+    write(this.#figures, `${size(sent)} of ${size(total)}${perSecond > 0 ? ` · ${size(perSecond)} a second` : ""}${left}`);
+  }
+
+  #cut(error) {
+    const answer = error.originalResponse;
+    const problem = answer ? problemOf(answer.getStatus(), answer.getBody(), (name) => answer.getHeader(name)) : null;
+    if (problem && !problem.mayPass) {
+      this.fail(problem);
+      return;
+    }
+    if (!this.#state.textContent.startsWith("Connection")) announce(`The connection is lost. ${this.file.name} goes on when it is back.`);
+    this.#samples = [];
+    this.#show("Connection lost");
+    write(this.#figures, `${size(this.#bar.value * this.file.size)} of ${size(this.file.size)} are safe. It goes on by itself.`);
+    this.#timer = setTimeout(() => this.goOn(), problem?.retryAfterSeconds ? problem.retryAfterSeconds * 1000 : ASK_AGAIN_MS);
+  }
+
+  async #submit() {
+    this.#bar.value = 1;
+    this.#show("Arrived");
+    const uploadId = this.#tusUpload.url.split("/").pop();
+    try {
+      const job = await askJson("POST", "v1/jobs", {
+        body: { upload_id: uploadId, filename: this.file.name, ...this.#options },
+        headers: { "Idempotency-Key": `page-${uploadId}` }, // an answer that got lost is asked for again
+      });
+      await this.#forget();
+      const hadFocus = this.card.contains(document.activeElement);
+      this.card.remove();
+      this.#events.onEnd(job, hadFocus);
+    } catch (problem) {
+      if (problem.mayPass) {
+        this.#show(problem.status === 429 ? "Waiting for room" : "Connection lost");
+        write(this.#figures, problem.message);
+        this.#timer = setTimeout(() => this.#submit(), (problem.retryAfterSeconds ?? ASK_AGAIN_MS / 1000) * 1000);
+        return;
+      }
+      this.fail(problem);
+    }
+  }
+
+  async #forget() {
+    const { urlStorage } = this.#tusUpload.options;
+    for (const one of await this.#tusUpload.findPreviousUploads()) await urlStorage.removeUpload(one.urlStorageKey);
+  }
+
+  #tryAgain() {
+    this.card.classList.remove("failed");
+    this.#mistake.hidden = true;
+    this.#retry.hidden = true;
+    this.card.querySelector("h3").focus();
+    this.#events.onRetry();
+  }
+
+  async #stop() {
+    clearTimeout(this.#timer);
+    this.#timer = null;
+    if (this.#tusUpload) {
+      await this.#tusUpload.abort(true).catch(() => {});
+      await this.#forget();
+    }
+    this.card.remove();
+    document.getElementById("videos").focus();
+    announce(`${this.file.name} is not sent.`);
+    this.#events.onEnd(null);
+  }
+
+  #show(words) {
+    write(this.#state, words);
+  }
+}
