@@ -60,6 +60,11 @@ def _harmless(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
+def _short(number: float) -> str:
+    """Whole, where that says enough: frames always, megabytes from ten on."""
+    return f"{number:.0f}" if number >= 10 or float(number).is_integer() else f"{number:.1f}"
+
+
 class ProgressLine:
     """Progress of one thing that is counted, e.g. frames: a bar on a terminal, else a line every few seconds.
 
@@ -117,7 +122,7 @@ class ProgressLine:
             print_note(self._plain_line(label, done, total, rate))
 
     def _plain_line(self, label: str, done: float, total: float | None, rate: float | None) -> str:
-        line = f"{label}: {done:.0f}" + (f" of {total:.0f}" if total else "")
+        line = f"{label}: {_short(done)}" + (f" of {_short(total)}" if total else "")
         if rate:
             line += f", {rate:.1f} {self._rate_unit}"
             if total:

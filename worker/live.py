@@ -109,13 +109,6 @@ def make_playable(target: Path, part: Plan, rendered: Path) -> PreviewFacts:
     return PreviewFacts(at_seconds=begins_at_seconds, frames=part.segments[0].frames, sha256=sha256_of_file(target))
 
 
-def make_playable(target: Path, part: Plan, rendered: Path) -> PreviewFacts:
-    """Write the frames of `part`, a preview's plan, which were rendered as a segment, as a file for browsers."""
-    write_playable(target, rendered, part.picture, part.encoding)
-    begins_at_seconds = part.live_facts().borders_seconds[0]
-    return PreviewFacts(at_seconds=begins_at_seconds, frames=part.segments[0].frames, sha256=sha256_of_file(target))
-
-
 def publish_preview(folder: JobFolder, playable: Path, facts: PreviewFacts, stills: Stills) -> None:
     """Move a preview to its place, with its first frame as pictures."""
     with publishing(folder.preview) as partial:

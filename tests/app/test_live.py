@@ -54,11 +54,12 @@ def parts(lines: list[str]) -> list[str]:
 
 
 def test_the_playlist_grows_with_the_job_and_ends_with_it(gateway: RunningGateway) -> None:
-    # given a job of three segments, of which the first and the last are finished
+    # given a job of three segments, of which the first and the last are finished, and the other one is about to be
     record = gateway.add_job()
     folder = plan(gateway, record)
     finish(folder, 0)
     finish(folder, 2)
+    folder.stream_segment(1).write_text(described(1, [(0, 1)], 1))
     # then a player gets what it can play without a gap, from the beginning
     lines = playlist(gateway, record)
     assert lines == [

@@ -1,9 +1,15 @@
 """The client and the whole service: what it brings home is what `vsr upscale` makes."""
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from app.client import AsyncClient, Client, Progress
+from app.exit_codes import ExitCode
+from benchmarks.gateway_process import GatewayProcess
 from tests.end_to_end.conftest import OPTIONS, PRESET, write_moving_video
 from tests.end_to_end.test_serve import serving
 from worker.local import upscale_file
@@ -54,3 +60,33 @@ def test_a_preview_comes_home_before_the_job_is_done(tmp_path: Path) -> None:
         assert b"ftyp" in (tmp_path / "preview.mp4").read_bytes()[:16]
         client.jobs.cancel(job.id)
         assert [one.status for one in client.jobs.events(job.id)][-1] == "canceled"
+
+
+def test_ctrl_c_while_the_command_waits_cancels_the_job(tmp_path: Path) -> None:
+    # Given a service without workers, and somebody who waits
+    (tmp_path / "clip.mp4").write_bytes(b"abc")
+    with GatewayProcess(tmp_path) as gateway, Client(gateway.url) as client:
+        command = [
+            sys.executable,
+            "-m",
+            "app.cli",
+            "submit",
+            str(tmp_path / "clip.mp4"),
+            "--wait",
+            "--url",
+            gateway.url,
+        ]
+        environment = os.environ | {"VSR_UPLOADS_DIR": str(tmp_path / "uploads")}
+        waiting = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        assert waiting.stderr
+        assert waiting.stderr.readline().startswith("uploading")
+        assert waiting.stderr.readline().startswith("queued, number 1")
+
+        # When
+        waiting.send_signal(signal.SIGINT)
+        _, said = waiting.communicate(timeout=60)
+
+        # Then
+        [job] = client.jobs.list().jobs
+        assert (job.status, waiting.returncode) == ("canceled", ExitCode.INTERRUPTED)
+        assert said.splitlines()[-1] == f"canceled job {job.id}"

@@ -1,29 +1,25 @@
 """What the whole service logs: JSON lines that lead from a request to all that was done for it; or text for people."""
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import httpx2
-from redis import Redis
 
 from tests.end_to_end.conftest import PRESET, wait_for, write_moving_video
 from tests.end_to_end.test_serve import serving
+from tests.end_to_end.test_watching import kill_the_worker_in_mid_work
 
 
 def test_every_line_is_json_and_those_about_a_job_name_it_and_the_request_that_made_it(tmp_path: Path) -> None:
     # Given a service with a job whose worker is killed, one that fails, and a request that is refused
-    video = write_moving_video(tmp_path / "clip.mp4", frames=72)
+    video = write_moving_video(tmp_path / "clip.mp4", frames=120)
     data = {"preset": PRESET}
     with serving(tmp_path / "data") as (url, process):
         posted = httpx2.post(f"{url}/v1/jobs", files={"file": ("clip.mp4", video.read_bytes())}, data=data)
         job = url + posted.headers["Location"]
         wait_for("a finished segment", lambda: httpx2.get(job).json()["progress"]["segments_done"] >= 1)
-        with Redis(unix_socket_path=str(tmp_path / "data" / "redis" / "redis.sock")) as redis:
-            [name] = redis.smembers("rq:workers:vsr")
-            os.kill(int(redis.hget(name, "pid") or 0), signal.SIGKILL)
+        kill_the_worker_in_mid_work(tmp_path / "data")
         failing = httpx2.post(f"{url}/v1/jobs", files={"file": ("no.mp4", b"no video" * 999)}, data=data)
         failing_job = url + failing.headers["Location"]
         wait_for("both ends", lambda: {status_of(job), status_of(failing_job)} == {"succeeded", "failed"})

@@ -1,8 +1,6 @@
 """Traces: from the upload to the last segment one, though requests, worker processes and courier each have a part."""
 
 import json
-import os
-import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -13,11 +11,11 @@ from pathlib import Path
 import httpx2
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from redis import Redis
 
 from tests.end_to_end.conftest import PRESET, wait_for, write_moving_video
 from tests.end_to_end.test_courier import other_host
 from tests.end_to_end.test_serve import serving
+from tests.end_to_end.test_watching import kill_the_worker_in_mid_work
 
 TRACE_ID, CLIENTS_SPAN_ID = "5b8aa5a2d2c872e8321cf37308d69df2", "051581bf3cb55c13"
 TRACE_PARENT = f"00-{TRACE_ID}-{CLIENTS_SPAN_ID}-01"
@@ -93,10 +91,7 @@ def test_upload_submission_every_segment_and_the_webhook_are_one_trace_even_over
         assert posted.status_code == 202, posted.text
         job = url + posted.headers["Location"]
         wait_for("a finished segment", lambda: httpx2.get(job).json()["progress"]["segments_done"] >= 1)
-        with Redis(unix_socket_path=str(tmp_path / "data" / "redis" / "redis.sock")) as redis:
-            [name] = redis.smembers("rq:workers:vsr")
-            killed_pid = int(redis.hget(name, "pid") or 0)
-        os.kill(killed_pid, signal.SIGKILL)
+        kill_the_worker_in_mid_work(tmp_path / "data")
         wait_for("the job's end", lambda: is_ended(job))
         wait_for("the webhook", lambda: receiver.heard)
         wait_for("the last spans", lambda: collector.named("vsr assemble") and collector.named("vsr webhook"))

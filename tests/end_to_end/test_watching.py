@@ -136,12 +136,11 @@ def job_status(job: str) -> str:
     return status
 
 
-def kill_the_busy_worker(storage: Path) -> None:
+def kill_the_worker_in_mid_work(storage: Path) -> None:
     with Redis(unix_socket_path=str(storage / "redis" / "redis.sock")) as redis:
-        [name] = [name for name in redis.smembers("rq:workers:vsr") if redis.hget(name, "state") == b"busy"]
-        pid = redis.hget(name, "pid")
-        assert pid is not None
-        os.kill(int(pid), signal.SIGKILL)
+        [name] = redis.smembers("rq:workers:vsr")
+        wait_for("a task under way", lambda: redis.hget(name, "state") == b"busy")  # not so between two tasks
+        os.kill(int(redis.hget(name, "pid") or 0), signal.SIGKILL)
 
 
 def test_no_panel_and_no_alert_is_blind_after_jobs_that_succeed_and_fail_and_a_killed_worker(tmp_path: Path) -> None:
@@ -173,7 +172,7 @@ def test_no_panel_and_no_alert_is_blind_after_jobs_that_succeed_and_fail_and_a_k
 
         job = submit(video.read_bytes())
         wait_for("a finished segment", lambda: httpx2.get(job).json()["progress"]["segments_done"] >= 1)
-        kill_the_busy_worker(tmp_path / "data")
+        kill_the_worker_in_mid_work(tmp_path / "data")
         webhook_url = f"http://127.0.0.1:{nobodys_port}/"
         failing = submit(b"this is a text, and not a short one at all" * 99, webhook_url=webhook_url)
         assert submit(b"x", preset="no-such-preset") == "unknown_preset"

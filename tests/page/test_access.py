@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FileChooser, Page, expect
 
+from tests.end_to_end.conftest import wait_for
 from tests.page.conftest import DESKTOP, PHONE, OpenPage, Service, card_of, choose, start
 
 LOOKS = [
@@ -34,8 +35,8 @@ def overflow_px(page: Page) -> int:
 def test_axe_finds_nothing_wherever_one_is(
     emptied: Service, open_page: OpenPage, short_clip: Path, tmp_path: Path, look: dict[str, object]
 ) -> None:
-    # Given every state of the page, one after the other
-    page = open_page(emptied.url, **look)
+    # Given every state of the page, one after the other, and no colour on its way to another
+    page = open_page(emptied.url, **look, reduced_motion="reduce")
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing" * 100)
     found: dict[str, list[str]] = {"empty": findings(page)}
@@ -78,6 +79,8 @@ def test_axe_finds_nothing_at_the_door(service_with_key: Service, open_page: Ope
 def test_all_of_it_goes_without_a_mouse(emptied: Service, open_page: OpenPage, short_clip: Path) -> None:
     # Given someone who has a keyboard only
     page = open_page(emptied.url)
+    choosers: list[FileChooser] = []
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     keys = page.keyboard
 
     def go_to(name: str) -> None:
@@ -90,9 +93,9 @@ def test_all_of_it_goes_without_a_mouse(emptied: Service, open_page: OpenPage, s
 
     # When a video is chosen, started, and waited for
     go_to("Choose videos")
-    with page.expect_file_chooser() as chooser:
-        keys.press("Enter")
-    chooser.value.set_files(short_clip)
+    keys.press("Enter")
+    wait_for("the browser's own dialog", lambda: page.evaluate("true") and choosers)
+    choosers[0].set_files(short_clip)
     expect(page.get_by_role("heading", name="Ready to start")).to_be_focused()
     go_to("Start")
     keys.press("Enter")
