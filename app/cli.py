@@ -202,6 +202,9 @@ def upscale(
         print_result(f"{output} is already finished: nothing to do")
     else:
         print_result(str(output))
+        if outcome.missing_protections:
+            lacking = "; ".join(f"{name}: {found}" for name, found in outcome.missing_protections.items())
+            print_note(f"read with less protection than there could be, as `vsr doctor` explains: {lacking}")
         _note_changes(outcome.report)
 
 

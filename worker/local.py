@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -55,6 +55,8 @@ class Outcome:
     """Finished segments of an earlier, interrupted run that were used."""
     started_over: str | None = None
     """Why the work of an earlier run could not be used, if there was any."""
+    missing_protections: Mapping[str, str] = field(default_factory=dict)
+    """What of the cage this system does not give, and why: nobody shall have to guess."""
 
 
 def default_output(source: Path, codec: VideoCodec | None = None) -> Path:
@@ -144,6 +146,7 @@ def upscale_file(
         plan, started_over = _plan(
             workspace, source, source_sha256, options, limits, usual, fingerprints, settings.segment_frames, decoding
         )
+        missing_protections = decoding.missing()
         opened = opened_source(decoding, source, workspace.pictures, options, limits, _unheard)
         workspace.make_segments()
         if not load_upscaler and read_rendering(workspace) is None:
@@ -188,6 +191,7 @@ def upscale_file(
             report=report,
             resumed_segments=progress.resumed_segments,
             started_over=started_over,
+            missing_protections=missing_protections,
         )
 
 
@@ -248,12 +252,10 @@ def _plan(
         elif makers - {expected}:
             why = "the earlier run had other weights, or another device or batch"
         else:
-            _tell_what_is_missing(decoding)
             return earlier, None
     if workspace.path.exists():
         shutil.rmtree(workspace.path)
     workspace.path.mkdir(parents=True)
-    _tell_what_is_missing(decoding)
     try:
         plan = decoding.call(
             make_plan,
@@ -274,13 +276,6 @@ def _plan(
         raise
     write_atomically(workspace.plan, plan.model_dump_json().encode())
     return plan, why
-
-
-def _tell_what_is_missing(decoding: Decoding) -> None:
-    """One line, where this system protects the user less than others would: nobody shall have to guess."""
-    missing = decoding.missing()
-    if missing:
-        log.warning("read_with_less_protection", **missing)
 
 
 def _unheard() -> None:
