@@ -1,16 +1,17 @@
 """What a client can do, each thing written once, as coroutines: `AsyncClient` offers them so, `Client` runs them."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
+from uuid import uuid4
 
 import httpx2
 
 from app.client.downloads import download
-from app.client.errors import ForeignResponseError, JobEndedError, NoResultResponseError
+from app.client.errors import ForeignResponseError, JobEndedError, NoResultResponseError, ProblemResponseError
 from app.client.following import follow
 from app.client.service import Patience, Service
 from app.client.uploads import memory_of, upload
@@ -20,6 +21,8 @@ from worker.contract.storage import publishing
 
 PATIENCE_WITH_JOBS_SECONDS = 120.0
 POLL_SECONDS = 0.5
+# Of a remembered upload: it became no job, or one that was asked for in other words than now.
+_UPLOAD_ANEW = frozenset({"upload_not_found", "idempotency_key_reused"})
 
 
 class Options(TypedDict, total=False):
@@ -77,15 +80,27 @@ class AsyncJobs:
         """
         body = {name: value for name, value in options.items() if value is not None}
         if isinstance(source, str) and "://" in source:
-            return await self._service.ask(Job, "POST", "/v1/jobs", json=body | {"source_url": source})
+            return await self._submit(body | {"source_url": source}, uuid4().hex)
         path = Path(source)
         with memory_of(self._uploads_dir, self._service.line.url, path) as memory:
-            upload_id = await upload(self._service, path, memory, on_progress or (lambda sent, total: None))
-            body = {"filename": path.name} | body | {"upload_id": upload_id}
-            headers = {"Idempotency-Key": upload_id}
-            job = await self._service.ask(Job, "POST", "/v1/jobs", json=body, headers=headers)
+            tell = on_progress or (lambda sent, total: None)
+            body = {"filename": path.name} | body
+            is_remembered = memory.upload_id is not None
+            upload_id = await upload(self._service, path, memory, tell)
+            try:
+                job = await self._submit(body | {"upload_id": upload_id}, upload_id)
+            except ProblemResponseError as error:
+                if not is_remembered or error.problem.code not in _UPLOAD_ANEW:
+                    raise
+                memory.upload_id = None
+                upload_id = await upload(self._service, path, memory, tell)
+                job = await self._submit(body | {"upload_id": upload_id}, upload_id)
             memory.forget()
         return job
+
+    async def _submit(self, body: Mapping[str, object], idempotency_key: str) -> Job:
+        headers = {"Idempotency-Key": idempotency_key}
+        return await self._service.ask(Job, "POST", "/v1/jobs", json=body, headers=headers)
 
     async def get(self, job_id: str) -> Job:
         """The job as it is now."""
@@ -103,6 +118,8 @@ class AsyncJobs:
 
         `ids`: instead these, up to 100, in this order, without those that do not exist.
         """
+        if ids is not None and not ids:
+            return JobPage(jobs=[], next_cursor=None)  # no `id` at all would ask for the newest
         asked = {"id": ids} if ids is not None else {"status": status, "limit": limit, "cursor": cursor}
         params = {name: value for name, value in asked.items() if value is not None}
         return await self._service.ask(JobPage, "GET", "/v1/jobs", params=params)

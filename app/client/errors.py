@@ -9,7 +9,7 @@ ClientError                     any of these
 │  ├─ UnauthorizedResponseError 401, 403
 │  ├─ NotFoundResponseError     404
 │  ├─ NoResultResponseError     409, 410
-│  └─ TryLaterResponseError     429, 503
+│  └─ TryLaterResponseError     429, 503, and 409 while a request of the same Idempotency-Key is worked on
 ├─ JobEndedError                `upscale`: the job failed or was canceled
 ├─ DamagedDownloadError         the bytes that arrived are not those of the result
 ├─ SourceChangedError           the file became shorter while it was uploaded
@@ -73,7 +73,7 @@ class NoResultResponseError(ProblemResponseError):
 
 
 class TryLaterResponseError(ProblemResponseError):
-    """429 or 503: the same request may succeed later."""
+    """429, 503, or 409 `idempotency_conflict`: the same request may succeed later."""
 
 
 class ForeignResponseError(ClientError):
@@ -127,7 +127,10 @@ def raise_problem(response: httpx2.Response) -> None:
     except ValidationError as error:
         kind = ProxyResponseError if response.status_code in (502, 503, 504) else ForeignResponseError
         raise kind(f"{response.url} answered {response.status_code}, and not as this service does") from error
-    raise _KINDS.get(problem.status, ProblemResponseError)(problem, response.headers)
+    # After a line that broke, the first try may still be worked on.
+    is_passing = problem.code == "idempotency_conflict"
+    problem_kind = TryLaterResponseError if is_passing else _KINDS.get(problem.status, ProblemResponseError)
+    raise problem_kind(problem, response.headers)
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -81,12 +81,17 @@ def _remove_old(folder: Path) -> None:
 
 
 async def upload(service: Service, path: Path, memory: Memory, on_progress: Callable[[int, int], None]) -> str:
-    """The id of the finished upload of a file. `on_progress` is called with the bytes sent and the bytes in all."""
+    """The id of the finished upload of a file. `on_progress` is called with the bytes sent and the bytes in all.
+
+    A remembered one that is not there any more counts as finished: what makes a job of it tells whether it is one.
+    """
     size_bytes = (await service.line.work(path.stat)).st_size
     offset_bytes = await _offset_bytes(service, memory.upload_id) if memory.upload_id else None
-    if memory.upload_id is None or offset_bytes is None:
+    if memory.upload_id is None:
         upload_id, offset_bytes = await _begin(service, size_bytes), 0
         memory.remember(upload_id)
+    elif offset_bytes is None:
+        return memory.upload_id
     else:
         upload_id = memory.upload_id
     on_progress(offset_bytes, size_bytes)

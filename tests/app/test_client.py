@@ -26,9 +26,9 @@ from app.client import (
     TryLaterResponseError,
     UnauthorizedResponseError,
 )
-from app.client.uploads import memory_of
+from app.client.uploads import Memory, memory_of
 from tests.app.conftest import SOURCE_INFO, RunningGateway, StartGateway
-from worker.contract.job import JobRecord, JobStatus, PartialResult
+from worker.contract.job import JobRecord, JobStatus, PartialResult, new_job_id
 
 CONTENT = bytes(range(256)) * 20_000  # several chunks
 
@@ -193,6 +193,7 @@ def test_listing_canceling_and_deleting(gateway: RunningGateway, client: Client)
 
     # When
     both = client.jobs.list(ids=[second.id, "0" * 20, first.id])
+    none = client.jobs.list(ids=[])
     canceled = client.jobs.cancel(first.id)
     page = client.jobs.list(limit=1)
     rest = client.jobs.list(cursor=page.next_cursor)
@@ -200,6 +201,7 @@ def test_listing_canceling_and_deleting(gateway: RunningGateway, client: Client)
 
     # Then
     assert [job.id for job in both.jobs] == [second.id, first.id]
+    assert none.jobs == []
     assert canceled.status == JobStatus.CANCELED
     assert [[job.id for job in jobs] for jobs in (page.jobs, rest.jobs)] == [[second.id], [first.id]]
     assert [job.id for job in client.jobs.list(status="canceled").jobs] == [first.id]
@@ -337,9 +339,39 @@ def test_an_upload_that_the_service_has_forgotten_begins_anew(gateway: RunningGa
     source, remembered = tmp_path / "clip.mp4", tmp_path / "uploads"
     source.write_bytes(CONTENT)
     with memory_of(remembered, gateway.url, source) as memory:
-        memory.remember("gone")
+        memory.remember(new_job_id())
     with Client(f"{gateway.url}/", uploads_dir=remembered) as client:
         assert gateway.storage.folder(client.jobs.create(source).id).source.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("crf", [20, 21])
+def test_a_process_that_ends_around_the_acceptance_makes_no_second_job_of_the_same_wish(
+    gateway: RunningGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crf: int
+) -> None:
+    # Given a process that ends when the job is accepted, before it could forget the upload
+    source, remembered = tmp_path / "clip.mp4", tmp_path / "uploads"
+    source.write_bytes(CONTENT)
+    sent: list[int] = []
+
+    def end(memory: Memory) -> None:
+        raise TheProcessEnds
+
+    with Client(gateway.url, uploads_dir=remembered) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(Memory, "forget", end)
+            with pytest.raises(TheProcessEnds):
+                client.jobs.create(source, crf=20)
+
+        # When the same command is given again, or one of another wish
+        job = client.jobs.create(source, lambda sent_bytes, total_bytes: sent.append(sent_bytes), crf=crf)
+
+        # Then
+        jobs = client.jobs.list().jobs
+    is_same = crf == 20
+    assert len(jobs) == (1 if is_same else 2)
+    assert bool(sent) is not is_same
+    assert (job.id, job.options.crf) == (jobs[0].id, crf)
+    assert list(remembered.iterdir()) == []
 
 
 def test_what_is_remembered_of_an_upload_is_of_one_file_as_it_is_and_one_process_at_a_time(tmp_path: Path) -> None:
