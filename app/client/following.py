@@ -17,6 +17,8 @@ from app.schemas import Job
 
 # The service says something at least every 15 s. Longer silence is a proxy that holds the events back, or a dead line.
 _SILENCE_SECONDS = 40.0
+# Where something ends each stream as soon as it has begun, the service is not asked more often than this.
+_LISTEN_AGAIN_SECONDS = 1.0
 
 
 class _NoEventsError(Exception):
@@ -42,26 +44,30 @@ async def _listen(service: Service, job_id: str, patience_seconds: float) -> Asy
     patience = service.patience(patience_seconds)
     last_event_id = ""
     while True:
+        has_told = False
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
         try:
             async with service.line.stream(f"/v1/jobs/{job_id}/events", headers, _SILENCE_SECONDS) as stream:
                 _refuse_other_than_events(service, stream.response)
+                patience.renew()  # it is there, even where a proxy ends the stream before anything changes
                 async with aclosing(stream.events()) as events:
                     async for event in events:
                         last_event_id = event.id or last_event_id
                         if event.event not in ("status", "progress") or not event.data:
                             continue
-                        patience.renew()
+                        has_told = True
                         job = _job(event.data, service)
                         yield job
                         if job.status.is_final:
                             return
+            if not last_event_id:
+                raise _NoEventsError  # not even the first, which is sent at once
             # The service shuts down, or a proxy has had enough of a long answer.
             raise ServiceUnreachableError(service.line.url, "the stream of events ended")
         except PASSING_ERRORS as error:
-            if isinstance(error, ServiceUnreachableError) and error.was_silent and not last_event_id:
+            if isinstance(error, ServiceUnreachableError) and error.was_silent and not has_told:
                 raise _NoEventsError from error
-            await service.wait_after(error, patience)
+            await service.wait_after(error, patience, at_least_seconds=_LISTEN_AGAIN_SECONDS)
 
 
 def _refuse_other_than_events(service: Service, response: httpx2.Response) -> None:

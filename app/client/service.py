@@ -112,7 +112,7 @@ class Service:
         raise_problem(response)
         self._has_answered = True
 
-    async def wait_after(self, error: ClientError, patience: Patience) -> None:
+    async def wait_after(self, error: ClientError, patience: Patience, *, at_least_seconds: float = 0.0) -> None:
         """Wait until it is time to try again. Raises `error` where that would be in vain.
 
         An address where nothing has ever answered is more likely wrong than for a moment without its service.
@@ -122,4 +122,4 @@ class Service:
         )
         if is_away and not self._has_answered:
             raise error
-        await self.line.pause(patience.pause_after(error))
+        await self.line.pause(max(at_least_seconds, patience.pause_after(error)))

@@ -276,6 +276,27 @@ def test_a_file_that_is_cut_off_while_it_is_sent_is_an_error(tmp_path: Path) -> 
         list(FilePart(source, 0, 200, on_sent=lambda sent: None).chunks())
 
 
+def test_a_url_is_submitted_once_however_often_the_request_is_sent() -> None:
+    line = ScriptedLine([AWAY, answer(job(JobStatus.QUEUED).model_dump_json())] * 2)
+
+    for _ in range(2):
+        run(line.api.jobs.create("https://example.com/clip.mp4"))
+
+    first, again, second, second_again = [headers.get("Idempotency-Key") for headers in line.headers]
+    assert first == again
+    assert second == second_again
+    assert first != second
+
+
+def test_a_request_whose_first_try_is_still_worked_on_is_sent_again() -> None:
+    conflict = problem(409, "idempotency_conflict", Retry_After="1")
+    line = ScriptedLine([AWAY, conflict, answer(job(JobStatus.QUEUED).model_dump_json())])
+
+    assert run(line.api.jobs.create("https://example.com/clip.mp4")).id == JOB_ID
+
+    assert line.pauses_seconds[1] == 1
+
+
 # --- following --------------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +318,30 @@ def test_a_job_is_followed_over_a_stream_that_breaks_and_no_event_is_asked_for_t
     assert [headers.get("Last-Event-ID") for headers in line.headers] == [None, "2", "3"]
 
 
+def test_a_proxy_that_ends_every_stream_before_anything_changes_does_not_end_the_wait() -> None:
+    # Given more such streams than patience would last for if none of them counted
+    nothing_new = [AWAY] * 100
+    line = ScriptedLine(
+        [events(job(JobStatus.RUNNING, 3)), *([error] for error in nothing_new), events(job(JobStatus.SUCCEEDED, 10))]
+    )
+
+    # When
+    ended = run(line.api.jobs.wait(JOB_ID, patience_seconds=5))
+
+    # Then
+    assert ended.status is JobStatus.SUCCEEDED
+    assert len(line.pauses_seconds) == 101
+    assert set(line.pauses_seconds) == {1.0}
+
+
+def test_a_stream_that_falls_silent_later_is_not_listened_to_for_ever() -> None:
+    silent = ServiceUnreachableError("http://service", "timed out", was_silent=True)
+    line = ScriptedLine(
+        [events(job(JobStatus.RUNNING), AWAY), [silent], answer(job(JobStatus.FAILED).model_dump_json())]
+    )
+    assert run(line.api.jobs.wait(JOB_ID)).status is JobStatus.FAILED
+
+
 @pytest.mark.parametrize(
     "no_events",
     [
@@ -305,10 +350,20 @@ def test_a_job_is_followed_over_a_stream_that_breaks_and_no_event_is_asked_for_t
         answer(status=204),
         problem(429, "too_many_listeners", Retry_After="5"),
         ServiceUnreachableError("http://service", "timed out", was_silent=True),
+        [],
     ],
-    ids=["an older service", "a proxy's page", "nothing to come", "too many listen", "a proxy that holds events back"],
+    ids=[
+        "an older service",
+        "a proxy's page",
+        "nothing to come",
+        "too many listen",
+        "a proxy that holds events back",
+        "a proxy that ends the stream at once",
+    ],
 )
-def test_where_events_do_not_get_through_the_job_is_asked_for(no_events: httpx2.Response | Exception) -> None:
+def test_where_events_do_not_get_through_the_job_is_asked_for(
+    no_events: httpx2.Response | Exception | list[httpx2.ServerSentEvent | Exception],
+) -> None:
     states = [job(JobStatus.RUNNING, 3), job(JobStatus.RUNNING, 3), job(JobStatus.FAILED, 3)]
     states[1] = states[0]
     line = ScriptedLine([no_events, *(answer(state.model_dump_json()) for state in states)])
