@@ -8,7 +8,9 @@ Images are (H, W, C), H and W multiples of the window. Products are computed in 
 all layers add to, every normalisation and the layers at both ends, which carry the picture itself, are float32.
 """
 
+import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -103,8 +105,15 @@ def band_attention(window: int) -> tuple[BandAttention, str]:
     if window**2 > SMALL_WINDOW_PIXELS and find_spec("openvino") is not None:
         from model.openvino_attention import attend_in_band
 
-        return attend_in_band, "openvino"
+        return attend_in_band, f"openvino{version('openvino')}"
     return attend_by_torch, "torch"
+
+
+def release_attention_memory() -> None:
+    """Give back what kernels keep for the sizes that they have seen."""
+    openvino_attention = sys.modules.get("model.openvino_attention")
+    if openvino_attention is not None:
+        openvino_attention.release_memory()
 
 
 class HATInBands:

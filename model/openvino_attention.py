@@ -1,13 +1,14 @@
 """Attention inside windows by OpenVINO, for HAT on a CPU: about three times as fast there as torch's own.
 
 OpenVINO compiles products, softmax and changes of layout into one piece that stays in the processor's cache; torch has
-no such kernel for attention with a bias. Weights are no part of it, so it is compiled once for a shape, in some
-hundredths of a second, and serves all layers of a network.
+no such kernel for attention with a bias. Weights are no part of it, so it is compiled once for a shape, in tenths
+of a second, and serves all layers of a network.
 
 Only imported where the package `openvino` is installed (extra `openvino`).
 """
 
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 import openvino as ov
@@ -17,20 +18,27 @@ from torch import Tensor
 
 from model.hat_in_bands import BandShape
 
-# Frame sizes times kinds of band: what a worker sees between two restarts, and small enough to be kept for good.
-_KEPT_SHAPES = 64
+# A frame size has three kinds of band at most. Each keeps the memory it works in: so those of two sizes, no more.
+_KEPT_SHAPES = 6
+_in_use = Lock()
 _TYPES = {torch.float32: ov.Type.f32, torch.bfloat16: ov.Type.bf16}
 
 
 def attend_in_band(q: Tensor, kv: Tensor, biases: Tensor, shape: BandShape) -> Tensor:
     """The attention of one band of one image, as `model.hat_in_bands.BandAttention` says."""
-    request = _compiled(shape, q.dtype, torch.get_num_threads())
     attended = torch.empty_like(q)
-    request.set_output_tensor(_shared(attended))
-    request.infer(
-        [_shared(tensor) for tensor in (q, kv, *torch.split(biases, 1))], share_inputs=True, share_outputs=True
-    )
+    inputs = [_shared(tensor) for tensor in (q, kv, *torch.split(biases, 1))]
+    with _in_use:  # A request has one output at a time.
+        request = _compiled(shape, q.dtype, torch.get_num_threads())
+        request.set_output_tensor(_shared(attended))
+        request.infer(inputs, share_inputs=True, share_outputs=True)
     return attended
+
+
+def release_memory() -> None:
+    """Forget all shapes: each keeps what it works in, together some hundred MiB for frames 1920 px wide."""
+    with _in_use:
+        _compiled.cache_clear()
 
 
 def _shared(tensor: Tensor) -> ov.Tensor:

@@ -8,11 +8,13 @@ from pathlib import Path
 import structlog
 from pydantic import ValidationError
 
+from worker.contract.failure import JobFailureError
 from worker.contract.job import JobError
 from worker.contract.storage import JobFolder, publishing, write_atomically
 from worker.contract.stream import PreviewFacts, StreamSegment
 from worker.pipeline import Stills
 from worker.plan import Plan, sha256_of_file
+from worker.task_watch import JobCanceledError, TaskGivenBackError
 from worker.video.stream import found_in_result, stream_segment, why_not_streamed, write_header, write_playable
 
 log = structlog.get_logger(__name__)
@@ -38,6 +40,9 @@ def as_streamed(plan: Plan, index: int, segment: Path) -> StreamSegment | None:
         return None
     try:
         return stream_segment(segment, plan.timing(index))
+    except ValueError as error:
+        log.warning("segment_not_streamed", index=index, reason=str(error))
+        return None
     except Exception:  # a bug: the stream ends here, but no job fails for it
         log.exception("segment_not_streamed", index=index)
         return None
@@ -51,10 +56,7 @@ def publish_live(
     To be called under the job's lock, as the segment itself is published: what is written here is true of no other.
     """
     folder.make_live()
-    if streamed is not None:
-        if not folder.stream_header.exists():
-            with publishing(folder.stream_header) as partial:
-                write_header(partial, segment, plan.picture, plan.encoding)
+    if streamed is not None and _has_header(folder, plan, segment):
         write_atomically(folder.stream_segment(index), streamed.model_dump_json().encode())
     else:
         folder.stream_segment(index).unlink(missing_ok=True)
@@ -62,6 +64,19 @@ def publish_live(
         # The result's last: where that is, both are.
         write_atomically(folder.still(f"{index:05d}", "source"), stills.source)
         write_atomically(folder.still(f"{index:05d}", "result"), stills.result)
+
+
+def _has_header(folder: JobFolder, plan: Plan, segment: Path) -> bool:
+    """Whether the stream's header is there, or could be made."""
+    if folder.stream_header.exists():
+        return True
+    try:
+        with publishing(folder.stream_header) as partial:
+            write_header(partial, segment, plan.picture, plan.encoding)
+    except Exception:  # no job fails for its stream; a full disk ends the segment itself
+        log.exception("stream_header_not_made")
+        return False
+    return True
 
 
 def publish_stream_in_result(
@@ -82,11 +97,21 @@ def publish_stream_in_result(
                 streamed = StreamSegment.model_validate_json(folder.stream_segment(segment.index).read_bytes())
                 found, begin = found_in_result(content, begin, plan.segment_file(folder, segment.index), streamed)
                 lines.append(found.model_dump_json() + "\n")
-    except (FileNotFoundError, ValidationError, LookupError) as error:
+        write_atomically(folder.stream_in_result, "".join(lines).encode())
+    except (JobCanceledError, TaskGivenBackError):
+        raise
+    except (FileNotFoundError, ValidationError, LookupError, JobFailureError) as error:
         log.warning("result_not_streamed", reason=str(error))
         folder.stream_in_result.unlink(missing_ok=True)
-        return
-    write_atomically(folder.stream_in_result, "".join(lines).encode())
+    except Exception:  # of a file system without maps, of FFmpeg: the result is there, and is whole
+        log.exception("result_not_streamed")
+        folder.stream_in_result.unlink(missing_ok=True)
+
+
+def forget_stream(folder: JobFolder) -> None:
+    """What is said and shown of segments that are no more; a preview stays."""
+    for old in (folder.stream_header, folder.stream_in_result, *folder.live.glob("[0-9]*")):
+        old.unlink(missing_ok=True)
 
 
 def remove_streamed_segments(folder: JobFolder) -> None:

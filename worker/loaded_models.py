@@ -11,6 +11,7 @@ import torch
 from redis import Redis
 
 from model.checkpoints import CheckpointError
+from model.hat_in_bands import release_attention_memory
 from model.presets import PresetUnavailableError, find_preset, load_upscaler
 from model.upscaler import DeviceUnavailableError, TwoStepUpscaler, resolve_device
 from worker import metrics
@@ -43,7 +44,8 @@ def usable_device(name: str, look: Callable[[], GpuFacts] = look_for_gpus) -> to
         raise JobFailureError(
             FailureCode.DEVICE_UNAVAILABLE, f"cuda was asked for: {obstacle(look()) or error}"
         ) from error
-    if device.type == "cuda" and (found := obstacle(look())):
+    # Torch has seen the GPU: what else the driver could not be asked is no reason to leave it alone.
+    if device.type == "cuda" and (found := obstacle(look())) and found.kind == "architecture":
         if name == "cuda":
             raise JobFailureError(FailureCode.DEVICE_UNAVAILABLE, f"cuda was asked for: {found}")
         log.warning("gpu_unusable", reason=str(found))
@@ -139,7 +141,9 @@ class LoadedModels:
         """Give back what is kept of the memory of a batch that did not fit: by torch of a GPU's, by malloc of ours."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        elif sys.platform == "linux":
+            return
+        release_attention_memory()
+        if sys.platform == "linux":
             # `worker.cpu_environment` has malloc keep everything. Other C libraries than GNU's have no such call.
             trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
             if trim is not None:

@@ -172,6 +172,8 @@ def render_segments(
             with Taker(threads, partial(segment.encode, check_canceled), _BATCHES_BETWEEN) as encoding:
                 of_segment = times.timed(None, islice(batches, -(-segment.frames // batch_frames)))
                 own = upscaler.for_segment() if isinstance(upscaler, RemembersFrames) else upscaler
+                if isinstance(own, TimesSteps):
+                    own.take_step_seconds()  # of a segment that was given up
                 for upscaled in times.timed("infer", upscale(of_segment, own, on_batch, check_canceled)):
                     encoding.put(upscaled)
                     del upscaled  # not to be held while the next is computed

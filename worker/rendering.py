@@ -159,7 +159,7 @@ def _remove_segments(folder: JobFolder) -> None:
     for made in folder.segments.iterdir() if folder.segments.exists() else ():
         if made.suffix != PARTIAL_SUFFIX:  # somebody is still at it, and will learn of the change when it is done
             made.unlink(missing_ok=True)
-    for still in folder.live.glob("*.jpg"):
+    for still in folder.live.glob("[0-9]*.jpg"):
         still.unlink(missing_ok=True)
 
 

@@ -48,6 +48,7 @@ from worker.contract.tracing import trace_id_of
 from worker.job_files import finished_segments, read_plan, segments_from_start
 from worker.live import (
     as_streamed,
+    forget_stream,
     make_playable,
     publish_failed_preview,
     publish_live,
@@ -202,6 +203,7 @@ def _made_plan(bench: Workbench, job: JobRecord) -> Plan:
                 # Segments without a plan are of another version of this program.
                 shutil.rmtree(folder.segments, ignore_errors=True)
                 folder.rendering.unlink(missing_ok=True)
+                forget_stream(folder)
                 write_atomically(folder.plan, made.model_dump_json().encode())
             else:
                 made = first
@@ -512,6 +514,7 @@ def _perform(
             fail(bench, job, FailureCode.WORKER_LOST, reason)
             return None
         try:
+            bench.queue.note_begun(kind)
             with bench.watch.over(job_id, has_ended):
                 work(bench, job)
         except JobCanceledError:

@@ -1,13 +1,14 @@
 """HAT in bands against HAT as a whole: the same numbers, whatever the band, the kernel and the number of threads."""
 
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 import torch
 
 from model.hat import HAT, HATConfig
-from model.hat_in_bands import BandAttention, HATInBands, attend_by_torch, band_attention
-from model.openvino_attention import attend_in_band
+from model.hat_in_bands import BandAttention, HATInBands, attend_by_torch, band_attention, release_attention_memory
+from model.openvino_attention import _compiled, attend_in_band
 
 KERNELS = {"torch": attend_by_torch, "openvino": attend_in_band}
 LARGE_WINDOWS = HATConfig(
@@ -109,7 +110,7 @@ def test_a_frame_is_not_changed(hat: HAT, attend: BandAttention) -> None:
 def test_large_windows_go_to_openvino_where_it_is_installed_and_to_torch_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert band_attention(16) == (attend_in_band, "openvino")
+    assert band_attention(16) == (attend_in_band, f"openvino{version('openvino')}")
     assert band_attention(8) == (attend_by_torch, "torch")
 
     monkeypatch.setattr("model.hat_in_bands.find_spec", lambda name: None)
@@ -130,3 +131,18 @@ def test_a_scale_of_three_is_that_of_the_whole_frame(small_hat_config: HATConfig
         whole = hat(frame)
 
     assert float((in_bands(hat, torch.float32, attend_by_torch)(frame) - whole).abs().max()) < 1e-5
+
+
+def test_kernels_begin_anew_after_their_memory_was_given_back() -> None:
+    # given kernels that have worked
+    torch.manual_seed(0)
+    bands, frame = in_bands(HAT(LARGE_WINDOWS).eval(), torch.float32, attend_in_band), torch.rand(1, 3, 32, 32)
+    before = bands(frame)
+    assert _compiled.cache_info().currsize > 0
+
+    # when their memory is given back
+    release_attention_memory()
+
+    # then nothing is left of it, and they work as before
+    assert _compiled.cache_info().currsize == 0
+    assert torch.equal(bands(frame), before)

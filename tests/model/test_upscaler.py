@@ -76,7 +76,7 @@ def test_attention_by_openvino_does_not_depend_on_the_number_of_threads(precisio
     config = replace(PRESETS["tiny-random"].hat, window_size=16, depths=(2,), num_heads=(2,))
     upscaler = TwoStepUpscaler(HAT(config), random_upscaler(PRESETS["tiny-random"]).unet)
     upscaler.use_precision(precision)
-    assert upscaler.arithmetic.endswith("-openvino")
+    assert "-openvino" in upscaler.arithmetic
     center_lr = frames(1, 90, 160)[1]
 
     # when it works with one thread, and with several

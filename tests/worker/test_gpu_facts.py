@@ -91,6 +91,18 @@ def test_a_gpu_that_torch_has_no_code_for_is_left_alone_by_auto_and_refused_by_n
         usable_device("cuda", look=lambda: old)
 
 
+def test_a_gpu_that_torch_can_use_is_used_though_the_driver_tells_nothing_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a container in which NVML is missing
+    monkeypatch.setattr("worker.loaded_models.resolve_device", lambda name: torch.device("cuda", 0))
+    silent = replace(WELL, gpus=())
+
+    # Then
+    for name in ("auto", "cuda"):
+        assert usable_device(name, look=lambda: silent) == torch.device("cuda", 0)
+
+
 def test_the_facts_of_this_machine_can_be_told() -> None:
     facts = look_for_gpus()
     assert facts.torch_version == str(torch.__version__)

@@ -27,6 +27,9 @@ _RESULT_TTL_SECONDS = 24 * 3600
 _FAILURE_TTL_SECONDS = 7 * 24 * 3600
 # How many tasks one call of the script below forgets: it keeps all others from Redis meanwhile.
 _FORGOTTEN_AT_A_TIME = 500
+_PREVIEW_BEGAN_KEY = "vsr:preview-began"
+# Should the worker be lost with all that it was to begin next.
+_PREVIEW_BEGAN_SECONDS = 600
 
 # Forget tasks, all or only those that nobody waits for or is at. In one script: between a look and a removal a worker
 # could begin. Nothing is read of a task itself: its hash may be what a worker has written since Redis lost the rest.
@@ -100,11 +103,24 @@ class TaskQueue:
     def enqueue_preview(self, job_id: str, at_seconds: float) -> None:
         """Before everything else, whatever is left of an earlier one; nothing where one waits or runs.
 
-        It takes as long as a short segment, and who asks again has to wait for its end: others get their turns between.
+        It takes as long as a short segment. At the tail where the last task to begin was a preview too: else those who
+        ask again and again would keep everybody's jobs waiting.
         """
         self._forget_tasks([task_id(TaskKind.PREVIEW, job_id)], only_ended=True)
         arguments = {"job_id": job_id, "at_seconds": at_seconds}
-        self._enqueue_call(TaskKind.PREVIEW, task_id(TaskKind.PREVIEW, job_id), arguments, at_front=True)
+        self._enqueue_call(
+            TaskKind.PREVIEW,
+            task_id(TaskKind.PREVIEW, job_id),
+            arguments,
+            at_front=not self.rq.connection.exists(_PREVIEW_BEGAN_KEY),
+        )
+
+    def note_begun(self, kind: TaskKind) -> None:
+        """A worker begins a task of this kind: so previews and all else take turns."""
+        if kind is TaskKind.PREVIEW:
+            self.rq.connection.set(_PREVIEW_BEGAN_KEY, 1, ex=_PREVIEW_BEGAN_SECONDS)
+        else:
+            self.rq.connection.delete(_PREVIEW_BEGAN_KEY)
 
     def is_preview_under_way(self, job_id: str) -> bool:
         """Whether one waits or runs."""

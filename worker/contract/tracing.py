@@ -8,6 +8,7 @@ out anew from storage, belongs to the same trace. Unless `start_tracing` has bee
 OpenTelemetry is imported here and all else does nothing.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -25,7 +26,7 @@ log = structlog.get_logger(__name__)
 # A process that is killed takes with it what it has not sent yet.
 _SEND_EVERY_MILLISECONDS = 1000
 # A collector that does not answer must not hold up a stop.
-_LAST_SEND_MILLISECONDS = 2000
+_LAST_SEND_SECONDS = 2.0
 
 _provider: "TracerProvider | None" = None
 
@@ -57,7 +58,10 @@ def start_tracing(service: str) -> None:
 def stop_tracing() -> None:
     """Send what is left, at the end of a process."""
     if _provider:
-        _provider.force_flush(_LAST_SEND_MILLISECONDS)
+        # Beside us: the SDK has a time limit here, and does not keep it where nobody answers.
+        sending = threading.Thread(target=_provider.force_flush, daemon=True)
+        sending.start()
+        sending.join(_LAST_SEND_SECONDS)
 
 
 @contextmanager

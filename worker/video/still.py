@@ -15,6 +15,8 @@ _Image = npt.NDArray[np.uint8]
 
 MAX_SIDE_PX = 65500
 """Of a JPEG."""
+MAX_PIXELS = 64_000_000
+"""Of one with square pixels: a stranger's file says how flat its own are."""
 
 # Quantizers from 2 to 31, lower is better. 4:4:4 and this keep what a comparison by eye is made for.
 _QUANTIZER = 3
@@ -29,7 +31,7 @@ def jpeg(rgb: RgbFrame, picture: Picture) -> bytes | None:
     seen: _Image = (rgb >> 8 if rgb.dtype == np.uint16 else rgb).astype(np.uint8)
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(seen), "rgb24")
     width, height = _square_size(frame.width, frame.height, picture.sample_aspect_ratio or Fraction(1))
-    if max(width, height) > MAX_SIDE_PX:
+    if max(width, height) > MAX_SIDE_PX or width * height > MAX_PIXELS:
         return None
     if (width, height) != (frame.width, frame.height):
         frame = frame.reformat(width=width, height=height, interpolation="BICUBIC")

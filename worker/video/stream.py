@@ -118,6 +118,9 @@ def stream_segment(segment: Path, timing: Timing) -> StreamSegment:
         stream = output.add_stream_from_template(source, opaque=True)
         stream.time_base = Fraction(1, timing.time_base.denominator)
         output.start_encoding()
+        # The times of a fragment are differences in 32 bits. FFmpeg does not refuse greater ones: it ends the process.
+        if (timing.ends_at - timing.begins_at) * timing.time_base / (stream.time_base or timing.time_base) >= 2**31:
+            raise ValueError(f"{segment.name} is too long for its units of time, {timing.time_base} s, to be streamed")
         packets = [packet for packet in encoded.demux(source) if not is_end_mark(packet)]
         shown_in_order = sorted(packet.pts or 0 for packet in packets)
         shown_at = dict(zip(shown_in_order, decoded_at, strict=True))

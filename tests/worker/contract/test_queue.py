@@ -156,3 +156,22 @@ def test_the_tasks_of_a_long_job_are_forgotten_in_many_steps(redis: Redis) -> No
 
     assert queue.rq.job_ids == [task_id(TaskKind.PLAN, other)]
     assert redis.keys("rq:job:*") == [b"rq:job:" + task_id(TaskKind.PLAN, other).encode()]
+
+
+def test_previews_and_all_else_take_turns_however_many_ask(redis: Redis) -> None:
+    # Given a job with a segment that waits, and a preview that has just begun
+    queue, job_id, other_id, third_id = TaskQueue(redis), new_job_id(), new_job_id(), new_job_id()
+    queue.enqueue_first_segments(job_id, 1, 1)
+    queue.note_begun(TaskKind.PREVIEW)
+
+    # When another is asked for, then the segment has begun, and then a third one is asked for
+    queue.enqueue_preview(other_id, 0.0)
+    queue.note_begun(TaskKind.SEGMENT)
+    queue.enqueue_preview(third_id, 0.0)
+
+    # Then the second stands behind the segment, and the third before all
+    assert queue.rq.job_ids == [
+        task_id(TaskKind.PREVIEW, third_id),
+        task_id(TaskKind.SEGMENT, job_id, 0),
+        task_id(TaskKind.PREVIEW, other_id),
+    ]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.worker.conftest import numbered_picture
 from tests.worker.video.test_encode import source_picture
-from worker.video.still import MAX_SIDE_PX, jpeg
+from worker.video.still import MAX_PIXELS, MAX_SIDE_PX, jpeg
 
 Image = npt.NDArray[np.uint8]
 
@@ -83,3 +83,13 @@ def test_pixels_become_square_and_none_is_lost(pixel: Fraction, size: tuple[int,
 
 def test_what_is_larger_than_a_jpeg_can_be_has_none() -> None:
     assert jpeg(np.zeros((2, MAX_SIDE_PX + 2, 3), np.uint8), source_picture("yuv420p")) is None
+
+
+def test_a_stranger_whose_pixels_are_said_to_be_flat_has_no_picture_of_a_gigabyte_made() -> None:
+    # given a frame that fits, of pixels so flat that it nearly is the most
+    height, width = 960, 1600
+    flat = source_picture("yuv420p").model_copy(update={"sample_aspect_ratio": Fraction(MAX_SIDE_PX // width)})
+    assert width * height * (MAX_SIDE_PX // width) < MAX_PIXELS < 2 * width * height * (MAX_SIDE_PX // width)
+
+    # then twice as tall it gets none
+    assert jpeg(np.zeros((2 * height, width, 3), np.uint8), flat) is None

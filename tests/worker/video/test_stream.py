@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -169,3 +170,23 @@ def test_what_browsers_do_not_play_says_so(make_video: MakeVideo, render: Render
 def test_what_is_lossless_is_too_much_for_a_stream(make_video: MakeVideo, render: Render) -> None:
     plan, _ = render(make_video("clip.mp4", frames=24), JobOptions(quality="lossless"), only=[])
     assert "lossless" in (plan.live_facts().why_not_streamed or "")
+
+
+def test_times_in_units_too_small_for_a_fragment_are_refused_by_us_not_by_ffmpegs_end(
+    make_video: MakeVideo, render: Render
+) -> None:
+    # given a segment of a second, in units of which 32 bits hold less
+    plan, (segment,) = render(make_video("clip.mp4", frames=24, width=64, height=64), JobOptions(), segment_frames=24)
+    timing = plan.timing(0)
+    step = 10**8
+    fine = replace(
+        timing,
+        pts=[step * number for number in range(len(timing.pts))],
+        begins_at=0,
+        ends_at=step * len(timing.pts),
+        time_base=Fraction(1, 10**9),
+    )
+
+    # then
+    with pytest.raises(ValueError, match="too long for its units of time"):
+        stream_segment(segment, fine)
