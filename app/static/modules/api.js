@@ -9,7 +9,7 @@ export class Problem extends Error {
 
   /** Whether the same request may do better in a while. */
   get mayPass() {
-    return [0, 408, 423, 429, 502, 503, 504].includes(this.status);
+    return [0, 408, 423, 429, 502, 503, 504].includes(this.status) || this.code === "idempotency_conflict";
   }
 }
 

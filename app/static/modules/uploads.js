@@ -96,6 +96,7 @@ class Upload {
   #options;
   #events;
   #timer = null;
+  #arrivedId = null; // from then on only the job is asked for: the library would not find the upload, and send it again
   #samples = [];
   #bar;
   #state = element("p", { class: "state" }, "Waiting for its turn");
@@ -121,6 +122,10 @@ class Upload {
   }
 
   async send(tus) {
+    if (this.#arrivedId) {
+      await this.#submit();
+      return;
+    }
     this.#show("Uploading");
     if (this.#tusUpload) {
       this.#tusUpload.start();
@@ -132,7 +137,10 @@ class Upload {
       retryDelays: RETRY_DELAYS_MS,
       removeFingerprintOnSuccess: false, // it is a job only when the service has said so
       onProgress: (sent, total) => this.#progress(sent, total),
-      onSuccess: () => this.#submit(),
+      onSuccess: () => {
+        this.#arrivedId = this.#tusUpload.url.split("/").pop();
+        this.#submit();
+      },
       onError: (error) => this.#cut(error),
     });
     const [previous] = await this.#tusUpload.findPreviousUploads();
@@ -145,7 +153,8 @@ class Upload {
     if (!this.#timer) return;
     clearTimeout(this.#timer);
     this.#timer = null;
-    this.#tusUpload.start();
+    if (this.#arrivedId) this.#submit();
+    else this.#tusUpload.start();
   }
 
   fail(problem) {
@@ -188,11 +197,10 @@ class Upload {
   async #submit() {
     this.#bar.value = 1;
     this.#show("Arrived");
-    const uploadId = this.#tusUpload.url.split("/").pop();
     try {
       const job = await askJson("POST", "v1/jobs", {
-        body: { upload_id: uploadId, filename: this.file.name, ...this.#options },
-        headers: { "Idempotency-Key": `page-${uploadId}` }, // an answer that got lost is asked for again
+        body: { upload_id: this.#arrivedId, filename: this.file.name, ...this.#options },
+        headers: { "Idempotency-Key": `page-${this.#arrivedId}` }, // an answer that got lost is asked for again
       });
       await this.#forget();
       const hadFocus = this.card.contains(document.activeElement);
@@ -200,11 +208,12 @@ class Upload {
       this.#events.onEnd(job, hadFocus);
     } catch (problem) {
       if (problem.mayPass) {
-        this.#show(problem.status === 429 ? "Waiting for room" : "Connection lost");
+        this.#show({ 409: "Arrived", 429: "Waiting for room" }[problem.status] ?? "Connection lost");
         write(this.#figures, problem.message);
-        this.#timer = setTimeout(() => this.#submit(), (problem.retryAfterSeconds ?? ASK_AGAIN_MS / 1000) * 1000);
+        this.#timer = setTimeout(() => this.goOn(), (problem.retryAfterSeconds ?? ASK_AGAIN_MS / 1000) * 1000);
         return;
       }
+      if (problem.code === "upload_not_found") this.#arrivedId = null; // it has expired, and was no job: it is sent again
       this.fail(problem);
     }
   }

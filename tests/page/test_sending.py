@@ -1,0 +1,108 @@
+"""Uploads that are disturbed: none is sent twice, none goes on unseen, none is taken from another tab."""
+
+import json
+from pathlib import Path
+
+import httpx2
+import pytest
+from playwright.sync_api import Page, Request, Route, expect
+
+from tests.end_to_end.conftest import wait_for
+from tests.page.conftest import OpenPage, Service, card_of, start
+
+JOBS = "**/v1/jobs"
+
+
+class Told:
+    """The requests of a page, as "POST /v1/uploads"."""
+
+    def __init__(self, page: Page) -> None:
+        self._requests: list[Request] = []
+        page.on("request", lambda request: self._requests.append(request))
+
+    def count(self, method: str, path: str) -> int:
+        """Those whose address ends so."""
+        return len([one for one in self._requests if one.method == method and one.url.endswith(path)])
+
+
+def jobs_of(service: Service) -> list[dict[str, object]]:
+    jobs: list[dict[str, object]] = httpx2.get(f"{service.url}/v1/jobs").json()["jobs"]
+    return jobs
+
+
+def test_a_video_whose_job_was_made_but_not_confirmed_is_not_sent_again_when_the_connection_is_back(
+    emptied: Service, open_page: OpenPage, short_clip: Path
+) -> None:
+    # Given a video that is a job, of which the answer got lost
+    page = open_page(emptied.url)
+    told = Told(page)
+
+    def lose_the_answer(route: Route) -> None:
+        if route.request.method == "POST" and told.count("POST", "/v1/jobs") == 1:
+            assert route.fetch().status == 202
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route(JOBS, lose_the_answer)
+    start(page, short_clip)
+    expect(card_of(page, short_clip)).to_contain_text("Connection lost")
+
+    # When the browser says that it is back, before the page asks again by itself
+    page.evaluate("window.dispatchEvent(new Event('online'))")
+
+    # Then the job is found, and there is no other
+    expect(card_of(page, short_clip)).to_contain_text("Done today")
+    assert told.count("POST", "/v1/uploads") == 1
+    assert len(jobs_of(emptied)) == 1
+
+
+def test_trying_again_after_a_refused_job_asks_for_the_job_and_sends_nothing_again(
+    emptied: Service, open_page: OpenPage, short_clip: Path
+) -> None:
+    # Given a video that is a job, and a proxy that made something else of the answer
+    page = open_page(emptied.url)
+    told = Told(page)
+
+    def spoil_the_answer(route: Route) -> None:
+        if route.request.method == "POST" and told.count("POST", "/v1/jobs") == 1:
+            assert route.fetch().status == 202
+            route.fulfill(status=500, body="a proxy's page")
+        else:
+            route.continue_()
+
+    page.route(JOBS, spoil_the_answer)
+    start(page, short_clip)
+    expect(card_of(page, short_clip)).to_contain_text("Not sent")
+
+    # When it is tried again
+    card_of(page, short_clip).get_by_role("button", name="Try again").click()
+
+    # Then
+    expect(card_of(page, short_clip)).to_contain_text("Done today")
+    assert told.count("POST", "/v1/uploads") == 1
+    assert len(jobs_of(emptied)) == 1
+
+
+def test_a_job_that_is_just_being_made_is_asked_for_until_it_is_there(
+    emptied: Service, open_page: OpenPage, short_clip: Path
+) -> None:
+    # Given a service that is still at work on the first request for the job
+    page = open_page(emptied.url)
+    told = Told(page)
+
+    def be_at_work(route: Route) -> None:
+        if route.request.method == "POST" and told.count("POST", "/v1/jobs") == 1:
+            problem = {"status": 409, "code": "idempotency_conflict", "detail": "It is being worked on."}
+            route.fulfill(status=409, body=json.dumps(problem), headers={"Retry-After": "1"})
+        else:
+            route.continue_()
+
+    page.route(JOBS, be_at_work)
+
+    # When it is started
+    start(page, short_clip)
+
+    # Then nobody need try again
+    expect(card_of(page, short_clip)).to_contain_text("Done today")
+    assert told.count("POST", "/v1/jobs") == 2
