@@ -156,14 +156,24 @@ def test_codes_are_unique_and_every_reason_for_a_refusal_is_counted_from_zero() 
     others = {
         "job_busy",
         "job_canceled",
+        "job_ended",
         "job_failed",
         "job_not_found",
         "job_succeeded",
+        "no_picture",
+        "no_preview",
         "not_finished",
+        "not_streamable",
+        "nothing_finished",
+        "preview_failed",
+        "preview_under_way",
         "range_not_satisfiable",
         "result_expired",
         "shutting_down",
         "too_many_connections",  # answered before anybody looks at what is asked
+        "too_many_listeners",
+        "too_many_listeners_of_key",
+        "too_many_previews",
         "webhook_not_found",
     }
 

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx2
+import pytest
 
 from app.exit_codes import ExitCode
 from tests.end_to_end.conftest import PRESET, write_moving_video
@@ -30,6 +32,13 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """An empty folder: pytest's own has so long a name that no socket's fits behind it."""
+    with TemporaryDirectory(prefix="vsr-") as folder:
+        yield Path(folder)
+
+
 @contextmanager
 def demo(folder: Path, *words: str) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
@@ -47,23 +56,23 @@ def demo(folder: Path, *words: str) -> Iterator["subprocess.Popen[str]"]:
         process.communicate(timeout=60)
 
 
-def test_a_clip_goes_through_the_whole_service_and_only_the_result_stays(tmp_path: Path) -> None:
-    write_moving_video(tmp_path / "clip.mp4", frames=5)
+def test_a_clip_goes_through_the_whole_service_and_only_the_result_stays(short_path: Path) -> None:
+    write_moving_video(short_path / "clip.mp4", frames=5)
 
-    with demo(tmp_path, "--json") as process:
+    with demo(short_path, "--json") as process:
         out, err = process.communicate(timeout=60)
 
     told = json.loads(out)
     assert (process.returncode, told["job"]["status"], told["output"]) == (ExitCode.OK, "succeeded", "clip_2x.mp4"), err
-    assert told["job"]["result"]["size_bytes"] == (tmp_path / "clip_2x.mp4").stat().st_size
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "clip_2x.mp4"]
-    assert processes_about(tmp_path) == []
+    assert told["job"]["result"]["size_bytes"] == (short_path / "clip_2x.mp4").stat().st_size
+    assert sorted(path.name for path in short_path.iterdir()) == ["clip.mp4", "clip_2x.mp4"]
+    assert processes_about(short_path) == []
 
 
-def test_the_page_stays_until_it_is_ended(tmp_path: Path) -> None:
+def test_the_page_stays_until_it_is_ended(short_path: Path) -> None:
     # Given
-    write_moving_video(tmp_path / "clip.mp4", frames=5)
-    with demo(tmp_path) as process:
+    write_moving_video(short_path / "clip.mp4", frames=5)
+    with demo(short_path) as process:
         assert process.stderr
         assert process.stdout
         address = process.stderr.readline().split("Its page: ")[1].strip()
@@ -76,13 +85,13 @@ def test_the_page_stays_until_it_is_ended(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     assert process.returncode == ExitCode.OK
-    assert processes_about(tmp_path) == []
+    assert processes_about(short_path) == []
 
 
-def test_a_clip_that_is_none_ends_the_demo_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "clip.mp4").write_bytes(b"no video")
+def test_a_clip_that_is_none_ends_the_demo_with_the_reason(short_path: Path) -> None:
+    (short_path / "clip.mp4").write_bytes(b"no video")
 
-    with demo(tmp_path) as process:
+    with demo(short_path) as process:
         _, err = process.communicate(timeout=60)
 
     assert process.returncode == ExitCode.JOB_FAILED

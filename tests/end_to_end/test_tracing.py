@@ -90,6 +90,7 @@ def test_upload_submission_every_segment_and_the_webhook_are_one_trace_even_over
         posted = client.post("/v1/jobs", json=asked)
         assert posted.status_code == 202, posted.text
         job = url + posted.headers["Location"]
+        wait_for("the plan's span, which the kill would take along", lambda: collector.named("vsr plan"))
         wait_for("a finished segment", lambda: httpx2.get(job).json()["progress"]["segments_done"] >= 1)
         kill_the_worker_in_mid_work(tmp_path / "data")
         wait_for("the job's end", lambda: is_ended(job))
