@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import httpx2
-import pytest
-from playwright.sync_api import Page, Request, Route, expect
+from playwright.sync_api import APIResponse, Page, Request, Route, expect
 
 from tests.end_to_end.conftest import wait_for
-from tests.page.conftest import OpenPage, Service, card_of, start
+from tests.page.conftest import OpenPage, Service, card_of, choose, start
 
 JOBS = "**/v1/jobs"
 
@@ -106,3 +105,82 @@ def test_a_job_that_is_just_being_made_is_asked_for_until_it_is_there(
     # Then nobody need try again
     expect(card_of(page, short_clip)).to_contain_text("Done today")
     assert told.count("POST", "/v1/jobs") == 2
+
+
+def stop(page: Page, file: Path) -> None:
+    page.get_by_role("button", name=f"Stop the upload of {file.name}").click()
+
+
+def test_a_stop_before_the_first_byte_is_a_stop(
+    emptied: Service, open_page: OpenPage, short_clip: Path, old_clip: Path
+) -> None:
+    # Given a video that waits for a part of the page
+    page = open_page(emptied.url)
+    told = Told(page)
+    held: list[Route] = []
+    page.route("**/tus.min.js", lambda route: held.append(route))
+    start(page, short_clip)
+    wait_for("the library is asked for", lambda: page.evaluate("true") and held)
+
+    # When it is stopped, and the part comes
+    stop(page, short_clip)
+    held[0].continue_()
+
+    # Then another video is the only one that is sent
+    start(page, old_clip)
+    expect(card_of(page, old_clip)).to_contain_text("Done today")
+    assert told.count("POST", "/v1/uploads") == 1
+    assert len(jobs_of(emptied)) == 1
+
+
+def test_a_stop_at_any_moment_of_the_beginning_is_a_stop(
+    emptied: Service, open_page: OpenPage, short_clip: Path, old_clip: Path
+) -> None:
+    # Given a page that has all of its parts
+    page = open_page(emptied.url)
+    told = Told(page)
+    start(page, old_clip)
+    expect(card_of(page, old_clip)).to_contain_text("Done today")
+
+    # When a video is started and stopped, each time a step of the script later
+    for steps in range(0, 24, 2):
+        choose(page, short_clip)
+        page.evaluate(
+            """async (steps) => {
+              document.querySelector(".start .primary").click();
+              for (let step = 0; step < steps; step += 1) await null;
+              document.querySelector(".upload button[aria-label^=Stop]").click();
+            }""",
+            steps,
+        )
+        expect(page.locator(".upload")).to_have_count(0)
+
+    # Then nothing of it is sent, and what comes after it is
+    start(page, old_clip)
+    expect(page.locator("#jobs .card", has_text="Done today")).to_have_count(2)
+    assert len(jobs_of(emptied)) == 2
+    assert told.count("POST", "/v1/jobs") == 2
+
+
+def test_a_job_that_comes_about_after_the_stop_is_deleted(
+    emptied: Service, open_page: OpenPage, short_clip: Path
+) -> None:
+    # Given a video that is a job, of which the answer is still under way
+    page = open_page(emptied.url)
+    under_way: list[tuple[Route, APIResponse]] = []
+    page.route(
+        JOBS,
+        lambda route: under_way.append((route, route.fetch())) if route.request.method == "POST" else route.continue_(),
+    )
+    start(page, short_clip)
+    wait_for("the job is made", lambda: page.evaluate("true") and under_way)
+    assert len(jobs_of(emptied)) == 1
+
+    # When it is stopped, and the answer comes
+    stop(page, short_clip)
+    route, answer = under_way[0]
+    route.fulfill(response=answer)
+
+    # Then there is no job, here or there
+    wait_for("the job is deleted", lambda: page.evaluate("true") and not jobs_of(emptied))
+    expect(page.locator(".card")).to_have_count(0)

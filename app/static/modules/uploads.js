@@ -67,11 +67,12 @@ export class Uploads {
 
   async #next() {
     if (this.#current || !this.#waiting.length) return;
-    this.#current = this.#waiting.shift();
+    const upload = this.#waiting.shift();
+    this.#current = upload;
     try {
-      await this.#current.send(await this.#tus());
+      await upload.send(await this.#tus());
     } catch {
-      this.#current.fail({ code: "unreachable", message: "A part of this page could not be loaded." });
+      upload.fail({ code: "unreachable", message: "A part of this page could not be loaded." });
     }
   }
 
@@ -96,6 +97,8 @@ class Upload {
   #options;
   #events;
   #timer = null;
+  #isStopped = false; // looked at after every wait: what was begun before may come about after
+  #mayBeJob = false; // a job was asked for, and whether it was made is not known
   #arrivedId = null; // from then on only the job is asked for: the library would not find the upload, and send it again
   #samples = [];
   #bar;
@@ -122,6 +125,7 @@ class Upload {
   }
 
   async send(tus) {
+    if (this.#isStopped) return;
     if (this.#arrivedId) {
       await this.#submit();
       return;
@@ -136,6 +140,7 @@ class Upload {
       metadata: { filename: this.file.name, filetype: this.file.type },
       retryDelays: RETRY_DELAYS_MS,
       removeFingerprintOnSuccess: false, // it is a job only when the service has said so
+      onBeforeRequest: (request) => this.#holdBack(request),
       onProgress: (sent, total) => this.#progress(sent, total),
       onSuccess: () => {
         this.#arrivedId = this.#tusUpload.url.split("/").pop();
@@ -144,8 +149,16 @@ class Upload {
       onError: (error) => this.#cut(error),
     });
     const [previous] = await this.#tusUpload.findPreviousUploads();
+    if (this.#isStopped) return;
     if (previous) this.#tusUpload.resumeFromPreviousUpload(previous);
     this.#tusUpload.start();
+  }
+
+  /** The library forgets an `abort` that comes before its first request. */
+  #holdBack(request) {
+    if (!this.#isStopped || request.getMethod() === "DELETE") return;
+    this.#tusUpload.abort();
+    throw new Error("stopped");
   }
 
   /** The connection is said to be back. */
@@ -158,6 +171,7 @@ class Upload {
   }
 
   fail(problem) {
+    if (this.#isStopped) return;
     this.card.classList.add("failed");
     this.#show("Not sent");
     const { what, todo } = advice(problem);
@@ -181,6 +195,7 @@ class Upload {
   }
 
   #cut(error) {
+    if (this.#isStopped) return;
     const answer = error.originalResponse;
     const problem = answer ? problemOf(answer.getStatus(), answer.getBody(), (name) => answer.getHeader(name)) : null;
     if (problem && !problem.mayPass) {
@@ -195,18 +210,26 @@ class Upload {
   }
 
   async #submit() {
+    if (this.#isStopped && !this.#mayBeJob) return;
     this.#bar.value = 1;
     this.#show("Arrived");
     try {
+      this.#mayBeJob = true;
       const job = await askJson("POST", "v1/jobs", {
         body: { upload_id: this.#arrivedId, filename: this.file.name, ...this.#options },
         headers: { "Idempotency-Key": `page-${this.#arrivedId}` }, // an answer that got lost is asked for again
       });
       await this.#forget();
+      if (this.#isStopped) {
+        await ask("DELETE", job.links.self);
+        return;
+      }
       const hadFocus = this.card.contains(document.activeElement);
       this.card.remove();
       this.#events.onEnd(job, hadFocus);
     } catch (problem) {
+      this.#mayBeJob = problem.mayPass && problem.status !== 429;
+      if (this.#isStopped && !this.#mayBeJob) return;
       if (problem.mayPass) {
         this.#show({ 409: "Arrived", 429: "Waiting for room" }[problem.status] ?? "Connection lost");
         write(this.#figures, problem.message);
@@ -232,16 +255,16 @@ class Upload {
   }
 
   async #stop() {
-    clearTimeout(this.#timer);
-    this.#timer = null;
-    if (this.#tusUpload) {
-      await this.#tusUpload.abort(true).catch(() => {});
-      await this.#forget();
-    }
+    if (this.#isStopped) return;
+    this.#isStopped = true;
+    if (!this.#mayBeJob) clearTimeout(this.#timer); // else it is found out, and deleted
     this.card.remove();
     document.getElementById("videos").focus();
     announce(`${this.file.name} is not sent.`);
     this.#events.onEnd(null);
+    if (!this.#tusUpload) return;
+    await this.#tusUpload.abort(true).catch(() => {});
+    await this.#forget();
   }
 
   #show(words) {
