@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 from pydantic import ValidationError
@@ -26,6 +27,8 @@ _WORKER_PACKAGES = ("torch", "av", "numpy", "safetensors", "pynvml")
 _SECRET_NAMES = re.compile(r"KEY|SECRET|PASSWORD|TOKEN|URL")
 # Of user and password in an address.
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+# Hosts that everybody has: the last is what the report calls a part, and many a container.
+_COMMON_HOSTS = {"localhost", "127.0.0.1", "::1", "redis"}
 
 
 @doctor_cli.command(
@@ -163,9 +166,20 @@ def bug_report(findings: Iterable[Finding], versions: dict[str, str]) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Without what keys, passwords and addresses are set to, and without the user's name in paths."""
+    """Without what keys, passwords and addresses are set to, hosts of these, and the user's name in paths."""
     for name, value in os.environ.items():
         if name.startswith("VSR_") and _SECRET_NAMES.search(name) and len(value) > 3:
             text = text.replace(value, "***")
+            if host := _host_of(value):
+                text = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "***", text, flags=re.IGNORECASE)
     text = _CREDENTIALS.sub("***@", text)
     return text.replace(str(Path.home()), "~") if len(str(Path.home())) > 1 else text
+
+
+def _host_of(address: str) -> str | None:
+    """None: it names none, or one that tells nothing."""
+    try:
+        host = urlsplit(address).hostname
+    except ValueError:
+        return None
+    return None if host in _COMMON_HOSTS else host

@@ -32,9 +32,9 @@ def examine_redis(settings: RedisSettings) -> Iterator[Finding]:
         yield _embedded_redis()
         return
     url = settings.redis_url.get_secret_value()
-    # Its name without user and password.
-    name = urlsplit(url).hostname or urlsplit(url).path or "VSR_REDIS_URL"
     try:
+        # Its name without user and password.
+        name = urlsplit(url).hostname or urlsplit(url).path or "VSR_REDIS_URL"
         with Redis.from_url(url, socket_connect_timeout=_ANSWER_SECONDS, socket_timeout=_ANSWER_SECONDS) as redis:
             redis.ping()
             found = redis_warnings(redis)

@@ -38,7 +38,9 @@ def test_a_redis_that_is_named_is_asked_whether_it_keeps_things(redis: Redis, re
     assert (forgets.level, forgets.fix) == (Level.WARNING, "set maxmemory-policy noeviction")
 
 
-@pytest.mark.parametrize("url", ["redis://me:hunter22@127.0.0.1:1/0", "nonsense:hunter22"])
+@pytest.mark.parametrize(
+    "url", ["redis://me:hunter22@127.0.0.1:1/0", "nonsense:hunter22", "redis://:hunter22[x@db:6379"]
+)
 def test_a_redis_that_does_not_answer_is_missing_and_its_password_is_not_told(url: str) -> None:
     [found] = examine_redis(RedisSettings(redis_url=SecretStr(url)))
     assert found.level is Level.MISSING
@@ -79,6 +81,7 @@ def test_the_report_is_markdown_without_secrets(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("VSR_PORT", "8000")
     findings = [
         ok("storage", f"{Path.home()}/data: writable | locked"),
+        missing("redis", "Redis.example does not answer (TimeoutError)", "start it"),
         missing("redis", "redis://you:hunter23@other does not take studio-key or whsec_of-the-service", "start it"),
     ]
 
@@ -88,9 +91,18 @@ def test_the_report_is_markdown_without_secrets(monkeypatch: pytest.MonkeyPatch)
     # Then
     assert "| ok | storage | ~/data: writable / locked |" in report
     assert "set in the environment: VSR_API_KEYS, VSR_PORT, VSR_REDIS_URL, VSR_WEBHOOK_SECRET" in report
-    for secret in ("studio-key", "whsec_of", "hunter22", "hunter23", str(Path.home())):
-        assert secret not in report
+    for secret in ("studio-key", "whsec_of", "hunter22", "hunter23", "redis.example", str(Path.home())):
+        assert secret not in report.lower()
+    assert "| missing | redis | *** does not answer (TimeoutError) |" in report
     assert "redis://***@other" in report
+
+
+@pytest.mark.parametrize("address", ["redis://redis:6379/0", "redis://:p[x@db:6379", "unix:///run/redis.sock"])
+def test_an_address_that_names_no_host_of_somebodys_takes_no_words_out_of_the_report(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSR_REDIS_URL", address)
+    assert "| ok | redis | redis answers |" in without_secrets(bug_report([ok("redis", "redis answers")], {}))
 
 
 def test_a_setting_that_cannot_be_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
