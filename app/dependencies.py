@@ -29,7 +29,7 @@ class UploadThreads:
     """Threads for uploads alone, so that a request for a job never waits for one behind two hundred files.
 
     Few write, which keeps processors busy; more sync, which waits for the disk; one hash of a whole file takes a while.
-    Whoever accepts may have to wait for another to do so.
+    Whoever accepts may have to wait for another to do so; so may whoever retries a job or asks for a preview.
     """
 
     writing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))

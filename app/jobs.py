@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 
@@ -134,11 +135,16 @@ def cancel_job(
         QueueUnavailableError,
     ),
 )
-def retry_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> Job:
+async def retry_job(record: JobRecordDep, services: ServicesDep, owner: OwnerDep) -> Job:
     """Puts it at the end of the queue; segments that are done are kept, unless the result was not right.
 
     Idempotent: one that waits or runs does so.
     """
+    # Behind others of this key: not in the threads that everybody's requests need.
+    return await to_thread.run_sync(_retry, services, record, owner, limiter=services.upload_threads.accepting)
+
+
+def _retry(services: Services, record: JobRecord, owner: str | None) -> Job:
     # The file that a canceled job had kept stays until the whole one replaces it: without a result in the record nobody
     # can have it, and whoever removed it here could come so late that it is the whole one.
     if record.status == JobStatus.SUCCEEDED:

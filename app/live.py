@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, StreamingResponse
@@ -194,7 +195,7 @@ def get_thumbnail(
     ),
     openapi_extra=json_body(PreviewWish, required=False),
 )
-def ask_for_preview(
+async def ask_for_preview(
     record: JobRecordDep,
     services: ServicesDep,
     owner: OwnerDep,
@@ -205,6 +206,15 @@ def ask_for_preview(
 
     An earlier preview is gone then. If Redis is lost meanwhile, ask again: it is no part of the job.
     """
+    # Behind others of this key: not in the threads that everybody's requests need.
+    limiter = services.upload_threads.accepting
+    await to_thread.run_sync(_enqueue_preview, services, record, owner, wish.at_seconds, limiter=limiter)
+    place = PreviewPlace(url=f"/v1/jobs/{record.id}/preview", at_seconds=wish.at_seconds)
+    response.headers["Location"] = place.url
+    return place
+
+
+def _enqueue_preview(services: Services, record: JobRecord, owner: str | None, at_seconds: float) -> None:
     _folder_with_media(services, record)
     if record.status.is_final:
         raise JobEndedError(f"The job is {record.status}.", job_status=record.status)
@@ -218,10 +228,7 @@ def ask_for_preview(
         if other and queue.is_preview_under_way(other.decode()):
             raise TooManyPreviewsError(1)
         services.redis.set(last, record.id, ex=_LAST_PREVIEW_SECONDS)
-        queue.enqueue_preview(record.id, wish.at_seconds)
-    place = PreviewPlace(url=f"/v1/jobs/{record.id}/preview", at_seconds=wish.at_seconds)
-    response.headers["Location"] = place.url
-    return place
+        queue.enqueue_preview(record.id, at_seconds)
 
 
 @router.head("/preview", include_in_schema=False)

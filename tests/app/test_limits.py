@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from threading import Semaphore
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 from redis import Redis
 
-from app.limits import renewed_lock
+from app.limits import one_at_a_time, renewed_lock
 from tests.app.conftest import RunningGateway, StartGateway, wait_until
 
 KEY, OTHER_KEY = "first-key", "second-key"
@@ -341,3 +342,42 @@ def _owner_of(gateway: RunningGateway, job_id: str) -> str:
     assert record is not None
     assert record.owner is not None
     return record.owner
+
+
+@pytest.mark.parametrize("wish", ["preview", "retry"])
+def test_who_waits_for_others_of_his_key_keeps_no_other_request_waiting(
+    wish: str, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given more wishes than there are threads, all waiting for a gateway of the same key that died
+    gateway = start_gateway(api_keys=KEY)
+    headers = {"X-API-Key": KEY}
+    owner = hashlib.sha256(KEY.encode()).hexdigest()[:12]
+    job = gateway.add_job(owner=owner)
+    if wish == "retry":
+        gateway.registry.cancel(job.id)
+    have_come = Semaphore(0)
+
+    @contextmanager
+    def counted(redis: Redis, of_whom: str | None) -> Iterator[None]:
+        have_come.release()
+        with one_at_a_time(redis, of_whom):
+            yield
+
+    monkeypatch.setattr(f"app.{'live' if wish == 'preview' else 'jobs'}.one_at_a_time", counted)
+    lock = gateway.redis.lock(f"vsr:lock:owner:{owner}", timeout=60)
+    lock.acquire()
+    with ThreadPoolExecutor(60) as pool:
+
+        def ask(_: int) -> int:
+            address = f"{gateway.url}/v1/jobs/{job.id}/{wish}"
+            return httpx2.post(address, headers=headers, timeout=60).status_code
+
+        waiting = [pool.submit(ask, number) for number in range(60)]
+        assert all(have_come.acquire(timeout=20) for _ in range(16))
+
+        # When somebody looks at the job, then he is answered before they are
+        for _ in range(20):
+            assert gateway.http.get(f"/v1/jobs/{job.id}", headers=headers).status_code == 200
+        assert not any(one.done() for one in waiting)
+        lock.release()
+        assert {one.result() for one in waiting} == ({202, 409} if wish == "preview" else {200})
