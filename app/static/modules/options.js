@@ -84,7 +84,7 @@ export function optionFields(models, onChange) {
           checkField("reuse_result", "Give me an earlier result of the same file, if there is one")))));
 
   for (const [name, value] of Object.entries(remembered)) set(fields, name, value);
-  return { fields, read: () => read(fields), remember: () => localStorage.setItem(REMEMBERED, JSON.stringify(read(fields))) };
+  return { fields, read: () => read(fields), remember: () => remember(read(fields)) };
 
   function changed(event) {
     if (event.type === "input" && event.target.matches("select, [type=radio], [type=checkbox]")) return;
@@ -112,6 +112,14 @@ function set(fields, name, value) {
     if (field.type === "radio") field.checked = field.value === value || (field.checked && name === "preset");
     else if (field.type === "checkbox") field.checked = value === true;
     else field.value = value;
+  }
+}
+
+function remember(chosen) {
+  try {
+    localStorage.setItem(REMEMBERED, JSON.stringify(chosen));
+  } catch {
+    // Denied, or full: the next time begins with the usual.
   }
 }
 
