@@ -4,12 +4,22 @@ import json
 from pathlib import Path
 
 import httpx2
+import pytest
 from playwright.sync_api import APIResponse, Page, Request, Route, expect
 
 from tests.end_to_end.conftest import wait_for
 from tests.page.conftest import OpenPage, Service, card_of, choose, start
+from tests.page.front import Front
 
 JOBS = "**/v1/jobs"
+
+LEFT_BY_A_CLOSED_PAGE = """localStorage.setItem("tus::of-a-closed-page::1", JSON.stringify({
+  size: 1, metadata: { filename: "closed.mp4" }, uploadUrl: `${location.href}v1/uploads/of-a-closed-page`,
+}))"""
+WITHOUT_LOCKS = "Object.defineProperty(Navigator.prototype, 'locks', { value: undefined })"
+WITHOUT_STORAGE = """Object.defineProperty(window, "localStorage", {
+  get() { throw new DOMException("Access is denied for this document.", "SecurityError"); },
+})"""
 
 
 class Told:
@@ -184,3 +194,48 @@ def test_a_job_that_comes_about_after_the_stop_is_deleted(
     # Then there is no job, here or there
     wait_for("the job is deleted", lambda: page.evaluate("true") and not jobs_of(emptied))
     expect(page.locator(".card")).to_have_count(0)
+
+
+@pytest.mark.parametrize("browser_lacks", ["", WITHOUT_LOCKS], ids=["with locks", "without locks, as over plain http"])
+def test_another_tab_leaves_a_running_upload_alone(
+    front: Front, open_page: OpenPage, heavy_clip: Path, browser_lacks: str
+) -> None:
+    # Given an upload under way, and one that a closed page has left
+    page = open_page(front.url)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.context.add_init_script(browser_lacks)
+    page.reload()
+    page.evaluate(LEFT_BY_A_CLOSED_PAGE)
+    front.upload_bytes_per_second = 1_000_000
+    start(page, heavy_clip)
+    expect(card_of(page, heavy_clip).locator(".figures")).to_contain_text("left")
+
+    # When the page is opened in another tab too
+    other = page.context.new_page()
+    other.goto(front.url)
+
+    # Then only the closed page's is said to be left over
+    expect(other.locator("#left-over li")).to_contain_text(["closed.mp4 was not sent to its end"])
+
+    # And the same file, started there, is an upload of its own
+    start(other, heavy_clip)
+    front.upload_bytes_per_second = None
+    for tab in (page, other):
+        expect(card_of(tab, heavy_clip)).to_contain_text("Done today")
+    assert len(httpx2.get(f"{front.url}v1/jobs").json()["jobs"]) == 2
+    assert len([line for line in front.requests if line.startswith("POST") and "/v1/uploads " in line]) == 2
+
+
+def test_a_video_can_be_sent_where_the_browser_denies_its_storage(
+    emptied: Service, open_page: OpenPage, short_clip: Path
+) -> None:
+    # Given
+    page = open_page(emptied.url)
+    page.context.add_init_script(WITHOUT_STORAGE)
+    page.reload()
+
+    # When
+    start(page, short_clip)
+
+    # Then
+    expect(card_of(page, short_clip)).to_contain_text("Done today")

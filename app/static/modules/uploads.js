@@ -4,6 +4,7 @@ import { announce } from "./announce.js";
 import { address, ask, askJson, problemOf } from "./api.js";
 import { advice } from "./advice.js";
 import { element, smallPicture, write } from "./elements.js";
+import { held, hold } from "./holds.js";
 import { roughTime, size } from "./words.js";
 
 const LIBRARY = "page/vendor/tus-js-client-4.3.1/tus.min.js";
@@ -41,7 +42,7 @@ export class Uploads {
 
   /** Uploads that a closed page has left unfinished: the browser lets no page open their files again by itself. */
   async showLeftOver() {
-    if (!Object.keys(localStorage).some((key) => key.startsWith(REMEMBERED_AS))) {
+    if (!remembered().length) {
       this.#leftOver.replaceChildren(); // and the library need not be loaded
       return;
     }
@@ -49,15 +50,25 @@ export class Uploads {
     if (!tus) return;
     const urlStorage = tus.defaultOptions.urlStorage;
     const underWay = [this.#current, ...this.#waiting].filter(Boolean).map((upload) => upload.file.name);
-    const found = (await urlStorage.findAllUploads()).filter((one) => one.metadata?.filename && !underWay.includes(one.metadata.filename));
+    const elsewhere = await held();
+    const found = (await urlStorage.findAllUploads())
+      .filter((one) => one.metadata?.filename && !underWay.includes(one.metadata.filename) && !elsewhere.has(one.uploadUrl));
     this.#leftOver.replaceChildren(...found.map((one) => element("li", {},
       element("p", {}, element("strong", {}, one.metadata.filename), " was not sent to its end. Choose the same file again, and it goes on from there."),
       element("button", { type: "button", class: "plain", "aria-label": `Forget ${one.metadata.filename}`, click: async () => {
-        await urlStorage.removeUpload(one.urlStorageKey);
-        ask("DELETE", one.uploadUrl, { headers: { "Tus-Resumable": "1.0.0" } }).catch(() => {});
+        const giveBack = await hold(one.uploadUrl);
+        if (giveBack) { // else another tab has taken it up since
+          await urlStorage.removeUpload(one.urlStorageKey);
+          ask("DELETE", one.uploadUrl, { headers: { "Tus-Resumable": "1.0.0" } }).catch(() => {}).finally(giveBack);
+        }
         await this.showLeftOver();
         document.getElementById("videos").focus();
       } }, "Forget it"))));
+  }
+
+  /** Whoever comes next need not know the names of the files. */
+  forgetLeftOver() {
+    for (const key of remembered()) localStorage.removeItem(key);
   }
 
   #queue(upload) {
@@ -92,11 +103,21 @@ export class Uploads {
   }
 }
 
+/** The names of what the library remembers; a browser may deny it its storage. */
+function remembered() {
+  try {
+    return Object.keys(localStorage).filter((key) => key.startsWith(REMEMBERED_AS));
+  } catch {
+    return [];
+  }
+}
+
 class Upload {
   #tusUpload = null;
   #options;
   #events;
   #timer = null;
+  #held = null; // {url, giveBack: a promise}: this tab's alone
   #isStopped = false; // looked at after every wait: what was begun before may come about after
   #mayBeJob = false; // a job was asked for, and whether it was made is not known
   #arrivedId = null; // from then on only the job is asked for: the library would not find the upload, and send it again
@@ -131,16 +152,20 @@ class Upload {
       return;
     }
     this.#show("Uploading");
-    if (this.#tusUpload) {
-      this.#tusUpload.start();
-      return;
-    }
+    if (!this.#tusUpload?.url || !(await this.#take(this.#tusUpload.url))) await this.#prepare(tus);
+    if (this.#isStopped) this.#giveBack();
+    else this.#tusUpload.start();
+  }
+
+  /** Goes on with what a closed page has left of the file, if no other tab does. */
+  async #prepare(tus) {
     this.#tusUpload = new tus.Upload(this.file, {
       endpoint: address("v1/uploads"),
       metadata: { filename: this.file.name, filetype: this.file.type },
       retryDelays: RETRY_DELAYS_MS,
       removeFingerprintOnSuccess: false, // it is a job only when the service has said so
       onBeforeRequest: (request) => this.#holdBack(request),
+      onUploadUrlAvailable: () => this.#take(this.#tusUpload.url),
       onProgress: (sent, total) => this.#progress(sent, total),
       onSuccess: () => {
         this.#arrivedId = this.#tusUpload.url.split("/").pop();
@@ -148,10 +173,25 @@ class Upload {
       },
       onError: (error) => this.#cut(error),
     });
-    const [previous] = await this.#tusUpload.findPreviousUploads();
-    if (this.#isStopped) return;
-    if (previous) this.#tusUpload.resumeFromPreviousUpload(previous);
-    this.#tusUpload.start();
+    for (const previous of await this.#tusUpload.findPreviousUploads()) {
+      if (!(await this.#take(previous.uploadUrl))) continue;
+      this.#tusUpload.resumeFromPreviousUpload(previous);
+      return;
+    }
+  }
+
+  /** Whether no other tab, and no other upload of this one, is at it. */
+  async #take(url) {
+    if (this.#held?.url !== url) {
+      this.#giveBack();
+      this.#held = { url, giveBack: Promise.resolve(hold(url)) };
+    }
+    return (await this.#held.giveBack) !== null;
+  }
+
+  #giveBack() {
+    this.#held?.giveBack.then((giveBack) => giveBack?.());
+    this.#held = null;
   }
 
   /** The library forgets an `abort` that comes before its first request. */
@@ -180,6 +220,7 @@ class Upload {
     this.#retry.hidden = false;
     write(this.#figures, "");
     announce(`${this.file.name} was not sent. ${what} ${todo ?? ""}`);
+    this.#giveBack();
     this.#events.onEnd(null);
   }
 
@@ -220,6 +261,7 @@ class Upload {
         headers: { "Idempotency-Key": `page-${this.#arrivedId}` }, // an answer that got lost is asked for again
       });
       await this.#forget();
+      this.#giveBack();
       if (this.#isStopped) {
         await ask("DELETE", job.links.self);
         return;
@@ -241,9 +283,12 @@ class Upload {
     }
   }
 
+  /** Another tab may be sending the same file: what it remembers stays. */
   async #forget() {
     const { urlStorage } = this.#tusUpload.options;
-    for (const one of await this.#tusUpload.findPreviousUploads()) await urlStorage.removeUpload(one.urlStorageKey);
+    for (const one of await this.#tusUpload.findPreviousUploads()) {
+      if (one.uploadUrl === this.#tusUpload.url) await urlStorage.removeUpload(one.urlStorageKey);
+    }
   }
 
   #tryAgain() {
@@ -265,6 +310,7 @@ class Upload {
     if (!this.#tusUpload) return;
     await this.#tusUpload.abort(true).catch(() => {});
     await this.#forget();
+    this.#giveBack();
   }
 
   #show(words) {
