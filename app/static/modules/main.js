@@ -3,7 +3,7 @@
 import { tellOfConnection } from "./connection.js";
 import { takeFiles } from "./drop.js";
 import { Jobs } from "./jobs.js";
-import { askForKey, openSession } from "./session.js";
+import { askForKey, sessionOf } from "./session.js";
 import { Tray } from "./tray.js";
 import { Uploads } from "./uploads.js";
 
@@ -15,10 +15,14 @@ const jobs = new Jobs();
 const uploads = new Uploads((job, upload) => jobs.add(job, upload));
 const tray = new Tray((chosen, options) => uploads.start(chosen, options));
 takeFiles((files) => tray.add(files));
-await untilAnswered(() => openSession(() => {
-  untilAnswered(() => jobs.begin());
-  uploads.showLeftOver();
-}));
+const openSession = sessionOf({
+  begin() {
+    untilAnswered(() => jobs.begin());
+    uploads.showLeftOver();
+  },
+  leave: () => uploads.forgetLeftOver(),
+});
+await untilAnswered(openSession);
 document.documentElement.dataset.ready = "";
 performance.mark("interactive");
 

@@ -6,8 +6,12 @@ const form = document.getElementById("sign-in");
 const work = document.getElementById("work");
 const signOutButton = document.getElementById("sign-out");
 
-/** Shows the page's work once the service answers this browser; `begin` runs then, each time. */
-export async function openSession(begin) {
+/**
+ * Listens to whoever signs in or out. Gives what shows the page's work once the service answers this browser, which may
+ * be tried again: `begin` runs then. `leave` runs once the door is closed.
+ */
+export function sessionOf({ begin, leave }) {
+  let hasBegun = false;
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const mistake = document.getElementById("sign-in-mistake");
@@ -15,7 +19,8 @@ export async function openSession(begin) {
     try {
       await ask("PUT", "v1/session", { body: { key: form.elements.key.value.trim() } });
       form.reset();
-      await show(begin);
+      if (hasBegun) location.reload(); // the key may be another's, and the list is the former's
+      else await open();
     } catch (problem) {
       mistake.textContent = problem.status === 401
         ? "This key is not known here. Look whether all of it was copied, or ask whoever gave it to you."
@@ -25,9 +30,23 @@ export async function openSession(begin) {
   });
   signOutButton.addEventListener("click", async () => {
     await ask("DELETE", "v1/session");
+    leave();
     location.reload();
   });
-  await show(begin);
+  return open;
+
+  async function open() {
+    const { needs_key: needsKey, authenticated } = await askJson("GET", "v1/session");
+    if (needsKey && !authenticated) {
+      askForKey();
+      return;
+    }
+    form.hidden = true;
+    work.hidden = false;
+    signOutButton.hidden = !needsKey;
+    hasBegun = true;
+    begin();
+  }
 }
 
 /** A key may be withdrawn while the page is open. */
@@ -37,16 +56,4 @@ export function askForKey() {
   if (!form.hidden) return;
   form.hidden = false;
   form.elements.key.focus();
-}
-
-async function show(begin) {
-  const { needs_key: needsKey, authenticated } = await askJson("GET", "v1/session");
-  if (needsKey && !authenticated) {
-    askForKey();
-    return;
-  }
-  form.hidden = true;
-  work.hidden = false;
-  signOutButton.hidden = !needsKey;
-  begin();
 }
