@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli_options import DeviceOption, JsonOption, PresetOption, examples, refuse_unwritable
-from app.exit_codes import CommandError
 from app.terminal import ProgressLine, print_json, print_note, print_result
+from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.logs import configure_logging
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
 
@@ -39,6 +39,7 @@ def demo(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: CLIP with _2x in its name.")] = None,
     preset: PresetOption = _QUICKEST_PRESET,
     device: DeviceOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the result if there is such a file.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="End the service when the clip is done.")] = False,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page where there is a screen.")
@@ -54,6 +55,12 @@ def demo(
         raise typer.BadParameter(f"{source}: there is no such file", param_hint="CLIP")
     out = output or Path(f"{source.stem}_2x.mp4")
     refuse_unwritable(out)
+    if out.exists() and source.samefile(out):
+        raise JobFailureError(FailureCode.OUTPUT_EXISTS, f"{out} is the clip itself: choose another output")
+    if out.exists() and not overwrite:
+        raise JobFailureError(
+            FailureCode.OUTPUT_EXISTS, f"{out} exists: choose another output, or overwrite it (--overwrite)"
+        )
     # Of its own, whatever the environment says of another service: no keys, no Redis but its own.
     gateway = GatewaySettings.model_validate(
         {"host": "127.0.0.1", "port": 0, "api_keys": [], "api_keys_file": None, "gateway_metrics_port": None}
@@ -90,33 +97,37 @@ class _Journey:
         self._stop = stop
         self.url = ""
         self.job: Job | None = None
-        self.error: CommandError | None = None
+        self.error: BaseException | None = None
 
     def begin(self, url: str) -> None:
         self.url = url
         threading.Thread(target=self._run, name="demo", daemon=True).start()
 
     def _run(self) -> None:
+        try:
+            self._go()
+        except BaseException as error:  # noqa: BLE001  # the command raises it, once the service has ended
+            self.error = error
+        finally:
+            if self._stop or self.error:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def _go(self) -> None:
         from app.client import Client
 
-        try:
-            with ProgressLine("uploading", quiet=self._quiet) as line, Client(self.url) as client:
+        with ProgressLine("uploading", quiet=self._quiet) as line, Client(self.url) as client:
 
-                def show(progress: "Progress") -> None:
-                    if progress.step == "running":
-                        line.update(progress.done, progress.total, label="upscaling")
-                    else:
-                        line.update(0, None, label=_WORDS.get(progress.step, progress.step))
+            def show(progress: "Progress") -> None:
+                if progress.step == "running":
+                    line.update(progress.done, progress.total, label="upscaling")
+                else:
+                    line.update(0, None, label=_WORDS.get(progress.step, progress.step))
 
-                self.job = client.upscale(self._source, self._out, show, preset=self._preset)
-        except CommandError as error:
-            self.error = error
-        if self.job and self.job.result and not self._quiet:
+            self.job = client.upscale(self._source, self._out, show, preset=self._preset)
+        if self.job.result and not self._quiet:
             result = self.job.result
             print_result(f"{self._out}: {result.width}x{result.height}, {result.frames} frames")
-        if self._stop or self.error:
-            os.kill(os.getpid(), signal.SIGTERM)
-        else:
+        if not self._stop:
             print_note(f"the service goes on at {self.url}/ (Ctrl-C ends it, and removes its folder)")
 
 

@@ -274,7 +274,7 @@ def _wait(client: "Client", job_id: str, *, quiet: bool) -> "Job":
     with ProgressLine("queued", quiet=quiet) as line:
 
         def show(job: "Job") -> None:
-            label = f"{job.status}, number {job.queue_position}" if job.queue_position else str(job.status)
+            label = f"waiting, number {job.queue_position} in the queue" if job.queue_position else str(job.status)
             line.update(job.progress.frames_done, job.progress.frames_total or None, label=label)
 
         return client.jobs.wait(job_id, show)

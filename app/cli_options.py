@@ -109,8 +109,18 @@ def container_for(output: Path | None, chosen: Container | None) -> Container | 
 
 def refuse_unwritable(file: Path | None) -> None:
     """Raise `OSError` where a file that is written at the end has no place: hours later is too late."""
-    if file and (file.is_dir() or not file.absolute().parent.is_dir()):
-        number = errno.EISDIR if file.is_dir() else errno.ENOENT
+    if file is None:
+        return
+    folder = file.absolute().parent
+    number = None
+    if file.is_dir():
+        number = errno.EISDIR
+    elif not folder.is_dir():
+        number = errno.ENOENT
+    # In the place of one that is there, as /dev/stdout, a report can be written.
+    elif not os.access(folder, os.W_OK) and not (file.exists() and os.access(file, os.W_OK)):
+        number = errno.EACCES
+    if number:
         raise OSError(number, os.strerror(number), str(file))
 
 

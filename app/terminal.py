@@ -122,6 +122,8 @@ class ProgressLine:
             print_note(self._plain_line(label, done, total, rate))
 
     def _plain_line(self, label: str, done: float, total: float | None, rate: float | None) -> str:
+        if not done and not total:
+            return label  # it has not begun
         line = f"{label}: {_short(done)}" + (f" of {_short(total)}" if total else "")
         if rate:
             line += f", {rate:.1f} {self._rate_unit}"

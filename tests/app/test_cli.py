@@ -233,6 +233,47 @@ def test_a_report_that_could_not_be_written_is_refused_before_any_work(
     assert done.exception.filename == place
 
 
+@pytest.mark.parametrize("command", [("upscale", "clip.mp4"), ("submit", "clip.mp4"), ("demo", "clip.mp4")])
+def test_a_folder_that_may_not_be_written_is_refused_before_any_work(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(b"abc")
+    # nobody's, not even root's
+    place = ["-o" if command[0] == "demo" else "--report", "/proc/self/clip.mp4"]
+    done = CliRunner().invoke(cli, [*command, *place])
+    assert isinstance(done.exception, PermissionError)
+    assert done.exception.filename == "/proc/self/clip.mp4"
+
+
+def test_a_demo_replaces_no_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("clip.mp4", "clip_2x.mp4"):
+        (tmp_path / name).write_bytes(b"abc")
+    of_another = CliRunner().invoke(cli, ["demo", "clip.mp4", "--stop"])
+    of_its_own = CliRunner().invoke(cli, ["demo", "clip.mp4", "-o", "clip.mp4", "--overwrite", "--stop"])
+    for done in (of_another, of_its_own):
+        assert isinstance(done.exception, JobFailureError)
+        assert exit_code_of(done.exception.code) is ExitCode.NOT_POSSIBLE
+    assert "--overwrite" in str(of_another.exception)
+    assert (tmp_path / "clip_2x.mp4").read_bytes() == b"abc"
+
+
+def test_a_job_that_waits_says_where_in_the_queue_and_counts_nothing(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = gateway.add_job()
+    said: list[str] = []
+
+    def hear_and_cancel(note: str) -> None:
+        said.append(note)
+        gateway.registry.cancel(job.id)
+
+    monkeypatch.setattr("app.terminal.print_note", hear_and_cancel)
+    CliRunner().invoke(cli, ["wait", job.id, "--url", gateway.url])
+    assert said == ["waiting, number 1 in the queue"]
+
+
 def test_what_is_no_report_and_no_job_is_refused_by_name(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["report", str(tmp_path / "none.json")])
     assert isinstance(done.exception, JobFailureError)
