@@ -80,7 +80,7 @@ def test_ctrl_c_while_the_command_waits_cancels_the_job(tmp_path: Path) -> None:
         waiting = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         assert waiting.stderr
         assert waiting.stderr.readline().startswith("uploading")
-        assert waiting.stderr.readline().startswith("queued, number 1")
+        assert waiting.stderr.readline().startswith("waiting, number 1")
 
         # When
         waiting.send_signal(signal.SIGINT)
