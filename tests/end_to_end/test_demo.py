@@ -88,18 +88,18 @@ def test_the_page_stays_until_it_is_ended(short_path: Path) -> None:
     assert processes_about(short_path) == []
 
 
-def test_a_result_that_cannot_be_saved_ends_the_demo_in_one_line(tmp_path: Path) -> None:
+def test_a_result_that_cannot_be_saved_ends_the_demo_in_one_line(short_path: Path) -> None:
     # Given a name that is not too long by itself, but with what a download is called before it is whole
-    write_moving_video(tmp_path / "clip.mp4", frames=5)
+    write_moving_video(short_path / "clip.mp4", frames=5)
     name = f"{'x' * 246}.mp4"
 
-    with demo(tmp_path, "--stop", "-o", name) as process:
+    with demo(short_path, "--stop", "-o", name) as process:
         _, err = process.communicate(timeout=60)
 
     assert process.returncode == ExitCode.SYSTEM
     assert "File name too long" in err.splitlines()[-1]
     assert "Traceback" not in err
-    assert processes_about(tmp_path) == []
+    assert processes_about(short_path) == []
 
 
 def test_a_clip_that_is_none_ends_the_demo_with_the_reason(short_path: Path) -> None:
