@@ -203,6 +203,13 @@ class Cluster:
         here = host.pids()
         return {name: pid for name, pid in self.workers().items() if pid in here}
 
+    def is_finished(self, task: str) -> bool:
+        """Whether the segment of this task counts as done."""
+        job_id, _, index = task.rpartition("-segment-")
+        with suppress(RedisError):
+            return bool(self.redis.sismember(f"vsr:segments:{job_id}", str(int(index))))
+        return False
+
     def under_way(self) -> dict[str, tuple[str, int]]:
         """Execution to the name and pid of the worker at it."""
         found = {}
