@@ -1,21 +1,30 @@
 """Jobs in any state, and workers that can be stopped in their tracks anywhere."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from redis import Redis
 from rq import SimpleWorker
 from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from worker import tasks
+from worker.cage import Cages
 from worker.contract.job import DEFAULT_PRESET, JobOptions, JobRecord, new_job_id, now
 from worker.contract.queue import TaskQueue
 from worker.contract.registry import JobRegistry
 from worker.contract.storage import JobStorage, write_atomically
+from worker.loaded_models import LoadedModels
 from worker.plan import Plan
 from worker.reconcile import Reconciler
+from worker.settings import VideoLimits, WorkerSettings
 from worker.task_recovery import TaskRecovery
+from worker.task_watch import TaskWatch
+from worker.upscaler import PixelRepeater, Upscaler
 
 
 def make_worker(queue: TaskQueue, name: str) -> SimpleWorker:
@@ -88,3 +97,39 @@ class Desk:
 @pytest.fixture
 def desk(redis: Redis, tmp_path: Path) -> Desk:
     return Desk(redis, tmp_path / "storage")
+
+
+class RepeatingModels(LoadedModels):
+    """Gives the pixel repeater for every preset."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(torch.device("cpu"), folder, None, batch_frames=2)
+
+    def get(self, preset: str, rendering: object = None, *, reuse: bool = False) -> Upscaler:
+        return PixelRepeater()
+
+
+@contextmanager
+def working(
+    desk: Desk,
+    models: LoadedModels,
+    settings: WorkerSettings,
+    *,
+    lease_seconds: float = 15.0,
+    stall_seconds: float = 60.0,
+) -> Iterator[tasks.Workbench]:
+    """A worker process's workbench in this one, watched as there; its cages end with it."""
+    watch = TaskWatch(
+        StandingLease(), desk.registry, lambda: None, lease_seconds=lease_seconds, stall_seconds=stall_seconds
+    )
+    limits = VideoLimits()
+    cages = Cages(settings, limits, watch.check)
+    laid = tasks.Workbench(desk.registry, desk.queue, desk.storage, models, watch, settings, limits, cages)
+    token = tasks.workbench.set(laid)
+    watch.start()
+    try:
+        yield laid
+    finally:
+        tasks.workbench.reset(token)
+        watch.stop()
+        cages.shut()

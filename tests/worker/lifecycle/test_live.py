@@ -7,20 +7,15 @@ from pathlib import Path
 
 import av
 import pytest
-import torch
 
 from tests.worker.conftest import PixelRepeater, write_video
-from tests.worker.lifecycle.conftest import Desk, StandingLease
+from tests.worker.lifecycle.conftest import Desk, RepeatingModels, working
 from worker import live, tasks
-from worker.cage import Cages
 from worker.contract.job import Container, JobOptions, JobRecord, JobStatus, VideoCodec, new_job_id, now
 from worker.contract.storage import JobFolder
 from worker.contract.stream import LiveFacts, StreamSegment
-from worker.loaded_models import LoadedModels
 from worker.local import upscale_file
 from worker.settings import VideoLimits, WorkerSettings
-from worker.task_watch import TaskWatch
-from worker.upscaler import Upscaler
 from worker.video.containers import holds_codec
 from worker.video.source import frame_crc32
 
@@ -34,26 +29,10 @@ STREAMED = [
 ]
 
 
-class RepeatingModels(LoadedModels):
-    """Gives the pixel repeater for every preset."""
-
-    def get(self, preset: str, rendering: object = None, *, reuse: bool = False) -> Upscaler:
-        return PixelRepeater()
-
-
 @pytest.fixture
 def bench(desk: Desk, tmp_path: Path) -> Iterator[tasks.Workbench]:
-    watch = TaskWatch(StandingLease(), desk.registry, lambda: None, lease_seconds=15.0, stall_seconds=60.0)
-    watch.start()
-    models = RepeatingModels(torch.device("cpu"), tmp_path, None, batch_frames=2)
-    limits = VideoLimits()
-    cages = Cages(SETTINGS, limits, watch.check)
-    laid = tasks.Workbench(desk.registry, desk.queue, desk.storage, models, watch, SETTINGS, limits, cages)
-    token = tasks.workbench.set(laid)
-    yield laid
-    tasks.workbench.reset(token)
-    watch.stop()
-    cages.shut()
+    with working(desk, RepeatingModels(tmp_path), SETTINGS) as bench:
+        yield bench
 
 
 def accept(desk: Desk, options: JobOptions = OPTIONS, **properties: object) -> tuple[str, JobFolder]:

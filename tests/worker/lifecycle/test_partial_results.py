@@ -9,30 +9,21 @@ import torch
 from redis import Redis
 
 from tests.worker.conftest import look_at, write_video
-from tests.worker.lifecycle.conftest import Desk, StandingLease
+from tests.worker.lifecycle.conftest import Desk, working
 from worker import tasks
-from worker.cage import Cages
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobRecord, JobStatus, PartialResult, now
 from worker.contract.queue import TaskKind, task_id
 from worker.loaded_models import LoadedModels
-from worker.settings import VideoLimits, WorkerSettings
-from worker.task_watch import TaskWatch
+from worker.settings import WorkerSettings
 
 
 @pytest.fixture
 def bench(desk: Desk, tmp_path: Path) -> Iterator[tasks.Workbench]:
     """Videos are cut into segments of ten frames."""
-    watch = TaskWatch(StandingLease(), desk.registry, lambda: None, lease_seconds=15, stall_seconds=60)
-    watch.start()
-    settings, limits = WorkerSettings(preset="tiny-random", cage="off", segment_frames=10), VideoLimits()
-    models, cages = LoadedModels(torch.device("cpu"), tmp_path, None), Cages(settings, limits, watch.check)
-    token = tasks.workbench.set(
-        tasks.Workbench(desk.registry, desk.queue, desk.storage, models, watch, settings, limits, cages)
-    )
-    yield tasks.workbench.get()
-    tasks.workbench.reset(token)
-    watch.stop()
+    settings = WorkerSettings(preset="tiny-random", cage="off", segment_frames=10)
+    with working(desk, LoadedModels(torch.device("cpu"), tmp_path, None), settings) as bench:
+        yield bench
 
 
 @pytest.fixture

@@ -9,53 +9,22 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import torch
 
 from tests.worker.conftest import PixelRepeater
-from tests.worker.lifecycle.conftest import Desk
+from tests.worker.lifecycle.conftest import Desk, RepeatingModels, working
 from worker import tasks
-from worker.cage import Cages
 from worker.contract.failure import FailureCode
 from worker.contract.job import Container, JobOptions, JobRecord, JobStatus, new_job_id, now
-from worker.loaded_models import LoadedModels
 from worker.local import upscale_file
 from worker.settings import VideoLimits, WorkerSettings
-from worker.task_watch import TaskWatch
-from worker.upscaler import Upscaler
 
 SETTINGS = WorkerSettings(preset="tiny-random", batch_frames=2, segment_frames=3)
 
 
-class StandingLease:
-    """A claim that nobody disputes."""
-
-    def renew(self) -> None:
-        pass
-
-    def is_held(self) -> bool:
-        return True
-
-
-class RepeatingModels(LoadedModels):
-    """Gives the pixel repeater for every preset."""
-
-    def get(self, preset: str, rendering: object = None, *, reuse: bool = False) -> Upscaler:
-        return PixelRepeater()
-
-
 @pytest.fixture
 def bench(desk: Desk, tmp_path: Path) -> Iterator[tasks.Workbench]:
-    watch = TaskWatch(StandingLease(), desk.registry, lambda: None, lease_seconds=15.0, stall_seconds=60.0)
-    watch.start()
-    models = RepeatingModels(torch.device("cpu"), tmp_path, None, batch_frames=2)
-    limits = VideoLimits()
-    cages = Cages(SETTINGS, limits, watch.check)
-    laid = tasks.Workbench(desk.registry, desk.queue, desk.storage, models, watch, SETTINGS, limits, cages)
-    token = tasks.workbench.set(laid)
-    yield laid
-    tasks.workbench.reset(token)
-    watch.stop()
-    cages.shut()
+    with working(desk, RepeatingModels(tmp_path), SETTINGS) as bench:
+        yield bench
 
 
 def write_zip(path: Path, count: int) -> Path:

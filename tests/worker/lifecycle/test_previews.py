@@ -7,25 +7,22 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import torch
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
 from tests.worker.conftest import PixelRepeater, write_video
-from tests.worker.lifecycle.conftest import Desk, StandingLease, make_worker, start_task
+from tests.worker.lifecycle.conftest import Desk, RepeatingModels, make_worker, start_task, working
 from worker import tasks
-from worker.cage import Cages
 from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, JobOptions, JobRecord, JobStatus, new_job_id, now
 from worker.contract.queue import TaskKind, task_id
 from worker.contract.storage import JobFolder
 from worker.contract.stream import PreviewFacts
-from worker.loaded_models import LoadedModels
 from worker.plan import Plan, make_plan
 from worker.preview import MAX_PREVIEW_FRAMES, preview_plan
 from worker.rendering import Rendering
 from worker.settings import VideoLimits, WorkerSettings
-from worker.task_watch import TaskGivenBackError, TaskWatch
+from worker.task_watch import TaskGivenBackError
 from worker.upscaler import FrameBatch, Upscaler
 
 SETTINGS = WorkerSettings(preset="tiny-random", batch_frames=2, segment_frames=40, cage="off")
@@ -41,23 +38,15 @@ class TellingRepeater(PixelRepeater):
         return super().__call__(previous_lr, mixed, next_lr)
 
 
-class OneModel(LoadedModels):
+class OneModel(RepeatingModels):
     def get(self, preset: str, rendering: object = None, *, reuse: bool = False) -> Upscaler:
         return TellingRepeater()
 
 
 @pytest.fixture
 def bench(desk: Desk, tmp_path: Path) -> Iterator[tasks.Workbench]:
-    watch = TaskWatch(StandingLease(), desk.registry, lambda: None, lease_seconds=15.0, stall_seconds=60.0)
-    watch.start()
-    models = OneModel(torch.device("cpu"), tmp_path, None, batch_frames=2)
-    limits = VideoLimits()
-    cages = Cages(SETTINGS, limits, watch.check)
-    laid = tasks.Workbench(desk.registry, desk.queue, desk.storage, models, watch, SETTINGS, limits, cages)
-    token = tasks.workbench.set(laid)
-    yield laid
-    tasks.workbench.reset(token)
-    watch.stop()
+    with working(desk, OneModel(tmp_path), SETTINGS) as bench:
+        yield bench
 
 
 def accept(desk: Desk, wanted: JobOptions = OPTIONS, **properties: object) -> tuple[str, JobFolder]:

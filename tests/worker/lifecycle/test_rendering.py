@@ -13,8 +13,7 @@ from torch import Tensor
 
 from model.upscaler import TwoStepUpscaler
 from tests.worker.conftest import write_video
-from tests.worker.lifecycle.conftest import Desk
-from tests.worker.lifecycle.test_tasks import StandingLease
+from tests.worker.lifecycle.conftest import Desk, StandingLease
 from worker import metrics, tasks
 from worker.cage import Cages
 from worker.contract.failure import FailureCode

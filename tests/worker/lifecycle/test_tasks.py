@@ -11,9 +11,8 @@ import torch
 from redis import Redis
 
 from tests.worker.conftest import write_video
-from tests.worker.lifecycle.conftest import Desk, StandingLease, make_worker
+from tests.worker.lifecycle.conftest import Desk, make_worker, working
 from worker import tasks
-from worker.cage import Cages
 from worker.contract.job import JobOptions, JobStatus
 from worker.contract.queue import TaskKind, task_id
 from worker.contract.speeds import bytes_per_pixel, seconds_per_pixel
@@ -22,7 +21,6 @@ from worker.job_files import read_plan
 from worker.loaded_models import LoadedModels
 from worker.plan import PIPELINE_VERSION, make_plan
 from worker.settings import VideoLimits, WorkerSettings
-from worker.task_watch import TaskWatch
 from worker.video import survey
 from worker.video.source import frame_crc32
 
@@ -45,17 +43,11 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def bench(desk: Desk, tmp_path: Path) -> Iterator[tasks.Workbench]:
-    watch = TaskWatch(StandingLease(), desk.registry, lambda: None, lease_seconds=0.3, stall_seconds=STALL_SECONDS)
-    watch.start()
-    models = LoadedModels(torch.device("cpu"), tmp_path, None)
     # Uncaged: these tests slow down and stop what else would happen in another process.
-    settings, limits = WorkerSettings(preset="tiny-random", cage="off"), VideoLimits()
-    cages = Cages(settings, limits, watch.check)
-    laid = tasks.Workbench(desk.registry, desk.queue, desk.storage, models, watch, settings, limits, cages)
-    token = tasks.workbench.set(laid)
-    yield laid
-    tasks.workbench.reset(token)
-    watch.stop()
+    settings = WorkerSettings(preset="tiny-random", cage="off")
+    models = LoadedModels(torch.device("cpu"), tmp_path, None)
+    with working(desk, models, settings, lease_seconds=0.3, stall_seconds=STALL_SECONDS) as bench:
+        yield bench
 
 
 def accept_video(desk: Desk) -> str:
