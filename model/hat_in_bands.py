@@ -288,9 +288,9 @@ class HATInBands:
         return self._converted[layer][1]
 
 
-def bands(x: Tensor, window: int, pixels: int = BAND_PIXELS) -> Iterator[slice]:
-    """The rows of (H, W, C), some rows of windows at a time, of about so many pixels."""
-    step = window * max(1, pixels // (window * x.shape[1]))
+def bands(x: Tensor, window: int, pixels: int | None = None) -> Iterator[slice]:
+    """The rows of (H, W, C), some rows of windows at a time, of about so many pixels, else `BAND_PIXELS`."""
+    step = window * max(1, (pixels or BAND_PIXELS) // (window * x.shape[1]))
     return (slice(top, min(top + step, x.shape[0])) for top in range(0, x.shape[0], step))
 
 

@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
+from torch import nn
 
 from model.hat import HAT, HATConfig
 from model.hat_in_bands import BandAttention, HATInBands, attend_by_torch, band_attention, release_attention_memory
@@ -16,10 +17,21 @@ LARGE_WINDOWS = HATConfig(
 )
 
 
+def hat_of(config: HATConfig) -> HAT:
+    """A network of which every part shows in the result: a fresh one hardly changes the picture."""
+    torch.manual_seed(0)
+    hat = HAT(replace(config, conv_scale=0.5)).eval()
+    for parameter in hat.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        else:
+            nn.init.normal_(parameter, mean=0.5, std=0.25)
+    return hat
+
+
 @pytest.fixture(params=["small windows", "large windows"])
 def hat(request: pytest.FixtureRequest, small_hat_config: HATConfig) -> HAT:
-    torch.manual_seed(0)
-    return HAT(small_hat_config if request.param == "small windows" else LARGE_WINDOWS).eval()
+    return hat_of(small_hat_config if request.param == "small windows" else LARGE_WINDOWS)
 
 
 @pytest.fixture(params=KERNELS)
@@ -60,7 +72,7 @@ def test_how_many_rows_a_band_has_changes_nothing_to_speak_of(
     assert float((at_once - in_small_bands).abs().max()) < 1e-5
 
 
-def test_products_in_bfloat16_stay_within_a_level_of_eight_bits(hat: HAT, attend: BandAttention) -> None:
+def test_products_in_bfloat16_are_nearly_the_same(hat: HAT, attend: BandAttention) -> None:
     frame = torch.rand(1, 3, 40, 56)
 
     with torch.no_grad():
@@ -69,7 +81,7 @@ def test_products_in_bfloat16_stay_within_a_level_of_eight_bits(hat: HAT, attend
 
     assert result.dtype == torch.float32
     error = (result - whole).abs()
-    assert 0 < float(error.max()) < 2 / 255
+    assert 0 < float(error.max()) < float(whole.std()) / 50
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -124,7 +136,7 @@ def test_a_scale_that_takes_two_stages_is_refused(small_hat_config: HATConfig) -
 
 
 def test_a_scale_of_three_is_that_of_the_whole_frame(small_hat_config: HATConfig) -> None:
-    hat = HAT(replace(small_hat_config, upscale=3)).eval()
+    hat = hat_of(replace(small_hat_config, upscale=3))
     frame = torch.rand(1, 3, 40, 48)
 
     with torch.no_grad():

@@ -13,9 +13,12 @@ from tests.page.front import Front
 
 JOBS = "**/v1/jobs"
 
-LEFT_BY_A_CLOSED_PAGE = """localStorage.setItem("tus::of-a-closed-page::1", JSON.stringify({
-  size: 1, metadata: { filename: "closed.mp4" }, uploadUrl: `${location.href}v1/uploads/of-a-closed-page`,
-}))"""
+LEFT_BY_A_CLOSED_PAGE = """async () => {
+  const answer = await fetch("v1/uploads", { method: "POST", headers: { "Tus-Resumable": "1.0.0", "Upload-Length": "1" } });
+  localStorage.setItem("tus::of-a-closed-page::1", JSON.stringify({
+    size: 1, metadata: { filename: "closed.mp4" }, uploadUrl: new URL(answer.headers.get("Location"), answer.url).href,
+  }));
+}"""
 WITHOUT_LOCKS = "Object.defineProperty(Navigator.prototype, 'locks', { value: undefined })"
 WITHOUT_STORAGE = """Object.defineProperty(window, "localStorage", {
   get() { throw new DOMException("Access is denied for this document.", "SecurityError"); },
@@ -64,6 +67,33 @@ def test_a_video_whose_job_was_made_but_not_confirmed_is_not_sent_again_when_the
     expect(card_of(page, short_clip)).to_contain_text("Done today")
     assert told.count("POST", "/v1/uploads") == 1
     assert len(jobs_of(emptied)) == 1
+
+
+def test_a_job_that_was_made_as_the_page_was_closed_is_not_left_over(
+    emptied: Service, open_page: OpenPage, short_clip: Path
+) -> None:
+    # Given a page that was closed before it heard of its job
+    page = open_page(emptied.url)
+    page.on("dialog", lambda dialog: dialog.accept())
+
+    def lose_the_answer(route: Route) -> None:
+        if route.request.method == "POST":
+            assert route.fetch().status == 202
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route(JOBS, lose_the_answer)
+    start(page, short_clip)
+    expect(card_of(page, short_clip)).to_contain_text("Connection lost")
+
+    # When it is opened again
+    page.reload()
+
+    # Then there is the job, and nothing to be sent
+    expect(card_of(page, short_clip)).to_contain_text("Done today")
+    page.wait_for_function("!Object.keys(localStorage).some((key) => key.startsWith('tus::'))")
+    expect(page.locator("#left-over li")).to_have_count(0)
 
 
 def test_trying_again_after_a_refused_job_asks_for_the_job_and_sends_nothing_again(

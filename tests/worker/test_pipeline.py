@@ -304,8 +304,8 @@ def test_the_next_segment_begins_before_the_last_one_ends(make_video: MakeVideo,
     ]
     # when both are rendered
     render_segments(plan, orders, source, PixelRepeater(), batch_frames=4)
-    # then both are there, in their order, and the same as each alone
-    assert ended == [0, 1]
+    # then both are there, and the same as each alone
+    assert sorted(ended) == [0, 1]
     for order in orders:
         alone = tmp_path / "alone.mp4"
         render_segment(plan, order.index, source, alone, PixelRepeater(), batch_frames=4)

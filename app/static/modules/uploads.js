@@ -51,8 +51,10 @@ export class Uploads {
     const urlStorage = tus.defaultOptions.urlStorage;
     const underWay = [this.#current, ...this.#waiting].filter(Boolean).map((upload) => upload.file.name);
     const elsewhere = await held();
-    const found = (await urlStorage.findAllUploads())
+    const remains = (await urlStorage.findAllUploads())
       .filter((one) => one.metadata?.filename && !underWay.includes(one.metadata.filename) && !elsewhere.has(one.uploadUrl));
+    const areThere = await Promise.all(remains.map((one) => isThere(one.uploadUrl)));
+    const found = remains.filter((one, index) => areThere[index] || void urlStorage.removeUpload(one.urlStorageKey));
     this.#leftOver.replaceChildren(...found.map((one) => element("li", {},
       element("p", {}, element("strong", {}, one.metadata.filename), " was not sent to its end. Choose the same file again, and it goes on from there."),
       element("button", { type: "button", class: "plain", "aria-label": `Forget ${one.metadata.filename}`, click: async () => {
@@ -100,6 +102,16 @@ export class Uploads {
       document.head.append(element("script", { src: address(LIBRARY), load: () => resolve(globalThis.tus), error: () => { this.#client = null; reject(new Error("not loaded")); } }));
     });
     return this.#client;
+  }
+}
+
+/** Whether something of an upload is left: it may have expired, or be a job of which a closed page never heard. */
+async function isThere(uploadUrl) {
+  try {
+    await ask("HEAD", uploadUrl, { headers: { "Tus-Resumable": "1.0.0" } });
+    return true;
+  } catch (problem) {
+    return ![404, 410].includes(problem.status);
   }
 }
 
