@@ -14,7 +14,8 @@ from tests.page.front import Front
 JOBS = "**/v1/jobs"
 
 LEFT_BY_A_CLOSED_PAGE = """async () => {
-  const answer = await fetch("v1/uploads", { method: "POST", headers: { "Tus-Resumable": "1.0.0", "Upload-Length": "1" } });
+  const headers = { "Tus-Resumable": "1.0.0", "Upload-Length": "1" };
+  const answer = await fetch("v1/uploads", { method: "POST", headers });
   localStorage.setItem("tus::of-a-closed-page::1", JSON.stringify({
     size: 1, metadata: { filename: "closed.mp4" }, uploadUrl: new URL(answer.headers.get("Location"), answer.url).href,
   }));

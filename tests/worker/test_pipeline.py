@@ -327,6 +327,35 @@ def test_the_networks_time_is_that_of_all_segments_together(make_video: MakeVide
     assert 0 < told <= took
 
 
+def test_the_time_of_steps_is_not_that_of_a_segment_that_was_given_up(make_video: MakeVideo, tmp_path: Path) -> None:
+    # given networks that say how long they took, and a segment that was given up when they had
+    class Telling(PixelRepeater):
+        def __init__(self) -> None:
+            self.seconds = 0.0
+
+        def __call__(self, previous_lr: FrameBatch, center_lr: FrameBatch, next_lr: FrameBatch) -> FrameBatch:
+            self.seconds += 1.0
+            return super().__call__(previous_lr, center_lr, next_lr)
+
+        def take_step_seconds(self) -> dict[str, float]:
+            taken, self.seconds = self.seconds, 0.0
+            return {"hat": taken}
+
+    def give_up() -> None:
+        if networks.seconds:
+            raise StopError
+
+    source, networks, times = make_video("clip.mp4", frames=20), Telling(), StageTimes()
+    plan = plan_of(source, 20)
+    with pytest.raises(StopError):
+        render_segment(plan, 0, source, tmp_path / "0.mp4", networks, batch_frames=4, check_canceled=give_up)
+    assert networks.seconds > 0
+    # when it is rendered again
+    render_segment(plan, 0, source, tmp_path / "0.mp4", networks, batch_frames=4, times=times)
+    # then that time is of the five batches of this one alone
+    assert times.seconds["hat"] == 5.0
+
+
 @pytest.mark.parametrize(
     "place", ["decode", "on_frame_decoded", "network", "on_batch", "check_canceled", "on_frames_done", "on_published"]
 )

@@ -1,5 +1,6 @@
 """Tracing costs nothing where it is not wanted, and stops nothing where it is not installed."""
 
+import socket
 import subprocess
 import sys
 
@@ -49,3 +50,15 @@ def test_a_collector_that_is_away_holds_nothing_up(variable: str) -> None:
     # The step has the trace of its parent, and an id of its own.
     assert done.stdout.startswith("00-5b8aa5a2d2c872e8321cf37308d69df2-")
     assert "051581bf3cb55c13" not in done.stdout
+
+
+def test_a_collector_that_never_answers_holds_no_stop_up() -> None:
+    # Given one that takes connections and says nothing, and a client that would wait for a minute
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-c", _DO_EVERYTHING.format(before="")]
+        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": address, "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
+
+        # When a process stops, then it does not wait
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=45)
+    assert done.stdout.startswith("00-5b8aa5a2d2c872e8321cf37308d69df2-")

@@ -177,6 +177,32 @@ def test_a_stream_that_cannot_be_made_fails_no_job(
     assert record.status is JobStatus.SUCCEEDED
 
 
+def test_a_result_that_cannot_be_watched_is_a_result(
+    desk: Desk, bench: tasks.Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id, folder = accept(desk)
+    monkeypatch.setattr(live, "found_in_result", lambda *_: 1 / 0)
+    run(job_id)
+    record = desk.storage.read_record(job_id)
+    assert record is not None
+    assert record.status is JobStatus.SUCCEEDED
+    assert not folder.stream_in_result.exists()
+
+
+def test_nothing_is_shown_of_segments_that_another_version_made(desk: Desk, bench: tasks.Workbench) -> None:
+    # given a job that lost its plan, which this version would not have made
+    job_id, folder = accept(desk)
+    tasks.plan(job_id)
+    tasks.segment(job_id, 0)
+    old = [folder.stream_header, folder.stream_segment(0), folder.still("00000", "source")]
+    assert all(path.exists() for path in old)
+    folder.plan.unlink()
+    # when it is planned anew
+    tasks.plan(job_id)
+    # then of the old segments there is nothing to be watched
+    assert not [path for path in old if path.exists()]
+
+
 def test_a_worker_killed_before_it_published_leaves_nothing_untrue(
     desk: Desk, bench: tasks.Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

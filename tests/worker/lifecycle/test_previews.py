@@ -348,6 +348,22 @@ def test_a_preview_comes_before_all_that_waits_and_only_once(desk: Desk) -> None
     assert preview not in desk.queue.rq.job_ids
 
 
+def test_previews_and_all_else_take_turns(desk: Desk, bench: tasks.Workbench) -> None:
+    # Given a worker that has just begun a preview, and a job that waits
+    previewed, waiting, other = accept(desk)[0], desk.accept(), desk.accept()
+    tasks.preview(previewed, 1.0)
+    desk.queue.enqueue_plan(waiting)
+    # When another is asked for, then it waits too
+    desk.queue.enqueue_preview(other, 1.0)
+    plan, preview = task_id(TaskKind.PLAN, waiting), task_id(TaskKind.PREVIEW, other)
+    assert desk.queue.rq.job_ids == [plan, preview]
+    # And once something else has been begun, the next comes first again
+    tasks.plan(previewed)
+    desk.queue.forget_tasks(other, 0)
+    desk.queue.enqueue_preview(other, 1.0)
+    assert [task for task in desk.queue.rq.job_ids if task in (plan, preview)] == [preview, plan]
+
+
 def test_a_lost_workers_preview_goes_to_the_next_and_the_reconciler_enqueues_none(
     desk: Desk, bench: tasks.Workbench
 ) -> None:

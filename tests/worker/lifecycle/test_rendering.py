@@ -249,9 +249,16 @@ def test_a_segment_made_the_old_way_is_not_published_after_a_step_down(desk: Des
     assert plan is not None
     usual = Rendering(batch_frames=4)
     of_first, of_second = agreed_rendering(folder, usual), agreed_rendering(folder, usual)
+    folder.make_live()
+    of_segment, of_preview = folder.still("00000", "result"), folder.still("preview", "result")
+    for picture in (of_segment, of_preview):
+        picture.write_bytes(b"a picture")
     smaller = step_down(folder, plan, of_first)
 
-    # Then the second may not publish, and steps no further down when it runs out of memory too
+    # Then what was shown of its segments is gone, and a preview, which is no part of them, is not
+    assert (of_segment.exists(), of_preview.exists()) == (False, True)
+
+    # And the second may not publish, and steps no further down when it runs out of memory too
     with pytest.raises(RenderingChangedError), unchanged(folder, of_second):
         pytest.fail("published")
     assert step_down(folder, plan, of_second) == smaller == Rendering(batch_frames=2, backoffs=1)
