@@ -30,7 +30,7 @@ from worker.settings import VideoLimits, WorkerSettings
 
 PRESET = "tiny-random"
 OPTIONS = JobOptions(preset=PRESET, encoder_preset="ultrafast")
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 120.0
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> float:
@@ -122,8 +122,13 @@ class House:
     def workers(self, count: int = 1, **settings: str) -> Iterator["Workers"]:
         """A supervisor with `count` processes, ready for work; stopped at the end."""
         workers = Workers(self, count, settings)
+
+        def are_ready() -> bool:
+            assert workers.supervisor.poll() is None, "the supervisor ended"
+            return len(workers.names()) == count
+
         try:
-            wait_for("the worker processes", lambda: len(workers.names()) == count)
+            wait_for("the worker processes", are_ready)
             yield workers
         finally:
             workers.stop()

@@ -128,3 +128,4 @@ def test_a_video_that_lies_elsewhere_is_fetched_upscaled_and_told(
     log = (tmp_path / "serve.log").read_text()
     assert SECRET not in log
     assert "hidden" not in log + json.dumps(ended)
+    assert "crashed" not in log

@@ -223,8 +223,8 @@ def test_a_job_that_kills_every_worker_fails_and_the_next_one_succeeds(
 
 def test_a_cancel_takes_effect_though_the_network_cannot_be_interrupted(house: House, tmp_path: Path) -> None:
     # Given a job of which a single batch takes longer than a cancel may
-    source = write_moving_video(tmp_path / "large.mp4", 96, width=320, height=240, rate=24)
-    with house.workers(VSR_BATCH_FRAMES="96") as workers:
+    source = write_moving_video(tmp_path / "large.mp4", 48, width=480, height=360, rate=12)
+    with house.workers(VSR_BATCH_FRAMES="48") as workers:
         job_id = house.submit(source)
         [name] = workers.names()
         wait_for("the batch", lambda: workers.metrics().get("vsr_batch_frames_count", 0) > 0)
