@@ -44,7 +44,7 @@ def serving(storage: Path, *options: str, **settings: str) -> Iterator[tuple[str
         wait_for("a live worker", lambda: has_a_worker(url))
         yield url, process
     except BaseException:
-        print((storage.parent / "serve.log").read_text())  # pytest shows it beside the failure
+        sys.stdout.write((storage.parent / "serve.log").read_text())  # pytest shows it beside the failure
         raise
     finally:
         process.terminate()
