@@ -18,8 +18,9 @@ from torch import Tensor
 
 from model.hat_in_bands import BandShape
 
-# A frame size has three kinds of band at most. Each keeps the memory it works in: so those of two sizes, no more.
-_KEPT_SHAPES = 6
+# A frame has seven kinds of band at most (whole and last ones of each kind of attention), and one in tiles nine sizes
+# of them: with fewer, every layer would compile anew. Each keeps the memory it works in, so a new job forgets all.
+_KEPT_SHAPES = 64
 _in_use = Lock()
 _TYPES = {torch.float32: ov.Type.f32, torch.bfloat16: ov.Type.bf16}
 
