@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli_options import DeviceOption, JsonOption, PresetOption, examples, refuse_unwritable
+from app.cli_options import (
+    DeviceOption,
+    JsonOption,
+    OverwriteOption,
+    PresetOption,
+    examples,
+    refuse_to_replace,
+    refuse_unwritable,
+)
 from app.terminal import ProgressLine, print_json, print_note, print_result
-from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.logs import configure_logging
 from worker.contract.settings import LogSettings, RedisSettings, StorageSettings
 
@@ -39,7 +46,7 @@ def demo(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: CLIP with _2x in its name.")] = None,
     preset: PresetOption = _QUICKEST_PRESET,
     device: DeviceOption = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the result if there is such a file.")] = False,
+    overwrite: OverwriteOption = False,
     stop: Annotated[bool, typer.Option("--stop", help="End the service when the clip is done.")] = False,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page where there is a screen.")
@@ -55,12 +62,7 @@ def demo(
         raise typer.BadParameter(f"{source}: there is no such file", param_hint="CLIP")
     out = output or Path(f"{source.stem}_2x.mp4")
     refuse_unwritable(out)
-    if out.exists() and source.samefile(out):
-        raise JobFailureError(FailureCode.OUTPUT_EXISTS, f"{out} is the clip itself: choose another output")
-    if out.exists() and not overwrite:
-        raise JobFailureError(
-            FailureCode.OUTPUT_EXISTS, f"{out} exists: choose another output, or overwrite it (--overwrite)"
-        )
+    refuse_to_replace(out, source, overwrite=overwrite)
     # Of its own, whatever the environment says of another service: no keys, no Redis but its own.
     gateway = GatewaySettings.model_validate(
         {"host": "127.0.0.1", "port": 0, "api_keys": [], "api_keys_file": None, "gateway_metrics_port": None}

@@ -1,5 +1,6 @@
 """The commands that talk to a running service: `vsr submit`, `status`, `wait`, `download`, ... over `app.client`."""
 
+import hashlib
 import re
 import sys
 from collections.abc import Callable
@@ -20,12 +21,14 @@ from app.cli_options import (
     FrameRateOption,
     JsonOption,
     OnErrorOption,
+    OverwriteOption,
     PresetOption,
     QualityOption,
     ReuseOption,
     container_for,
     examples,
     interruptible,
+    refuse_to_replace,
     refuse_unwritable,
     said,
 )
@@ -61,6 +64,7 @@ def submit(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Then download the result to this file.")
     ] = None,
+    overwrite: OverwriteOption = False,
     preset: PresetOption = DEFAULT_PRESET,
     container: ContainerOption = None,
     codec: CodecOption = None,
@@ -92,6 +96,8 @@ def submit(
     container = container_for(output, container)
     refuse_unwritable(output)
     refuse_unwritable(report)
+    if output:  # now, and not when hours of work have gone into what has no place
+        refuse_to_replace(output, None if is_url else Path(source), overwrite=overwrite)
     if output and container is None:
         names = ", ".join(f".{one}" for one in Container)
         raise JobFailureError(
@@ -152,16 +158,19 @@ def wait_for(job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = F
 def download(
     job_id: JobArgument,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: the source's name with _2x.")] = None,
+    overwrite: OverwriteOption = False,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Download a finished result."""
+    """Download a finished result. One that is there already is not fetched again."""
     with _client(url) as client:
         job = client.jobs.get(job_id)
         if output is None:
             suffix = job.result.container if job.result else "mp4"
             output = Path(f"{Path(job.source.name).stem}_2x.{suffix}")
-        _download(client, job_id, output, quiet=as_json)
+        if not _is_there(output, job):
+            refuse_to_replace(output, None, overwrite=overwrite)
+            _download(client, job_id, output, quiet=as_json)
         _print_job(job, as_json=as_json, brief=str(output))
 
 
@@ -284,6 +293,14 @@ def _download(client: "Client", job_id: str, output: Path, *, quiet: bool) -> No
     kept = "interrupted: what has arrived is kept, `vsr download` goes on from there"
     with interruptible(kept), ProgressLine("downloading", rate_unit="MB/s", quiet=quiet) as line:
         client.jobs.download(job_id, output, _in_megabytes(line))
+
+
+def _is_there(output: Path, job: "Job") -> bool:
+    """Whether the file is the job's result already."""
+    if job.result is None or not output.is_file() or output.stat().st_size != job.result.size_bytes:
+        return False
+    with output.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == job.result.sha256
 
 
 _PARTIAL_RESULT_WORDS = {

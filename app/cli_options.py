@@ -11,6 +11,7 @@ import typer
 
 from app.exit_codes import ExitCode
 from app.terminal import print_note
+from worker.contract.failure import FailureCode, JobFailureError
 from worker.contract.job import Container, VideoCodec
 from worker.contract.logs import LogFormat
 
@@ -77,6 +78,7 @@ DropUnsupportedOption = Annotated[
         "--drop-unsupported", help="Go on without what the result cannot hold; otherwise that is refused, by name."
     ),
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if there is such a file.")]
 ReuseOption = Annotated[
     bool,
     typer.Option(
@@ -122,6 +124,16 @@ def refuse_unwritable(file: Path | None) -> None:
         number = errno.EACCES
     if number:
         raise OSError(number, os.strerror(number), str(file))
+
+
+def refuse_to_replace(output: Path, source: Path | None, *, overwrite: bool) -> None:
+    """Raise `JobFailureError` where OUT is the video itself, or another file that nobody said may go."""
+    if source and output.exists() and source.exists() and source.samefile(output):
+        raise JobFailureError(FailureCode.OUTPUT_EXISTS, f"{output} is the video itself: choose another output")
+    if output.exists() and not overwrite:
+        raise JobFailureError(
+            FailureCode.OUTPUT_EXISTS, f"{output} exists: choose another output, or overwrite it (--overwrite)"
+        )
 
 
 @contextmanager

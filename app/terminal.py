@@ -12,7 +12,6 @@ from typing import Self
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TaskID,
@@ -87,7 +86,7 @@ class ProgressLine:
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
                 BarColumn(),
-                MofNCompleteColumn(),
+                TextColumn("{task.fields[count]}"),
                 TextColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(),
                 TextColumn("left:"),
@@ -96,7 +95,7 @@ class ProgressLine:
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self._label, total=None, rate="")
+            self._task = self._bar.add_task(self._label, total=None, count="", rate="")
         return self
 
     def __exit__(
@@ -115,8 +114,9 @@ class ProgressLine:
         rate = (done - self._began_with) / seconds if seconds > 0 and done > self._began_with else None
         label = label or self._label
         if self._bar and self._task is not None:
+            count = f"{_short(done)}/{_short(total)}" if total else ""  # nothing is to be counted in a queue
             text = f"{rate:.1f} {self._rate_unit}" if rate else ""
-            self._bar.update(self._task, completed=done, total=total, description=label, rate=text)
+            self._bar.update(self._task, completed=done, total=total, description=label, count=count, rate=text)
         elif time.monotonic() - self._last_line_at >= _PLAIN_LINE_EVERY_SECONDS:
             self._last_line_at = time.monotonic()
             print_note(self._plain_line(label, done, total, rate))

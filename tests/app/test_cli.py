@@ -1,5 +1,6 @@
 """The commands that talk to a service: what they send, and what they show of a report."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -246,12 +247,15 @@ def test_a_folder_that_may_not_be_written_is_refused_before_any_work(
     assert done.exception.filename == "/proc/self/clip.mp4"
 
 
-def test_a_demo_replaces_no_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", ["demo", "submit"])
+def test_a_file_that_is_there_is_not_replaced_unasked(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("clip.mp4", "clip_2x.mp4"):
         (tmp_path / name).write_bytes(b"abc")
-    of_another = CliRunner().invoke(cli, ["demo", "clip.mp4", "--stop"])
-    of_its_own = CliRunner().invoke(cli, ["demo", "clip.mp4", "-o", "clip.mp4", "--overwrite", "--stop"])
+    of_another = CliRunner().invoke(cli, [command, "clip.mp4", "-o", "clip_2x.mp4"])
+    of_its_own = CliRunner().invoke(cli, [command, "clip.mp4", "-o", "clip.mp4", "--overwrite"])
     for done in (of_another, of_its_own):
         assert isinstance(done.exception, JobFailureError)
         assert exit_code_of(done.exception.code) is ExitCode.NOT_POSSIBLE
@@ -279,3 +283,30 @@ def test_what_is_no_report_and_no_job_is_refused_by_name(tmp_path: Path) -> None
     assert isinstance(done.exception, JobFailureError)
     assert "neither a file nor the id of a job" in done.exception.message
     assert exit_code_of(done.exception.code) is ExitCode.NOT_POSSIBLE
+
+
+def test_a_result_is_downloaded_once_and_replaces_another_file_only_when_told_to(
+    gateway: RunningGateway, tmp_path: Path
+) -> None:
+    # Given a finished job, and another file of the result's name
+    content = b"the result"
+    job = gateway.add_job()
+    gateway.finish_job(job.id, content, hashlib.sha256(content).hexdigest())
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"of another")
+    words = ["download", job.id, "-o", str(out), "--url", gateway.url]
+
+    # When it is downloaded, then that file stays
+    refused = CliRunner().invoke(cli, words)
+    assert isinstance(refused.exception, JobFailureError)
+    assert refused.exception.code is FailureCode.OUTPUT_EXISTS
+    assert out.read_bytes() == b"of another"
+
+    # When it may go, then it goes
+    assert vsr(*words, "--overwrite") == f"{out}\n"
+    assert out.read_bytes() == content
+
+    # And the result itself is in nobody's way
+    written_at = out.stat().st_mtime_ns
+    assert vsr(*words) == f"{out}\n"
+    assert out.stat().st_mtime_ns == written_at
