@@ -158,3 +158,19 @@ def test_kernels_begin_anew_after_their_memory_was_given_back() -> None:
     # then nothing is left of it, and they work as before
     assert _compiled.cache_info().currsize == 0
     assert torch.equal(bands(frame), before)
+
+
+def test_every_kind_of_band_is_compiled_once() -> None:
+    # given a frame with whole and last bands of every kind of attention
+    bands, frame = in_bands(hat_of(LARGE_WINDOWS), torch.float32, attend_in_band), torch.rand(1, 3, 112, 48)
+    release_attention_memory()
+    before = _compiled.cache_info().misses
+
+    # when it passes twice, in layers that take turns
+    bands(frame)
+    bands(frame)
+
+    # then no kernel was forgotten in between
+    kinds = _compiled.cache_info().currsize
+    assert kinds == 6
+    assert _compiled.cache_info().misses - before == kinds
