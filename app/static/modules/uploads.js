@@ -54,7 +54,8 @@ export class Uploads {
     const remains = (await urlStorage.findAllUploads())
       .filter((one) => one.metadata?.filename && !underWay.includes(one.metadata.filename) && !elsewhere.has(one.uploadUrl));
     const areThere = await Promise.all(remains.map((one) => isThere(one.uploadUrl)));
-    const found = remains.filter((one, index) => areThere[index] || void urlStorage.removeUpload(one.urlStorageKey));
+    for (const gone of remains.filter((_, index) => !areThere[index])) await urlStorage.removeUpload(gone.urlStorageKey);
+    const found = remains.filter((_, index) => areThere[index]);
     this.#leftOver.replaceChildren(...found.map((one) => element("li", {},
       element("p", {}, element("strong", {}, one.metadata.filename), " was not sent to its end. Choose the same file again, and it goes on from there."),
       element("button", { type: "button", class: "plain", "aria-label": `Forget ${one.metadata.filename}`, click: async () => {
