@@ -215,12 +215,14 @@ def _segment(bench: Workbench, job: JobRecord, index: int) -> None:
     folder = bench.storage.folder(job.id)
     made = _plan_of(folder)
     tracing.note(segment=index, frames=made.segments[index].frames, preset=job.options.preset)
-    if made.segment_file(folder, index).exists():
-        metrics.SEGMENTS.labels("existing").inc()
-        log.info("segment_existing", index=index)
-    else:
+    try:
+        if made.segment_file(folder, index).exists():
+            raise _MadeByNowError
         _render(bench, job, made, index)
         metrics.SEGMENTS.labels("finished").inc()
+    except _MadeByNowError:
+        metrics.SEGMENTS.labels("existing").inc()
+        log.info("segment_existing", index=index)
 
     total = len(made.segments)
     bench.queue.enqueue_segment_after(job.id, index, total, made.segments_in_flight)
@@ -320,6 +322,8 @@ def _render_so(bench: Workbench, job: JobRecord, made: Plan, index: int, renderi
         streamed = as_streamed(made, index, partial)
         bench.watch.demand_lease()
         until_published.enter_context(unchanged(folder, rendering))
+        if made.segment_file(folder, index).exists():
+            raise _MadeByNowError
         publish_live(folder, made, index, partial, streamed, stills)
     pixels = made.segments[index].frames * made.picture.width * made.picture.height // SCALE**2
     bench.note_segment(job, made.encoding.codec, pixels=pixels, seconds=wall_seconds, size_bytes=size_bytes)
@@ -619,6 +623,10 @@ class _NotPlannedError(Exception):
 
 class _MadeByOthersError(Exception):
     """The job is made with other weights, or on another kind of device, by a worker that lives."""
+
+
+class _MadeByNowError(Exception):
+    """The segment is there: by an earlier attempt, or by a worker that got the task while this one stood still."""
 
 
 class _IncompleteError(Exception):

@@ -10,9 +10,9 @@ import pytest
 
 from tests.worker.conftest import PixelRepeater, write_video
 from tests.worker.lifecycle.conftest import Desk, RepeatingModels, working
-from worker import live, tasks
+from worker import live, metrics, tasks
 from worker.contract.job import Container, JobOptions, JobRecord, JobStatus, VideoCodec, new_job_id, now
-from worker.contract.storage import JobFolder
+from worker.contract.storage import JobFolder, write_atomically
 from worker.contract.stream import LiveFacts, StreamSegment
 from worker.local import upscale_file
 from worker.settings import VideoLimits, WorkerSettings
@@ -229,6 +229,33 @@ def test_a_worker_killed_before_it_published_leaves_nothing_untrue(
     record = desk.storage.read_record(job_id)
     assert record is not None
     assert record.status is JobStatus.SUCCEEDED
+
+def test_a_worker_that_stood_still_before_it_published_leaves_what_its_successor_made(
+    desk: Desk, bench: tasks.Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker that stands still when it has shown its lease, until another has made its segment
+    job_id, folder = accept(desk)
+    tasks.plan(job_id)
+    segment = folder.segment(0, ".mp4")
+    demand_lease = bench.watch.demand_lease
+
+    def stand_still() -> None:
+        demand_lease()
+        monkeypatch.setattr(bench.watch, "demand_lease", demand_lease)
+        write_atomically(segment, b"of its successor")
+
+    monkeypatch.setattr(bench.watch, "demand_lease", stand_still)
+    finished, existing = (metrics.SEGMENTS.labels(outcome)._value for outcome in ("finished", "existing"))
+    before = finished.get(), existing.get()
+
+    # When it goes on
+    tasks.segment(job_id, 0)
+
+    # Then that segment stays, and is counted once
+    assert segment.read_bytes() == b"of its successor"
+    assert (finished.get(), existing.get()) == (before[0], before[1] + 1)
+    assert [path.name for path in folder.segments.iterdir() if path.suffix == ".part"] == []
+    assert desk.registry.progress(job_id).segments_done == 1
 
 
 def test_a_worker_killed_with_the_result_in_place_loses_no_stream(
