@@ -230,6 +230,7 @@ def test_a_worker_killed_before_it_published_leaves_nothing_untrue(
     assert record is not None
     assert record.status is JobStatus.SUCCEEDED
 
+
 def test_a_worker_that_stood_still_before_it_published_leaves_what_its_successor_made(
     desk: Desk, bench: tasks.Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
