@@ -1,5 +1,6 @@
 """One segment: the right neighbours for every frame, whole batches, nothing half published."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -421,8 +422,20 @@ def test_an_error_anywhere_comes_to_the_caller_and_leaves_no_thread_and_no_half(
 def test_a_signal_ends_a_wait_for_a_decoder_that_stands_still(
     make_video: MakeVideo, tmp_path: Path, reason: signal.Signals
 ) -> None:
+    # In a process of its own: to pytest's a signal is news of its own.
+    scene = multiprocessing.get_context("spawn").Process(
+        target=_signal_while_the_decoder_stands_still, args=(make_video("clip.mp4", frames=20), tmp_path, reason)
+    )
+    scene.start()
+    scene.join(3 * TOO_LONG_SECONDS)  # of which it takes some to import torch
+    if scene.is_alive():
+        scene.kill()
+        pytest.fail("the wait did not end")
+    assert scene.exitcode == 0
+
+
+def _signal_while_the_decoder_stands_still(source: Path, folder: Path, reason: signal.Signals) -> None:
     # given a decoder that waits without an end, as a cage's does, and a signal that raises in the main thread
-    source = make_video("clip.mp4", frames=20)
     threads_before = set(threading.enumerate())
     stopped = threading.Event()
 
@@ -440,18 +453,13 @@ def test_a_signal_ends_a_wait_for_a_decoder_that_stands_still(
     def stop(number: int, frame: object) -> None:
         raise StopError
 
-    before = signal.signal(reason, stop)
-    try:
-        # when a segment is rendered, then it ends, with the decoder
-        with pytest.raises(StopError):
-            render_segment(
-                plan_of(source, 20), 0, source, tmp_path / "0.mp4", PixelRepeater(), batch_frames=4, decode=decode
-            )
-    finally:
-        signal.signal(reason, before)
+    signal.signal(reason, stop)
+    # when a segment is rendered, then it ends, with the decoder
+    with pytest.raises(StopError):
+        render_segment(plan_of(source, 20), 0, source, folder / "0.mp4", PixelRepeater(), batch_frames=4, decode=decode)
     assert stopped.is_set()
     assert set(threading.enumerate()) == threads_before
-    assert not list(tmp_path.glob("0.mp4*"))
+    assert not list(folder.glob("0.mp4*"))
 
 
 def test_stage_times_are_of_each_stage_alone() -> None:
