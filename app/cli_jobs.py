@@ -169,7 +169,8 @@ def download(
             suffix = job.result.container if job.result else "mp4"
             output = Path(f"{Path(job.source.name).stem}_2x.{suffix}")
         if not _is_there(output, job):
-            refuse_to_replace(output, None, overwrite=overwrite)
+            if job.result:  # else that is what is to be said
+                refuse_to_replace(output, None, overwrite=overwrite)
             _download(client, job_id, output, quiet=as_json)
         _print_job(job, as_json=as_json, brief=str(output))
 

@@ -128,9 +128,11 @@ def refuse_unwritable(file: Path | None) -> None:
 
 def refuse_to_replace(output: Path, source: Path | None, *, overwrite: bool) -> None:
     """Raise `JobFailureError` where OUT is the video itself, or another file that nobody said may go."""
-    if source and output.exists() and source.exists() and source.samefile(output):
+    if not output.exists():
+        return
+    if source and source.samefile(output):
         raise JobFailureError(FailureCode.OUTPUT_EXISTS, f"{output} is the video itself: choose another output")
-    if output.exists() and not overwrite:
+    if not overwrite:
         raise JobFailureError(
             FailureCode.OUTPUT_EXISTS, f"{output} exists: choose another output, or overwrite it (--overwrite)"
         )

@@ -11,7 +11,7 @@ from tests.end_to_end.conftest import wait_for
 from tests.page.conftest import OpenPage, Service, card_of, choose, start
 from tests.page.front import Front
 
-JOBS = "**/v1/jobs"
+SUBMISSIONS = "**/v1/jobs"  # lists are asked for with a query
 
 LEFT_BY_A_CLOSED_PAGE = """async () => {
   const headers = { "Tus-Resumable": "1.0.0", "Upload-Length": "1" };
@@ -38,6 +38,12 @@ class Told:
         return len([one for one in self._requests if one.method == method and one.url.endswith(path)])
 
 
+def lose_the_answer(route: Route) -> None:
+    """The request has arrived, and the page does not hear so."""
+    assert route.fetch().status == 202
+    route.abort()
+
+
 def jobs_of(service: Service) -> list[dict[str, object]]:
     jobs: list[dict[str, object]] = httpx2.get(f"{service.url}/v1/jobs").json()["jobs"]
     return jobs
@@ -50,14 +56,7 @@ def test_a_video_whose_job_was_made_but_not_confirmed_is_not_sent_again_when_the
     page = open_page(emptied.url)
     told = Told(page)
 
-    def lose_the_answer(route: Route) -> None:
-        if route.request.method == "POST" and told.count("POST", "/v1/jobs") == 1:
-            assert route.fetch().status == 202
-            route.abort()
-        else:
-            route.continue_()
-
-    page.route(JOBS, lose_the_answer)
+    page.route(SUBMISSIONS, lose_the_answer, times=1)
     start(page, short_clip)
     expect(card_of(page, short_clip)).to_contain_text("Connection lost")
 
@@ -76,15 +75,7 @@ def test_a_job_that_was_made_as_the_page_was_closed_is_not_left_over(
     # Given a page that was closed before it heard of its job
     page = open_page(emptied.url)
     page.on("dialog", lambda dialog: dialog.accept())
-
-    def lose_the_answer(route: Route) -> None:
-        if route.request.method == "POST":
-            assert route.fetch().status == 202
-            route.abort()
-        else:
-            route.continue_()
-
-    page.route(JOBS, lose_the_answer)
+    page.route(SUBMISSIONS, lose_the_answer)
     start(page, short_clip)
     expect(card_of(page, short_clip)).to_contain_text("Connection lost")
 
@@ -105,13 +96,10 @@ def test_trying_again_after_a_refused_job_asks_for_the_job_and_sends_nothing_aga
     told = Told(page)
 
     def spoil_the_answer(route: Route) -> None:
-        if route.request.method == "POST" and told.count("POST", "/v1/jobs") == 1:
-            assert route.fetch().status == 202
-            route.fulfill(status=500, body="a proxy's page")
-        else:
-            route.continue_()
+        assert route.fetch().status == 202
+        route.fulfill(status=500, body="a proxy's page")
 
-    page.route(JOBS, spoil_the_answer)
+    page.route(SUBMISSIONS, spoil_the_answer, times=1)
     start(page, short_clip)
     expect(card_of(page, short_clip)).to_contain_text("Not sent")
 
@@ -132,13 +120,10 @@ def test_a_job_that_is_just_being_made_is_asked_for_until_it_is_there(
     told = Told(page)
 
     def be_at_work(route: Route) -> None:
-        if route.request.method == "POST" and told.count("POST", "/v1/jobs") == 1:
-            problem = {"status": 409, "code": "idempotency_conflict", "detail": "It is being worked on."}
-            route.fulfill(status=409, body=json.dumps(problem), headers={"Retry-After": "1"})
-        else:
-            route.continue_()
+        problem = {"status": 409, "code": "idempotency_conflict", "detail": "It is being worked on."}
+        route.fulfill(status=409, body=json.dumps(problem), headers={"Retry-After": "1"})
 
-    page.route(JOBS, be_at_work)
+    page.route(SUBMISSIONS, be_at_work, times=1)
 
     # When it is started
     start(page, short_clip)
@@ -210,7 +195,7 @@ def test_a_job_that_comes_about_after_the_stop_is_deleted(
     page = open_page(emptied.url)
     under_way: list[tuple[Route, APIResponse]] = []
     page.route(
-        JOBS,
+        SUBMISSIONS,
         lambda route: under_way.append((route, route.fetch())) if route.request.method == "POST" else route.continue_(),
     )
     start(page, short_clip)

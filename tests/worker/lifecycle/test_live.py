@@ -166,22 +166,12 @@ def test_a_segment_that_no_browser_plays_has_pictures_alone(desk: Desk, bench: t
     assert {path.name for path in folder.live.iterdir()} == {"facts.json", "00000.source.jpg", "00000.result.jpg"}
 
 
+@pytest.mark.parametrize("step", ["stream_segment", "found_in_result"])
 def test_a_stream_that_cannot_be_made_fails_no_job(
-    desk: Desk, bench: tasks.Workbench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job_id, _ = accept(desk)
-    monkeypatch.setattr(live, "stream_segment", lambda *_: 1 / 0)
-    run(job_id)
-    record = desk.storage.read_record(job_id)
-    assert record is not None
-    assert record.status is JobStatus.SUCCEEDED
-
-
-def test_a_result_that_cannot_be_watched_is_a_result(
-    desk: Desk, bench: tasks.Workbench, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, bench: tasks.Workbench, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     job_id, folder = accept(desk)
-    monkeypatch.setattr(live, "found_in_result", lambda *_: 1 / 0)
+    monkeypatch.setattr(live, step, lambda *_: 1 / 0)
     run(job_id)
     record = desk.storage.read_record(job_id)
     assert record is not None
