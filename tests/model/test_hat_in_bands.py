@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from model.hat import HAT, HATConfig
-from model.hat_in_bands import BandAttention, HATInBands, attend_by_torch, band_attention, release_attention_memory
+from model.hat_in_bands import (
+    BandAttention,
+    HATInBands,
+    attend_by_torch,
+    band_attention,
+    bands,
+    release_attention_memory,
+)
 from model.openvino_attention import _compiled, attend_in_band
 
 KERNELS = {"torch": attend_by_torch, "openvino": attend_in_band}
@@ -66,6 +73,7 @@ def test_how_many_rows_a_band_has_changes_nothing_to_speak_of(
     # when fewer of them are taken at a time
     monkeypatch.setattr("model.hat_in_bands.BAND_PIXELS", pixels)
     monkeypatch.setattr("model.hat_in_bands.CONVOLUTION_BAND_PIXELS", pixels)
+    assert len(list(bands(frame[0].permute(1, 2, 0), hat.config.window_size))) > 1
     in_small_bands = in_bands(hat, torch.float32, attend)(frame)
 
     # then only the order of sums differs
@@ -86,24 +94,24 @@ def test_products_in_bfloat16_are_nearly_the_same(hat: HAT, attend: BandAttentio
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_frame_is_the_same_alone_and_in_any_batch(hat: HAT, attend: BandAttention, dtype: torch.dtype) -> None:
-    bands, frames = in_bands(hat, dtype, attend), torch.rand(3, 3, 24, 40)
+    network, frames = in_bands(hat, dtype, attend), torch.rand(3, 3, 24, 40)
 
-    together = bands(frames)
+    together = network(frames)
 
     for frame, result in zip(torch.split(frames, 1), torch.split(together, 1), strict=True):
-        assert torch.equal(bands(frame), result)
+        assert torch.equal(network(frame), result)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_weights_that_change_are_used_at_once(hat: HAT, dtype: torch.dtype) -> None:
     # given a network that has converted its weights
-    bands, frame = in_bands(hat, dtype, attend_by_torch), torch.rand(1, 3, 16, 32)
-    before = bands(frame)
+    network, frame = in_bands(hat, dtype, attend_by_torch), torch.rand(1, 3, 16, 32)
+    before = network(frame)
 
     # when others are loaded
     torch.manual_seed(1)
     hat.load_state_dict(HAT(hat.config).state_dict())
-    after = bands(frame)
+    after = network(frame)
 
     # then the result is that of a fresh network with them
     assert not torch.equal(before, after)
@@ -148,8 +156,8 @@ def test_a_scale_of_three_is_that_of_the_whole_frame(small_hat_config: HATConfig
 def test_kernels_begin_anew_after_their_memory_was_given_back() -> None:
     # given kernels that have worked
     torch.manual_seed(0)
-    bands, frame = in_bands(HAT(LARGE_WINDOWS).eval(), torch.float32, attend_in_band), torch.rand(1, 3, 32, 32)
-    before = bands(frame)
+    network, frame = in_bands(HAT(LARGE_WINDOWS).eval(), torch.float32, attend_in_band), torch.rand(1, 3, 32, 32)
+    before = network(frame)
     assert _compiled.cache_info().currsize > 0
 
     # when their memory is given back
@@ -157,18 +165,18 @@ def test_kernels_begin_anew_after_their_memory_was_given_back() -> None:
 
     # then nothing is left of it, and they work as before
     assert _compiled.cache_info().currsize == 0
-    assert torch.equal(bands(frame), before)
+    assert torch.equal(network(frame), before)
 
 
 def test_every_kind_of_band_is_compiled_once() -> None:
     # given a frame with whole and last bands of every kind of attention
-    bands, frame = in_bands(hat_of(LARGE_WINDOWS), torch.float32, attend_in_band), torch.rand(1, 3, 112, 48)
+    network, frame = in_bands(hat_of(LARGE_WINDOWS), torch.float32, attend_in_band), torch.rand(1, 3, 112, 48)
     release_attention_memory()
     before = _compiled.cache_info().misses
 
     # when it passes twice, in layers that take turns
-    bands(frame)
-    bands(frame)
+    network(frame)
+    network(frame)
 
     # then no kernel was forgotten in between
     kinds = _compiled.cache_info().currsize
